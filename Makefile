@@ -1,0 +1,37 @@
+# The verbs of this repository. Each installs what it needs into a virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= build/demo
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench clean
+
+# A tiny checkpoint from a seed, exported by the Prefect flow with a server of its own.
+demo: $(INSTALLED)
+	$(BIN)/cosyjit synth $(DEMO)/CosyVoice-tiny --family cosyvoice --size tiny --seed 0
+	PREFECT_HOME=$(abspath $(DEMO))/prefect PREFECT_API_URL= \
+		$(BIN)/python -c 'from flows.export import export; export("$(DEMO)/CosyVoice-tiny")'
+	@ls $(DEMO)/CosyVoice-tiny/*.zip
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Needs 8 GB of disk, and some minutes; BENCH names a directory for the full-size stand-in and what is made of it.
+BENCH ?= build/bench
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.export $(BENCH)
+
+clean:
+	rm -rf build $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[prefect,dev]'
+	touch $@

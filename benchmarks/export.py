@@ -1,0 +1,210 @@
+"""What a cold export of a full-size model costs, beside two yardsticks taken in the same run.
+
+    python -m benchmarks.export DIRECTORY [ROUNDS]
+
+The yardsticks: writing as many bytes as the export does, each file followed by fsync; and a plain exporter
+(`benchmarks.plain_export`). All take turns, since machines drift; the figures are medians over the rounds. Before each
+turn the files read are dropped from the page cache.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+import cosyjit
+from cosyjit.pipeline import Target
+
+STAGES = ("load", "script", "save", "digest")
+
+
+@dataclass
+class Memory:
+    """The peak of a process tree's memory, pages shared between processes counted once.
+
+    Attributes:
+        total: proportional set size: what the processes have allocated, and what they have mapped of files.
+        allocated: unique and anonymous memory alone; mapped files are the page cache's, and given back at need.
+    """
+
+    total: int = 0
+    allocated: int = 0
+
+
+@dataclass
+class Round:
+    """The figures of one round, in seconds and bytes."""
+
+    export: float = 0.0
+    write: float = 0.0
+    plain: float = 0.0
+    memory: Memory = field(default_factory=Memory)
+    plain_memory: Memory = field(default_factory=Memory)
+    size: int = 0
+    plain_size: int = 0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@contextmanager
+def _peak_memory(memory: Memory) -> Iterator[None]:
+    """Sample this process's tree, less what it holds now, into `memory` until the block ends."""
+    done = threading.Event()
+    base = _tree_memory()
+
+    def sample() -> None:
+        while not done.wait(0.05):
+            now = _tree_memory()
+            memory.total = max(memory.total, now.total - base.total)
+            memory.allocated = max(memory.allocated, now.allocated - base.allocated)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _tree_memory() -> Memory:
+    memory = Memory()
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+        except OSError:
+            continue  # it has ended
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
+        memory.total += 1024 * sizes["Pss"]
+        memory.allocated += 1024 * sizes["Pss_Anon"]
+    return memory
+
+
+def _make_cold(source: Path) -> None:
+    """Drop a directory's files from the page cache."""
+    os.sync()
+    for path in source.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def _write(sizes: list[int], directory: Path) -> None:
+    block = os.urandom(8 << 20)
+    for number, size in enumerate(sizes):
+        with (directory / f"written.{number}").open("wb", buffering=0) as file:
+            for at in range(0, size, len(block)):
+                file.write(block[: min(len(block), size - at)])
+            os.fsync(file.fileno())
+
+
+def _clear(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        path.unlink()
+    return directory
+
+
+def _round(source: Path, work: Path) -> Round:
+    result = Round()
+    entered: dict[Target, list[tuple[str, float]]] = defaultdict(list)
+
+    def progress(target: Target, stage: str) -> None:
+        entered[target].append((stage, time.perf_counter()))
+
+    out = _clear(work / "out")
+    _make_cold(source)
+    outcomes: list[cosyjit.Outcome] = []
+    with _peak_memory(result.memory):
+        result.export = _timed(lambda: outcomes.extend(cosyjit.export(source, directory=out, progress=progress)))
+    # Each export of the command line starts its own server; so does each round here.
+    cosyjit.worker.stop()
+    sizes = [outcome.artifact.bytes for outcome in outcomes if outcome.artifact]
+    result.size = sum(sizes)
+    for target, stages in entered.items():
+        ends = [at for _, at in stages[1:]]
+        result.stages[target.name] = {stage: end - at for (stage, at), end in zip(stages, ends, strict=False)}
+
+    _make_cold(source)
+    written = _clear(work / "written")
+    result.write = _timed(lambda: _write(sizes, written))
+    _clear(written)
+
+    _make_cold(source)
+    plain = _clear(work / "plain")
+    command = [sys.executable, "-m", "benchmarks.plain_export", str(source), str(plain)]
+    with _peak_memory(result.plain_memory):
+        result.plain = _timed(lambda: subprocess.run(command, check=True))
+    result.plain_size = sum(path.stat().st_size for path in plain.iterdir())
+    _clear(plain)
+    return result
+
+
+def _median(rounds: list[Round], figure: Callable[[Round], float]) -> float:
+    return statistics.median(figure(each) for each in rounds)
+
+
+def _show(rounds: list[Round]) -> None:
+    console = Console(highlight=False)
+    stages = Table(title="stages, s", title_justify="left")
+    for heading in ("target", *STAGES):
+        stages.add_column(heading, justify="left" if heading == "target" else "right")
+    for name in rounds[0].stages:
+        cells = [_median(rounds, lambda each, n=name, s=stage: each.stages[n][s]) for stage in STAGES]  # type: ignore[misc]
+        stages.add_row(name, *(f"{cell:.2f}" for cell in cells))
+    console.print(stages)
+
+    totals = Table(title=f"medians of {len(rounds)} rounds", title_justify="left")
+    for heading in ("", "s", "GB written", "peak memory, GB", "of it allocated, GB"):
+        totals.add_column(heading, justify="left" if not heading else "right")
+    size, plain_size = _median(rounds, lambda each: each.size), _median(rounds, lambda each: each.plain_size)
+    totals.add_row(
+        "cosyjit export",
+        f"{_median(rounds, lambda each: each.export):.1f}",
+        f"{size / 1e9:.2f}",
+        f"{_median(rounds, lambda each: each.memory.total) / 1e9:.2f}",
+        f"{_median(rounds, lambda each: each.memory.allocated) / 1e9:.2f}",
+    )
+    totals.add_row("write and fsync", f"{_median(rounds, lambda each: each.write):.1f}", f"{size / 1e9:.2f}", "", "")
+    totals.add_row(
+        "plain exporter",
+        f"{_median(rounds, lambda each: each.plain):.1f}",
+        f"{plain_size / 1e9:.2f}",
+        f"{_median(rounds, lambda each: each.plain_memory.total) / 1e9:.2f}",
+        f"{_median(rounds, lambda each: each.plain_memory.allocated) / 1e9:.2f}",
+    )
+    console.print(totals)
+    console.print(
+        f"against the plain exporter, round by round: {_median(rounds, lambda each: each.plain / each.export):.1f} "
+        f"times as fast; against write and fsync: {_median(rounds, lambda each: each.export / each.write):.1f} "
+        "times as long"
+    )
+
+
+def main(directory: Path, count: int) -> None:
+    """Make the stand-in if it is not there, run the rounds, print the figures."""
+    source = directory / "CosyVoice-full"
+    if not source.is_dir():
+        cosyjit_command = [sys.executable, "-m", "cosyjit", "synth", str(source), "--size", "full"]
+        subprocess.run(cosyjit_command, check=True)
+    _show([_round(source, directory) for _ in range(count)])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 3)  # noqa: PLR2004

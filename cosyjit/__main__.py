@@ -1,0 +1,3 @@
+from cosyjit.cli import main
+
+main()

@@ -1,0 +1,232 @@
+"""A model's configuration as inert data.
+
+The published configurations are HyperPyYAML: a YAML whose tags build objects (`!new:`), call functions (`!apply:`) and
+read other files (`!include:`) when it is loaded. Here it is composed to nodes and no further. Of these nodes only what
+was asked for, and what that refers to, is cut out; HyperPyYAML then resolves the references and the arithmetic of this
+cutting. A tag that would run something is by then a string that names it, so that nothing is imported and nothing runs,
+and whatever stands elsewhere in the file does not matter.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from cosyjit.errors import ConfigError
+
+_NEW: Final = "!new:"
+_REFERENCES: Final = ("!ref", "!copy")
+_CORE: Final = "tag:yaml.org,2002:"
+_PLAIN: Final = {_CORE + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+_MERGE: Final = _CORE + "merge"
+_REFERENCE: Final = re.compile(r"<([^>]*)>")
+
+_Path = tuple[str, ...]
+
+
+class Instance(NamedTuple):
+    """A `!new:` node: the name of its class, and the options given to it."""
+
+    class_name: str
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{_NEW}{self.class_name}"
+
+
+class Config:
+    """A configuration, composed to nodes but not built.
+
+    Attributes:
+        where: what messages call it; the file.
+    """
+
+    def __init__(self, text: str, where: str) -> None:
+        """
+        Args:
+            text: the document.
+            where: what messages call it; the file.
+
+        Raises:
+            ConfigError: it is no YAML mapping.
+        """
+        self.where = where
+        try:
+            root = _compose(text)
+        except (YAMLError, RecursionError) as error:
+            raise ConfigError(f"{where}: is no YAML ({_line(error)}); restore the published file") from None
+        if not isinstance(root, MappingNode):
+            raise ConfigError(f"{where}: is no YAML mapping; restore the published file")
+        self._root = root
+
+    @classmethod
+    def read(cls, path: Path) -> "Config":
+        """
+        Raises:
+            ConfigError: the file cannot be read, or is no YAML mapping.
+        """
+        try:
+            return cls(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read ({_line(error)}); restore the published file") from None
+
+    def class_of(self, name: str) -> str:
+        """The class that the `!new:` node at a dotted path names.
+
+        Raises:
+            ConfigError: there is no such node.
+        """
+        node = _descend(self._root, _path(name))
+        tag = _tag(node) if node is not None else ""
+        if not tag.startswith(_NEW):
+            raise ConfigError(f"{self.where}: {name} is no {_NEW} node; restore the published file")
+        return tag.removeprefix(_NEW)
+
+    def instance(self, name: str) -> Instance:
+        """The `!new:` node at a dotted path, its references and arithmetic resolved.
+
+        A value that only running something would give appears as its tag, such as "!apply:torch.load".
+
+        Raises:
+            ConfigError: there is no such node, or a reference in it cannot be resolved.
+        """
+        cutting = _Cutting(self._root, _path(name)).text()
+        try:
+            found = _load(resolve_references(cutting).getvalue())
+            for part in _path(name):
+                found = (found.options if isinstance(found, Instance) else found)[part]
+        except Exception as error:  # noqa: BLE001  (a faulty file makes HyperPyYAML raise almost anything)
+            raise ConfigError(f"{self.where}: {name} cannot be resolved ({_line(error)}); correct the node") from None
+        if not isinstance(found, Instance):
+            raise ConfigError(f"{self.where}: {name} is no {_NEW} node; restore the published file")
+        return found
+
+
+class _Cutting:
+    """The part of a document that one node needs: the node, what it refers to, and what that refers to."""
+
+    def __init__(self, root: MappingNode, path: _Path) -> None:
+        self._root = root
+        self._copies: dict[int, Node] = {}
+        self._kept: set[_Path] = set()
+        wanted = [path]
+        while wanted:
+            path = wanted.pop()
+            node = _descend(root, path)
+            if node is None or path in self._kept:
+                continue  # HyperPyYAML names what is not there
+            self._kept.add(path)
+            wanted += _references(self._inert(node), set())
+
+    def text(self) -> str:
+        """The cutting as a document."""
+        stream = io.StringIO()
+        _yaml().serialize(self._cut(self._root, ()), stream)
+        return stream.getvalue()
+
+    def _cut(self, node: Node, path: _Path) -> Node:
+        if path in self._kept or not isinstance(node, MappingNode):
+            return self._inert(node)
+        values = [
+            (key, self._cut(value, (*path, key.value)))
+            for key, value in _items(node)
+            if any(kept[: len(path) + 1] == (*path, key.value) for kept in self._kept)
+        ]
+        return MappingNode(_CORE + "map", values)
+
+    def _inert(self, node: Node) -> Node:
+        """A copy in which each node of any but a harmless tag is a string, its tag; shared nodes stay shared.
+
+        The copies have the tags in full: written as they stand, a `%TAG` directive makes them look like others.
+        """
+        if id(node) not in self._copies:
+            tag = _tag(node)
+            if isinstance(node, ScalarNode) and (tag in _PLAIN or tag in _REFERENCES):
+                self._copies[id(node)] = ScalarNode(tag, node.value, style=node.style)
+            elif isinstance(node, MappingNode) and (tag in _PLAIN or tag.startswith(_NEW)):
+                mapping = self._copies[id(node)] = MappingNode(tag, [])
+                mapping.value = [(self._inert(key), self._inert(value)) for key, value in _items(node)]
+            elif isinstance(node, SequenceNode) and tag in _PLAIN:
+                sequence = self._copies[id(node)] = SequenceNode(tag, [])
+                sequence.value = [self._inert(item) for item in node.value]
+            else:
+                self._copies[id(node)] = ScalarNode(_CORE + "str", tag.removeprefix(_CORE), style='"')
+        return self._copies[id(node)]
+
+
+class _Constructor(SafeConstructor):
+    """Plain values, and an `Instance` for each `!new:` node; a cutting has no other tags."""
+
+    def construct_instance(self, suffix: str, node: Node) -> Instance:
+        return Instance(suffix, self.construct_mapping(node, deep=True))
+
+
+_Constructor.add_multi_constructor(_NEW, _Constructor.construct_instance)
+
+
+def _yaml() -> YAML:
+    return YAML(typ="rt", pure=True)
+
+
+def _load(text: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml.load(text)
+
+
+def _compose(text: str) -> Node:
+    return _yaml().compose(io.StringIO(text))
+
+
+def _tag(node: Node) -> str:
+    return str(node.tag or "")
+
+
+def _path(name: str) -> _Path:
+    return tuple(name.split("."))
+
+
+def _descend(node: Node | None, path: _Path) -> Node | None:
+    for part in path:
+        if not isinstance(node, MappingNode):
+            return None
+        node = next((value for key, value in _items(node) if key.value == part), None)
+    return node
+
+
+def _items(node: MappingNode) -> list[tuple[Node, Node]]:
+    """A mapping's keys and values, with those that it merges (`<<`), which HyperPyYAML would leave unresolved."""
+    own = [(key, value) for key, value in node.value if _tag(key) != _MERGE]
+    names = [key.value for key, _ in own]
+    for key, value in node.value:
+        for merged in (value.value if isinstance(value, SequenceNode) else [value]) if _tag(key) == _MERGE else []:
+            own += [item for item in _items(merged) if item[0].value not in names]
+            names = [key.value for key, _ in own]
+    return own
+
+
+def _references(node: Node, seen: set[int]) -> Iterator[_Path]:
+    """The paths that the references below a node name, such as ("a", "b") for `!ref <a[b]> * 2`."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, ScalarNode):
+        if _tag(node) in _REFERENCES:
+            for reference in _REFERENCE.findall(node.value):
+                yield tuple(part.strip("]") for part in reference.split(".")[0].split("["))
+    else:
+        children = [child for item in _items(node) for child in item] if isinstance(node, MappingNode) else node.value
+        for child in children:
+            yield from _references(child, seen)
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

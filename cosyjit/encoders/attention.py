@@ -1,0 +1,93 @@
+"""Multi-head self-attention with relative positions, built for streaming.
+
+Source: Dai et al., Transformer-XL, https://arxiv.org/abs/1901.02860, section 3.3. The score of query i and key j is
+`((q_i + u) . k_j + (q_i + v) . (P pe_{i-j})) / sqrt(d)`, P being `linear_pos`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cosyjit.encoders.layers import Context, Linear
+
+
+class RelPositionMultiHeadedAttention(nn.Module):
+    """Attention of n new frames over C cached ones and themselves.
+
+    The published parameters are `linear_q`, `linear_k` (its bias is optional), `linear_v`, `linear_out`, `linear_pos`,
+    `pos_bias_u` and `pos_bias_v`; `state_dict` and `load_state_dict` speak these. Inside, the three projections of the
+    input are one product, `linear_qkv`.
+    """
+
+    def __init__(self, heads: int, size: int, key_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_size = size // heads
+        self.key_bias = key_bias
+        self.linear_qkv = Linear(size, 3 * size)
+        self.linear_out = Linear(size, size)
+        self.linear_pos = nn.Linear(size, size, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.empty(heads, self.head_size))
+        self.pos_bias_v = nn.Parameter(torch.empty(heads, self.head_size))
+        # The public register_* forms of the two hooks came with torch 2.5 and 2.6.
+        self._register_state_dict_hook(_split_projections)  # type: ignore[no-untyped-call]
+        self._register_load_state_dict_pre_hook(_join_projections, True)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, n, D) to (B, n, D), and the keys and values of these frames into `context.att_cache`."""
+        batch, frames = x.size(0), x.size(1)
+        q, k, v = self.linear_qkv(x).view(batch, frames, 3, self.heads, self.head_size).unbind(2)
+        keys, values = context.att_cache.split(self.head_size, dim=3)
+        keys.narrow(2, keys.size(2) - frames, frames).copy_(k.transpose(1, 2))
+        values.narrow(2, values.size(2) - frames, frames).copy_(v.transpose(1, 2))
+        content = (q + self.pos_bias_u).transpose(1, 2)
+        position = (q + self.pos_bias_v).transpose(1, 2)
+        scores = torch.matmul(content, keys.transpose(2, 3)) + self.position_scores(position, context.positions)
+        scores = scores * (1.0 / math.sqrt(self.head_size))
+        if context.mask.size(2) > 0:
+            hidden = ~context.mask.unsqueeze(1)
+            weights = scores.masked_fill(hidden, -float("inf")).softmax(dim=3).masked_fill(hidden, 0.0)
+        else:
+            weights = scores.softmax(dim=3)
+        return self.linear_out(torch.matmul(weights, values).transpose(1, 2).flatten(2))
+
+    def position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
+        """(B, H, n, d) queries and the table (L, D), L = C + 2n - 1, to (B, H, n, C + n) scores."""
+        batch, frames = query.size(0), query.size(2)
+        rows, size = positions.size(0), positions.size(1)
+        weight = self.linear_pos.weight.view(self.heads, self.head_size, size)
+        if batch * frames * self.heads < size:
+            # With few queries, (P' (q + v)) . pe is cheaper than (q + v) . (P pe): B n H L D products, not L D D.
+            scores = torch.matmul(torch.matmul(query, weight), positions.t())
+        else:
+            scores = torch.matmul(query, torch.matmul(weight, positions.t()))
+        # Query i meets key j in row n - 1 - i + j of the table: a view whose rows start one entry earlier each.
+        stride = scores.stride()
+        return scores.as_strided(
+            (batch, self.heads, frames, rows - frames + 1),
+            (stride[0], stride[1], stride[2] - stride[3], stride[3]),
+            scores.storage_offset() + (frames - 1) * stride[3],
+        )
+
+
+def _split_projections(
+    module: RelPositionMultiHeadedAttention, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]
+) -> None:
+    weight = state.pop(f"{prefix}linear_qkv.weight").chunk(3)
+    bias = state.pop(f"{prefix}linear_qkv.bias").chunk(3)
+    for i, name in enumerate("qkv"):
+        state[f"{prefix}linear_{name}.weight"] = weight[i]
+        if name != "k" or module.key_bias:
+            state[f"{prefix}linear_{name}.bias"] = bias[i]
+
+
+def _join_projections(module: RelPositionMultiHeadedAttention, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    names = [f"{prefix}linear_{name}" for name in "qkv"]
+    if not all(f"{name}.weight" in state for name in names):
+        return  # load_state_dict itself then reports what is missing
+    state[f"{prefix}linear_qkv.weight"] = torch.cat([state.pop(f"{name}.weight") for name in names])
+    query_bias, value_bias = state.pop(f"{names[0]}.bias"), state.pop(f"{names[2]}.bias")
+    key_bias = state.pop(f"{names[1]}.bias") if module.key_bias else torch.zeros_like(query_bias)
+    state[f"{prefix}linear_qkv.bias"] = torch.cat([query_bias, key_bias, value_bias])

@@ -1,0 +1,151 @@
+"""The options that a configuration may give an encoder: which there are, their defaults, what is supported."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, NamedTuple
+
+from cosyjit.errors import UnsupportedOptionError
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """The options of one encoder that decide what it computes, checked. Sizes are in channels, chunks in frames."""
+
+    input_size: int
+    output_size: int
+    attention_heads: int
+    linear_units: int
+    num_blocks: int
+    input_layer: str
+    normalize_before: bool
+    static_chunk_size: int
+    key_bias: bool
+    activation_type: str
+    macaron_style: bool = False
+    use_cnn_module: bool = False
+    cnn_module_kernel: int = 15
+    cnn_module_norm: str = "batch_norm"
+    causal: bool = False
+
+
+class Option(NamedTuple):
+    """One option: its default (`REQUIRED` for none), what is supported in words, and the test for it."""
+
+    default: Any
+    supported: str
+    accepts: Callable[[Any], bool]
+
+
+REQUIRED: Final = object()
+
+
+def _yaml(value: Any) -> str:
+    """The value as a configuration would show it, in a line."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _integer(default: Any, least: int) -> Option:
+    return Option(default, f"an integer >= {least}", lambda value: _is_number(value, int) and value >= least)
+
+
+def _one_of(default: Any, *supported: Any) -> Option:
+    def accepts(value: Any) -> bool:
+        # In Python, though not in a configuration, 1 equals true.
+        return any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in supported)
+
+    return Option(default, " or ".join(map(_yaml, supported)), accepts)
+
+
+def _rate() -> Option:
+    return Option(0.1, "a number from 0 to 1", lambda value: _is_number(value, (int, float)) and 0 <= value <= 1)
+
+
+def _flag(default: bool) -> Option:
+    return _one_of(default, True, False)
+
+
+_ACTIVATIONS: Final = ("relu", "swish", "gelu", "tanh", "selu", "hardtanh")
+
+_COMMON: Final[dict[str, Option]] = {
+    "input_size": _integer(REQUIRED, 1),
+    "output_size": _integer(256, 2),
+    "attention_heads": _integer(4, 1),
+    "linear_units": _integer(2048, 1),
+    "num_blocks": _integer(6, 1),
+    "dropout_rate": _rate(),
+    "positional_dropout_rate": _rate(),
+    "attention_dropout_rate": _rate(),
+    "input_layer": _one_of("conv2d", "linear", "linear_legacy"),
+    "normalize_before": _flag(True),
+    "static_chunk_size": _integer(0, 0),
+    "use_dynamic_chunk": _one_of(False, False),
+    "global_cmvn": _one_of(None, None),
+    "use_dynamic_left_chunk": _one_of(False, False),
+    "gradient_checkpointing": _flag(False),
+    "key_bias": _flag(True),
+}
+
+TRANSFORMER: Final = _COMMON | {
+    "pos_enc_layer_type": _one_of("abs_pos", "rel_pos_espnet"),
+    "selfattention_layer_type": _one_of("selfattn", "rel_selfattn"),
+    "activation_type": _one_of("relu", *_ACTIVATIONS),
+}
+
+CONFORMER: Final = _COMMON | {
+    "pos_enc_layer_type": _one_of("rel_pos", "rel_pos_espnet"),
+    "selfattention_layer_type": _one_of("rel_selfattn", "rel_selfattn"),
+    "activation_type": _one_of("swish", *_ACTIVATIONS),
+    "positionwise_conv_kernel_size": _one_of(1, 1),
+    "macaron_style": _flag(True),
+    "use_cnn_module": _flag(True),
+    "cnn_module_kernel": _integer(15, 1),
+    "cnn_module_norm": _one_of("batch_norm", "batch_norm", "layer_norm"),
+    "causal": _flag(False),
+}
+
+UPSAMPLE_CONFORMER: Final = CONFORMER | {
+    "input_size": _one_of(REQUIRED, 512),
+    "output_size": _one_of(256, 512),
+}
+
+
+def parse_options(known: Mapping[str, Option], given: Mapping[str, Any]) -> EncoderOptions:
+    """The checked options of an encoder, defaults filled in.
+
+    Args:
+        known: `TRANSFORMER`, `CONFORMER` or `UPSAMPLE_CONFORMER`.
+        given: option names to values, as the configuration has them.
+
+    Raises:
+        UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise UnsupportedOptionError(name, _yaml(value), f"the options are {', '.join(sorted(known))}")
+    values = {}
+    for name, option in known.items():
+        value = given.get(name, option.default)
+        if value is REQUIRED:
+            raise UnsupportedOptionError(name, "missing", option.supported)
+        if not option.accepts(value):
+            shown = _yaml(value) + ("" if name in given else " (the default)")
+            raise UnsupportedOptionError(name, shown, option.supported)
+        values[name] = value
+    options = EncoderOptions(**{f.name: values[f.name] for f in fields(EncoderOptions) if f.name in values})
+    _check_together(options)
+    return options
+
+
+def _check_together(options: EncoderOptions) -> None:
+    size, heads, kernel = options.output_size, options.attention_heads, options.cnn_module_kernel
+    if size % 2:
+        raise UnsupportedOptionError("output_size", str(size), "an even number")
+    if size % heads:
+        raise UnsupportedOptionError("attention_heads", str(heads), f"a divisor of output_size, {size}")
+    if options.use_cnn_module and not options.causal and kernel % 2 == 0:
+        raise UnsupportedOptionError("cnn_module_kernel", str(kernel), "an odd number, or causal: true")

@@ -1,0 +1,43 @@
+"""From a configuration's class name to an encoder."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import nn
+
+from cosyjit.encoders.encoder import ConformerEncoder, TransformerEncoder
+from cosyjit.encoders.options import CONFORMER, TRANSFORMER, UPSAMPLE_CONFORMER, EncoderOptions, Option, parse_options
+from cosyjit.encoders.upsample import UpsampleConformerEncoder
+
+
+class _Entry(NamedTuple):
+    encoder: Callable[[EncoderOptions], nn.Module]
+    options: Mapping[str, Option]
+
+
+ENCODERS: Final = {
+    "cosyvoice.transformer.encoder.TransformerEncoder": _Entry(TransformerEncoder, TRANSFORMER),
+    "cosyvoice.transformer.encoder.ConformerEncoder": _Entry(ConformerEncoder, CONFORMER),
+    "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder": _Entry(
+        UpsampleConformerEncoder, UPSAMPLE_CONFORMER
+    ),
+}
+"""The encoders by the class names that configurations use."""
+
+
+def build_encoder(class_name: str, options: Mapping[str, Any]) -> nn.Module:
+    """An encoder in eval mode on the meta device: names and shapes, no memory.
+
+    Fill it with `encoder.load_state_dict(tensors, strict=True, assign=True)`.
+
+    Args:
+        class_name: a key of `ENCODERS`.
+        options: the configuration's options for it.
+
+    Raises:
+        UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
+    """
+    entry = ENCODERS[class_name]
+    with torch.device("meta"):
+        return entry.encoder(parse_options(entry.options, options)).eval()

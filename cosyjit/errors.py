@@ -1,0 +1,88 @@
+"""All errors that cosyjit raises on purpose, in one tree.
+
+    CosyjitError
+    ├── InputError                     what was given cannot be exported as it is; nothing was written
+    │   ├── SourceError                no such directory, no configuration in it, or two
+    │   ├── ConfigError                a configuration that is no YAML, or cannot be resolved as data
+    │   │   └── UnsupportedOptionError an encoder option that is unknown, missing, or of an unsupported value
+    │   ├── CheckpointError            a weights file that is missing, damaged, or more than tensors
+    │   │   └── TensorMismatchError    tensors that are missing, unexpected, or of another shape
+    │   ├── SelectionError             a family, component or precision that there is not
+    │   └── OutputError                a directory that cannot be written to
+    └── BuildError                     one target could not be built; the others can
+
+Each message is one line that names the thing, the value and the way out. All of them survive pickling: every
+constructor passes its own arguments on to `Exception`.
+"""
+
+from collections.abc import Sequence
+
+
+class CosyjitError(Exception):
+    """The root of all errors that cosyjit raises on purpose."""
+
+
+class InputError(CosyjitError):
+    """What was given cannot be exported as it is; nothing was written."""
+
+
+class SourceError(InputError):
+    """A source that is no model directory."""
+
+
+class ConfigError(InputError):
+    """A configuration that is no YAML, or cannot be resolved as data."""
+
+
+class UnsupportedOptionError(ConfigError):
+    """An encoder option that is unknown, missing, or of an unsupported value.
+
+    Attributes:
+        option: its name.
+        value: its value as the configuration would show it.
+        supported: the values supported, in words.
+        where: the file and the component, once known.
+    """
+
+    def __init__(self, option: str, value: str, supported: str, where: str = "") -> None:
+        super().__init__(option, value, supported, where)
+        self.option, self.value, self.supported, self.where = option, value, supported, where
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}option {self.option} is {self.value}; supported: {self.supported}"
+
+
+class CheckpointError(InputError):
+    """A weights file that is missing, damaged, or holds more than tensors."""
+
+
+class TensorMismatchError(CheckpointError):
+    """Tensors of a component that do not fit its configuration, all of them.
+
+    Attributes:
+        where: the weights file and the component.
+        missing, unexpected: full names of tensors.
+        misshapen: "name: (shape found), not (shape wanted)".
+    """
+
+    def __init__(self, where: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]) -> None:
+        super().__init__(where, missing, unexpected, misshapen)
+        self.where, self.missing, self.unexpected, self.misshapen = where, missing, unexpected, misshapen
+
+    def __str__(self) -> str:
+        lists = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
+        found = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in lists.items() if names)
+        return f"{self.where}: the tensors do not fit the configuration ({found}); export a matching pair"
+
+
+class SelectionError(InputError):
+    """A family, component or precision that there is not."""
+
+
+class OutputError(InputError):
+    """A directory that cannot be written to."""
+
+
+class BuildError(CosyjitError):
+    """One target could not be built; the others can."""

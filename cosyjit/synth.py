@@ -1,0 +1,176 @@
+"""Stand-in model directories, for tests, demonstrations and measurements: the published form, random weights.
+
+The sizes stand in the configuration alone. The models are declared from it on the meta device; then each tensor is
+drawn.
+"""
+
+import math
+import os
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import BinaryIO, Final
+
+import torch
+from torch import Tensor, nn
+
+from cosyjit.config import Config
+from cosyjit.errors import OutputError, SelectionError
+from cosyjit.standins import declare_model
+
+_SIZES: Final = ("tiny", "full")
+
+_UNET: Final = {
+    "unet_channels": (32, 256),
+    "unet_heads": (2, 8),
+    "unet_head_size": (16, 64),
+    "unet_blocks": (1, 4),
+    "unet_mid_stages": (2, 12),
+}
+
+_FAMILIES: Final[dict[str, dict[str, tuple[int, int]]]] = {
+    "cosyvoice": {
+        "text_token_size": (256, 51866),
+        "speech_token_size": (64, 4096),
+        "text_encoder_input_size": (32, 512),
+        "text_encoder_size": (64, 1024),
+        "text_encoder_blocks": (2, 6),
+        "llm_size": (64, 1024),
+        "llm_heads": (4, 16),
+        "llm_linear_units": (128, 4096),
+        "llm_blocks": (3, 14),
+        "flow_input_size": (32, 512),
+        "flow_size": (64, 512),
+        "flow_heads": (4, 8),
+        "flow_linear_units": (128, 2048),
+        "flow_blocks": (2, 6),
+        **_UNET,
+    },
+    "cosyvoice2": {
+        "speech_token_size": (64, 6561),
+        "llm_size": (64, 896),
+        "flow_linear_units": (64, 2048),
+        "flow_blocks": (1, 6),
+        **_UNET,
+    },
+}
+"""What goes into each family's template, in the order of `_SIZES`."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A model directory before it is written.
+
+    Attributes:
+        config_name: the configuration's file name.
+        config: its text.
+        models: by weights file, a module on the meta device whose `state_dict` has that file's names and shapes.
+    """
+
+    config_name: str
+    config: str
+    models: dict[str, nn.Module]
+
+
+def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0) -> Path:
+    """Write a stand-in model directory: the configuration, `llm.pt` and `flow.pt`.
+
+    The numbers depend on the seed, the file and the tensor's name and shape, on nothing else. They are scaled so that
+    an input of variance 1 gives an output near that, and nothing on the way leaves the range of float16. Files of these
+    names are replaced; other files stay. The configuration comes last: a new directory that has one is complete.
+
+    Args:
+        directory: created if missing.
+        family: "cosyvoice" or "cosyvoice2".
+        size: "tiny", a few megabytes (CosyVoice2: 44, since its flow encoder has no narrower form), or "full", the
+            published shapes: 1.7 GB, CosyVoice2 2.5 GB. Memory for the larger file is needed.
+        seed: any integer.
+
+    Returns:
+        The directory.
+
+    Raises:
+        SelectionError: there is no such family or size.
+        OutputError: the directory cannot be written to.
+    """
+    stand_in = declare(family, size)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, model in stand_in.models.items():
+            with _replacing(directory / name) as file:
+                _save(_draw_all(model, f"{seed}/{name}"), file)
+        with _replacing(directory / stand_in.config_name) as file:
+            file.write(stand_in.config.encode())
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot be written to ({error.strerror}); name another directory") from error
+    return directory
+
+
+def declare(family: str, size: str) -> StandIn:
+    """What `synth` would write, without the numbers, in a fraction of a second and no memory.
+
+    Raises:
+        SelectionError: there is no such family or size.
+    """
+    _check(family, _FAMILIES, "family")
+    _check(size, _SIZES, "size")
+    sizes = {key: numbers[_SIZES.index(size)] for key, numbers in _FAMILIES[family].items()}
+    name = f"{family}.yaml"
+    text = Template((files("cosyjit") / "templates" / name).read_text(encoding="utf-8")).substitute(sizes)
+    config = Config(text, name)
+    with torch.device("meta"):
+        models = {f"{part}.pt": declare_model(config.instance(part)) for part in ("llm", "flow")}
+    return StandIn(name, text, models)
+
+
+def _check(name: str, choices: Collection[str], kind: str) -> None:
+    if name not in choices:
+        raise SelectionError(f"{name!r} is no {kind} of stand-in; choose from {', '.join(choices)}")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes this path once it is complete, and leaves nothing behind if it never is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
+    try:
+        torch.save(tensors, file)
+    except RuntimeError as error:
+        # On a full disk torch raises an error about its own state over the system's.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _draw_all(model: nn.Module, key: str) -> dict[str, Tensor]:
+    """The model's tensors by name; those that are one in the model are one here, and in a file of them."""
+    declared = model.state_dict(keep_vars=True)
+    drawn: dict[int, Tensor] = {}
+    for name, tensor in declared.items():
+        if id(tensor) not in drawn:
+            drawn[id(tensor)] = _draw(f"{key}/{name}", tensor.shape)
+    return {name: drawn[id(tensor)] for name, tensor in declared.items()}
+
+
+def _draw(key: str, shape: torch.Size) -> Tensor:
+    """A matrix or kernel of variance 1 / fan-in, a norm's weight in 0.9 to 1.1, or a bias in -0.1 to 0.1."""
+    # A generator for each tensor: none depends on what else there is, or on the order.
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    tensor = torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)
+    if not key.endswith("weight"):
+        return tensor.mul_(0.1)
+    if len(shape) == 1:
+        return tensor.mul_(0.1).add_(1)
+    return tensor.mul_(math.sqrt(3 / math.prod(shape[1:])))

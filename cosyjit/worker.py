@@ -1,0 +1,216 @@
+"""Calls in processes of their own, without the seconds that each would take to import torch.
+
+A server process imports torch once and forks one child for each call. The child does the
+call and ends: its memory is given back, TorchScript's process-wide state is fresh each time, and when it is killed only
+this call fails. The server never runs torch itself and has a single thread, so that forking it is safe. It ends, and
+its children with it, when the process that started it does, in whatever way.
+
+`multiprocessing`'s fork server is not used because each of its children imports the caller's main module, which for a
+Prefect run is Prefect.
+"""
+
+import atexit
+import contextlib
+import importlib
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, Final, TypeVar
+
+from cosyjit.errors import BuildError
+
+Progress = Callable[[str], None]
+"""Is told the name of each stage as it begins."""
+
+T = TypeVar("T")
+
+
+def run(function: Callable[..., T], *args: Any, progress: Progress | None = None) -> T:
+    """Call `function(*args, progress=...)` in a process of its own and wait for what it returns.
+
+    Safe to call from several threads at once. The function and its arguments are pickled, so the function has to stand
+    in a module; what it returns or raises is pickled back.
+
+    Raises:
+        BuildError: the process ended without an answer; the message says how.
+    """
+    call = pickle.dumps((function, args))
+    ours, theirs = socket.socketpair()
+    with Connection(ours.detach()) as connection:
+        try:
+            with theirs:
+                _SERVER.submit(theirs)
+            connection.send_bytes(call)
+            while (answer := connection.recv())[0] == "progress":
+                if progress is not None:
+                    progress(answer[1])
+        except (EOFError, OSError):
+            raise BuildError("the build server ended; see its output above, and run again") from None
+    kind, value = answer
+    if kind == "raised":
+        raise value.error from value
+    if kind == "ended":
+        raise BuildError(f"the build process {_how(value)}")
+    return value
+
+
+def stop() -> None:
+    """End the server and all calls that are running; they raise BuildError. The next call starts it anew."""
+    _SERVER.stop()
+
+
+@contextlib.contextmanager
+def stopped_on_error() -> Iterator[None]:
+    """Stop all calls when the block is left by an error, Ctrl-C included, so that none of them outlives it."""
+    try:
+        yield
+    except BaseException:
+        stop()
+        raise
+
+
+class _Raised(Exception):  # noqa: N818  (shown as the cause of the error it carries)
+    """An error of a call, and its traceback there."""
+
+    def __init__(self, error: Exception, trace: str) -> None:
+        super().__init__(error, trace)
+        self.error, self.trace = error, trace
+
+    def __str__(self) -> str:
+        return f"\n{self.trace}"
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended without an answer, exit status {code}; see its output above"
+    hint = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
+
+
+_MAIN: Final = "import sys; fd, *sys.path = sys.argv[1:]; from cosyjit.worker import serve; serve(int(fd))"
+"""What the server runs. It takes the caller's path: on that of a `python -c`, the working directory comes first, which
+may be a stranger's."""
+
+
+class _Server:
+    """The connection of this process to its server, which is started at the first call, and anew after it died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._pid = 0
+
+    def submit(self, call: socket.socket) -> None:
+        """Hand one end of a call's connection to the server."""
+        with self._lock:
+            if self._running is None or self._running[0].poll() is not None:
+                self.stop()
+                self._running = self._start()
+            socket.send_fds(self._running[1], [b"c"], [call.fileno()])
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # A session of its own: Ctrl-C at a terminal is for the caller to handle, who then ends the server.
+            process = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, str(theirs.fileno()), *sys.path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # standard output is for results
+                start_new_session=True,
+            )
+        self._pid = os.getpid()
+        return process, ours
+
+    def stop(self) -> None:
+        """End the server and whatever it runs."""
+        with self._lock:
+            if self._running is not None:
+                process, control = self._running
+                control.close()
+                if self._pid == os.getpid():  # not in a fork of the process that started it
+                    process.wait()
+            self._running = None
+
+
+_SERVER: Final = _Server()
+atexit.register(_SERVER.stop)
+
+
+def serve(fd: int) -> None:
+    """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it."""
+    for name in ("torch", "cosyjit.checkpoint", "cosyjit.script"):
+        importlib.import_module(name)  # once, for all the children
+    control = socket.socket(fileno=fd)
+    running: dict[int, int] = {}
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(wake, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fd == wake:
+                    os.read(wake, 4096)
+                    _reap(running)
+                    continue
+                message, fds, _, _ = socket.recv_fds(control, 1, 1)
+                if not message:
+                    _kill(running)
+                    return
+                pid = os.fork()
+                if pid == 0:
+                    _answer(fds[0])
+                running[pid] = fds[0]
+
+
+def _reap(running: dict[int, int]) -> None:
+    """Tell the callers of children that ended how they ended; those that had an answer no longer listen."""
+    for pid, fd in list(running.items()):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            del running[pid]
+            with Connection(fd) as connection, contextlib.suppress(OSError):
+                connection.send(("ended", status))
+
+
+def _kill(running: dict[int, int]) -> None:
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _answer(fd: int) -> None:
+    """Do the call that comes over a connection, in a forked child."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with Connection(fd) as connection:
+        try:
+            function, args = pickle.loads(connection.recv_bytes())  # noqa: S301  (from the process that started us)
+            answer = "returned", function(*args, progress=lambda stage: connection.send(("progress", stage)))
+        except Exception as error:  # noqa: BLE001  (raised again by the caller)
+            answer = "raised", _Raised(_portable(error), traceback.format_exc())
+        connection.send(answer)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or, where it would not survive pickling, one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:  # noqa: BLE001  (a constructor of any kind)
+        return BuildError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,267 @@
+"""Stand-in model directories: complete, of the published form, the same from the same seed, fit to run."""
+
+import functools
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML
+from torch import Tensor, nn
+
+from cosyjit.encoders.registry import build_encoder
+from cosyjit.errors import OutputError, SelectionError
+from cosyjit.synth import StandIn, declare, synth
+
+COMPONENTS = [
+    ("cosyvoice", "llm.text_encoder", "llm.pt", "text_encoder."),
+    ("cosyvoice", "llm.llm", "llm.pt", "llm."),
+    ("cosyvoice", "flow.encoder", "flow.pt", "encoder."),
+    ("cosyvoice2", "flow.encoder", "flow.pt", "encoder."),
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: synth(tmp_path_factory.mktemp(family), family) for family in ("cosyvoice", "cosyvoice2")}
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file grows beyond 100 kB: what a full disk does to a writer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def full(family: str) -> StandIn:
+    return declare(family, "full")
+
+
+def resolved(path: Path) -> Any:
+    """The configuration as HyperPyYAML resolves it, its tags kept."""
+    return YAML(typ="rt").load(resolve_references(path.read_text(encoding="utf-8")))
+
+
+def options_at(config: Any, name: str) -> tuple[str, dict[str, Any]]:
+    node = config
+    for part in name.split("."):
+        node = node[part]
+    options = {key: float(value) if isinstance(value, float) else value for key, value in node.items()}
+    return node.tag.value.removeprefix("!new:"), options
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    assert isinstance(tensors, dict)
+    return tensors
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@pytest.mark.parametrize(("family", "component", "weights", "prefix"), COMPONENTS)
+def test_each_encoder_loads_strictly_and_stays_near_one(
+    written: dict[str, Path], family: str, component: str, weights: str, prefix: str
+) -> None:
+    class_name, options = options_at(resolved(written[family] / f"{family}.yaml"), component)
+    tensors = load(written[family] / weights)
+    encoder = build_encoder(class_name, options)
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    encoder.load_state_dict(own, strict=True, assign=True)
+    xs = torch.randn(2, 6, options["input_size"], generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([6, 4], dtype=torch.int32)
+    with torch.inference_mode():
+        ys, mask = encoder(xs, lengths)
+        half, _ = encoder.half()(xs.half(), lengths)
+    real = mask.squeeze(1)
+    assert torch.isfinite(ys).all()
+    assert 0.7 < ys[real].pow(2).mean().sqrt() < 1.4
+    torch.testing.assert_close(half[real].float(), ys[real], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["cosyvoice", "cosyvoice2"])
+def test_a_directory_is_a_configuration_and_two_files_of_tensors(written: dict[str, Path], family: str) -> None:
+    assert sorted(path.name for path in written[family].iterdir()) == [f"{family}.yaml", "flow.pt", "llm.pt"]
+    for name, model in declare(family, "tiny").models.items():
+        tensors = load(written[family] / name)
+        assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == shapes(model)
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("family", ["cosyvoice", "cosyvoice2"])
+def test_one_seed_gives_one_directory(written: dict[str, Path], tmp_path: Path, family: str) -> None:
+    assert contents(synth(tmp_path, family)) == contents(written[family])
+
+
+def test_another_seed_gives_other_tensors_and_the_same_configuration(written: dict[str, Path], tmp_path: Path) -> None:
+    synth(tmp_path, "cosyvoice", seed=-1)
+    for name in ("llm.pt", "flow.pt"):
+        first, second = load(written["cosyvoice"] / name), load(tmp_path / name)
+        assert first.keys() == second.keys()
+        assert not [key for key in first if torch.equal(first[key], second[key])]
+    assert (tmp_path / "cosyvoice.yaml").read_bytes() == (written["cosyvoice"] / "cosyvoice.yaml").read_bytes()
+
+
+def test_the_numbers_are_pinned(written: dict[str, Path]) -> None:
+    tensors = load(written["cosyvoice"] / "llm.pt")
+    pinned = {
+        "llm_decoder.bias": [-0.07927, 0.032495, -0.063525],
+        "llm.after_norm.weight": [1.045631, 1.068347, 1.016071],
+        "llm_embedding.weight": [0.055852, -0.207032, -0.117889],
+    }
+    for name, values in pinned.items():
+        torch.testing.assert_close(tensors[name].flatten()[:3], torch.tensor(values))
+
+
+def test_tensors_of_one_name_in_two_files_differ(written: dict[str, Path]) -> None:
+    name = "spk_embed_affine_layer.weight"
+    first, second = (load(written["cosyvoice"] / file)[name] for file in ("llm.pt", "flow.pt"))
+    assert not torch.equal(first[: second.size(0)], second[: first.size(0)])
+
+
+@pytest.mark.parametrize(
+    ("family", "language_model", "estimator_chunk"),
+    [("cosyvoice", "cosyvoice.llm.llm.TransformerLM", None), ("cosyvoice2", "cosyvoice.llm.llm.Qwen2LM", 50)],
+)
+def test_the_configuration_resolves(
+    tmp_path: Path, family: str, language_model: str, estimator_chunk: int | None
+) -> None:
+    stand_in = full(family)
+    path = tmp_path / stand_in.config_name
+    path.write_text(stand_in.config, encoding="utf-8")
+    config = resolved(path)
+    assert path.name == f"{family}.yaml"
+    assert "$" not in stand_in.config
+    assert options_at(config, "llm")[0] == language_model
+    assert options_at(config, "flow.decoder.estimator")[1].get("static_chunk_size") == estimator_chunk
+    assert config["compute_fbank"]["feat_extractor"]["sampling_rate"] == config["sample_rate"]
+    stages = [str(stage.tag.value).rpartition(".")[2] for stage in config["data_pipeline"]]
+    assert stages[:3] == ["parquet_opener", "tokenize", "filter"]
+    assert stages[-2:] == ["batch", "padding"]
+
+
+@pytest.mark.parametrize(
+    ("family", "weights", "published"),
+    [
+        ("cosyvoice", "llm.pt", 1.243e9),
+        ("cosyvoice", "flow.pt", 0.420e9),
+        ("cosyvoice2", "llm.pt", 2.023e9),
+        ("cosyvoice2", "flow.pt", 0.451e9),
+    ],
+)
+def test_the_full_size_is_the_published_one(family: str, weights: str, published: float) -> None:
+    model = full(family).models[weights]
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert size == pytest.approx(published, rel=0.03)
+
+
+def test_the_full_shapes_are_the_published_ones() -> None:
+    published = {
+        ("cosyvoice", "llm.pt"): {
+            "text_embedding.weight": (51866, 512),
+            "text_encoder.embed.out.0.weight": (1024, 512),
+            "text_encoder.encoders.5.self_attn.pos_bias_u": (16, 64),
+            "text_encoder_affine_layer.weight": (1024, 1024),
+            "llm_embedding.weight": (2, 1024),
+            "llm.encoders.13.feed_forward.w_1.weight": (4096, 1024),
+            "llm_decoder.bias": (4097,),
+            "speech_embedding.weight": (4096, 1024),
+            "spk_embed_affine_layer.weight": (1024, 192),
+        },
+        ("cosyvoice", "flow.pt"): {
+            "encoder.encoders.5.feed_forward.w_2.weight": (512, 2048),
+            "length_regulator.model.10.bias": (80,),
+            "length_regulator.model.12.weight": (80, 80, 1),
+            "decoder.estimator.down_blocks.0.0.block1.block.0.weight": (256, 320, 3),
+            "decoder.estimator.down_blocks.0.2.conv.weight": (256, 256, 3),
+            "decoder.estimator.mid_blocks.11.1.3.attn1.to_q.weight": (512, 256),
+            "decoder.estimator.up_blocks.0.2.conv.weight": (256, 256, 4),
+            "decoder.estimator.up_blocks.1.0.res_conv.weight": (256, 512, 1),
+            "decoder.estimator.up_blocks.1.2.weight": (256, 256, 3),
+            "decoder.estimator.final_block.block.1.weight": (256,),
+        },
+        ("cosyvoice2", "llm.pt"): {
+            "llm.model.lm_head.weight": (151936, 896),
+            "llm.model.model.layers.23.self_attn.k_proj.bias": (128,),
+            "llm.model.model.layers.23.mlp.down_proj.weight": (896, 4864),
+            "llm.model.model.norm.weight": (896,),
+            "llm_decoder.weight": (6564, 896),
+            "speech_embedding.weight": (6564, 896),
+        },
+        ("cosyvoice2", "flow.pt"): {
+            "encoder.pre_lookahead_layer.conv1.weight": (512, 512, 4),
+            "encoder.up_encoders.3.feed_forward.w_1.weight": (2048, 512),
+            "decoder.estimator.down_blocks.0.2.weight": (256, 256, 3),
+            "decoder.estimator.final_block.block.2.weight": (256,),
+        },
+    }
+    for (family, weights), expected in published.items():
+        found = shapes(full(family).models[weights])
+        assert {name: found.get(name) for name in expected} == expected
+    blocks = {name.split(".")[2] for name in found if name.startswith("encoder.encoders.")}
+    assert len(blocks) == 6
+    assert not [name for name in found if name.startswith("length_regulator")]
+
+
+def test_tied_tensors_are_stored_once(written: dict[str, Path]) -> None:
+    tensors = load(written["cosyvoice2"] / "llm.pt")
+    head, embedding = tensors["llm.model.lm_head.weight"], tensors["llm.model.model.embed_tokens.weight"]
+    assert head.data_ptr() == embedding.data_ptr()
+    assert len({tensor.data_ptr() for tensor in tensors.values()}) == len(tensors) - 1
+
+
+def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path: Path) -> None:
+    directory = tmp_path / "deep" / "model"
+    directory.mkdir(parents=True)
+    for name in ("llm.pt", "cosyvoice.yaml", "notes.txt"):
+        (directory / name).write_text("old")
+    assert synth(directory, "cosyvoice") == directory
+    assert sorted(contents(directory)) == ["cosyvoice.yaml", "flow.pt", "llm.pt", "notes.txt"]
+    assert (directory / "notes.txt").read_text() == "old"
+    assert "llm_embedding.weight" in load(directory / "llm.pt")
+    assert "llm" in resolved(directory / "cosyvoice.yaml")
+
+
+@pytest.mark.parametrize(("family", "size"), [("cosyvoice9", "tiny"), ("cosyvoice", "huge")])
+def test_a_wrong_choice_is_named_with_the_right_ones(tmp_path: Path, family: str, size: str) -> None:
+    with pytest.raises(SelectionError, match=r"'cosyvoice9'.*cosyvoice, cosyvoice2|'huge'.*tiny, full"):
+        synth(tmp_path / "new", family, size)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_directory_that_cannot_be_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as caught:
+        synth(tmp_path / name, "cosyvoice")
+    assert str(caught.value).startswith(f"{tmp_path / name}: cannot be written to (")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
+    (tmp_path / "llm.pt").write_text("old")
+    with pytest.raises(OutputError, match="File too large"):
+        synth(tmp_path, "cosyvoice")
+    assert contents(tmp_path) == {"llm.pt": b"old"}
