@@ -72,9 +72,10 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: holds more than tensors, which loading could run as code; save it as a flat state dictionary"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  (a damaged file makes the unpickler raise almost anything)
         raise CheckpointError(
-            f"{path}: is damaged, or no file of torch.save ({_first_line(error)}); copy or download it again"
+            f"{path}: is damaged, or no zip file of torch.save ({_first_line(error)}); "
+            "copy or download it again, or save it again"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; save it as a flat state dictionary")

@@ -23,13 +23,17 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 
-_errors = Console(stderr=True, soft_wrap=True, highlight=False)
+_errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 app = App(
     name="cosyjit",
     help="TorchScript artifacts of CosyVoice's encoders.",
     version=__version__,
 )
+
+
+def _output() -> Console:
+    return Console(soft_wrap=True, highlight=False, emoji=False)
 
 
 @app.command
@@ -65,7 +69,7 @@ def export(
     if json:
         print(report.as_json(outcomes))
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = _output()
         console.print(report.table(outcomes))
         console.print("\n".join(report.closing(outcomes)), markup=False)
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
@@ -94,7 +98,7 @@ def synth(
     """
     from cosyjit.synth import synth as write
 
-    Console(highlight=False, soft_wrap=True).print(str(write(directory, family, size, seed)), markup=False)
+    _output().print(str(write(directory, family, size, seed)), markup=False)
     return 0
 
 

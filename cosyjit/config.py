@@ -10,6 +10,7 @@ and whatever stands elsewhere in the file does not matter.
 import io
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -83,11 +84,11 @@ class Config:
         Raises:
             ConfigError: there is no such node.
         """
-        node = _descend(self._root, _path(name))
-        tag = _tag(node) if node is not None else ""
-        if not tag.startswith(_NEW):
-            raise ConfigError(f"{self.where}: {name} is no {_NEW} node; restore the published file")
-        return tag.removeprefix(_NEW)
+        with self._resolving(name):
+            node = _descend(self._root, _path(name))
+        if node is None or not _tag(node).startswith(_NEW):
+            raise self._no_instance(name)
+        return _tag(node).removeprefix(_NEW)
 
     def instance(self, name: str) -> Instance:
         """The `!new:` node at a dotted path, its references and arithmetic resolved.
@@ -95,18 +96,31 @@ class Config:
         A value that only running something would give appears as its tag, such as "!apply:torch.load".
 
         Raises:
-            ConfigError: there is no such node, or a reference in it cannot be resolved.
+            ConfigError: there is no such node, or a reference in it cannot be resolved as data.
         """
-        cutting = _Cutting(self._root, _path(name)).text()
-        try:
+        with self._resolving(name):
+            if _descend(self._root, _path(name)) is None:
+                raise self._no_instance(name)
+            cutting = _Cutting(self._root, _path(name)).text()
             found = _load(resolve_references(cutting).getvalue())
             for part in _path(name):
                 found = (found.options if isinstance(found, Instance) else found)[part]
-        except Exception as error:  # noqa: BLE001  (a faulty file makes HyperPyYAML raise almost anything)
-            raise ConfigError(f"{self.where}: {name} cannot be resolved ({_line(error)}); correct the node") from None
         if not isinstance(found, Instance):
-            raise ConfigError(f"{self.where}: {name} is no {_NEW} node; restore the published file")
+            raise self._no_instance(name)
         return found
+
+    def _no_instance(self, name: str) -> ConfigError:
+        return ConfigError(f"{self.where}: {name} is missing, or no {_NEW} node; restore the published file")
+
+    @contextmanager
+    def _resolving(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a faulty file makes HyperPyYAML raise almost anything)
+            reason = re.sub(r' in "<[^>]*>", line \d+, column \d+', "", _line(error))  # of the cutting, not of the file
+            raise ConfigError(f"{self.where}: {name} cannot be resolved ({reason}); correct the node") from None
 
 
 class _Cutting:
@@ -172,7 +186,9 @@ _Constructor.add_multi_constructor(_NEW, _Constructor.construct_instance)
 
 
 def _yaml() -> YAML:
-    return YAML(typ="rt", pure=True)
+    yaml = YAML(typ="rt", pure=True)
+    yaml.composer.warn_double_anchors = False  # YAML allows to use an anchor's name again
+    return yaml
 
 
 def _load(text: str) -> Any:
@@ -207,6 +223,8 @@ def _items(node: MappingNode) -> list[tuple[Node, Node]]:
     names = [key.value for key, _ in own]
     for key, value in node.value:
         for merged in (value.value if isinstance(value, SequenceNode) else [value]) if _tag(key) == _MERGE else []:
+            if not isinstance(merged, MappingNode):
+                raise ValueError("<< merges what is no mapping")  # noqa: TRY004  (of the file, not of the caller)
             own += [item for item in _items(merged) if item[0].value not in names]
             names = [key.value for key, _ in own]
     return own

@@ -19,7 +19,13 @@ from collections.abc import Sequence
 
 
 class CosyjitError(Exception):
-    """The root of all errors that cosyjit raises on purpose."""
+    """The root of all errors that cosyjit raises on purpose. As text, each is one line, whatever names it quotes."""
+
+    def __str__(self) -> str:
+        return "\\n".join(self._text().splitlines())
+
+    def _text(self) -> str:
+        return super().__str__()
 
 
 class InputError(CosyjitError):
@@ -48,7 +54,7 @@ class UnsupportedOptionError(ConfigError):
         super().__init__(option, value, supported, where)
         self.option, self.value, self.supported, self.where = option, value, supported, where
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         place = f"{self.where}: " if self.where else ""
         return f"{place}option {self.option} is {self.value}; supported: {self.supported}"
 
@@ -70,7 +76,7 @@ class TensorMismatchError(CheckpointError):
         super().__init__(where, missing, unexpected, misshapen)
         self.where, self.missing, self.unexpected, self.misshapen = where, missing, unexpected, misshapen
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         lists = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
         found = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in lists.items() if names)
         return f"{self.where}: the tensors do not fit the configuration ({found}); export a matching pair"

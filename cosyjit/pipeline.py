@@ -141,7 +141,7 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
         BuildError: the process was killed.
     """
     begun = time.perf_counter()
-    path = directory / target.name
+    path = directory.absolute() / target.name
     path.mkdir()
     archive, sha256 = worker.run(_build, target, path, progress=progress)
     if progress is not None:
@@ -205,6 +205,11 @@ def publication_directory(targets: Sequence[Target], directory: str | Path | Non
     return targets[0].source.directory if directory is None else Path(directory).expanduser().absolute()
 
 
+def room(targets: Sequence[Target]) -> int:
+    """The bytes that the artifacts of targets will take, nearly."""
+    return sum(target.weight_bytes for target in targets)
+
+
 def conclude(results: Sequence[tuple[Target, Result]], directory: Path) -> list[Outcome]:
     """Publish a set of artifacts if all of it was built; else leave what is published as it is.
 
@@ -248,7 +253,11 @@ def export(
     """
     targets = plan(source, components, precisions)
     directory = publication_directory(targets, directory)
-    with staging(directory) as work, ThreadPoolExecutor(os.cpu_count()) as pool, worker.stopped_on_error():
+    with (
+        staging(directory, room(targets)) as work,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        worker.stopped_on_error(),
+    ):
         try:
             results = gather(targets, lambda target: pool.submit(build, target, work, _bound(progress, target)))
         except BaseException:

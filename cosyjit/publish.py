@@ -16,18 +16,22 @@ _STAGING: Final = ".cosyjit-"
 
 
 @contextmanager
-def staging(directory: Path) -> Iterator[Path]:
+def staging(directory: Path, size: int = 0) -> Iterator[Path]:
     """A new directory inside `directory`, on the same file system, for what is going to be published there.
 
     It is locked while in use and removed at the end. What an export that was killed left behind is not locked, and is
     removed here.
 
+    Args:
+        directory: made if missing, and removed again if it stays empty.
+        size: how many bytes will be written there.
+
     Raises:
-        OutputError: the directory cannot be made or written to.
+        OutputError: the directory cannot be made or written to, or has too little room.
     """
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    made: list[Path] = []
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make(directory, made)
         with _locked(directory):
             for left in directory.glob(f"{_STAGING}*"):
                 _remove_unlocked(left)
@@ -38,6 +42,9 @@ def staging(directory: Path) -> Iterator[Path]:
         _remove_empty(made)
         raise OutputError(_unwritable(directory, error)) from None
     try:
+        if (free := shutil.disk_usage(path).free) < size:
+            message = f"{directory}: {size / 1e6:,.0f} MB are to be written and {free / 1e6:,.0f} MB are free"
+            raise OutputError(f"{message}; make room, or publish into another directory")
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
@@ -68,29 +75,31 @@ def publish(files: Mapping[str, Path], directory: Path) -> list[Path]:
             before[path] = _keep(path, file.with_suffix(".before"))
             file.replace(path)
         _sync(directory)
-    except OSError as error:
+    except BaseException as error:
         for path, kept in before.items():
             _restore(path, kept)
-        raise OutputError(_unwritable(directory, error)) from None
+        if isinstance(error, OSError):
+            raise OutputError(_unwritable(directory, error)) from None
+        raise
     return list(before)
 
 
 def _keep(path: Path, copy: Path) -> Path | None:
-    """A second name, or where there are no links a copy, of the file that a path shows; None if it shows none."""
-    if not path.exists():
+    """A second name, or where there are no links a copy, of what stands at a path; None if nothing does."""
+    if not os.path.lexists(path):
         return None
     try:
-        os.link(path, copy)
+        os.link(path, copy, follow_symlinks=False)
     except OSError:
-        shutil.copy2(path, copy)
+        shutil.copy2(path, copy, follow_symlinks=False)
     return copy
 
 
 def _restore(path: Path, kept: Path | None) -> None:
     if kept is not None:
         kept.replace(path)
-    elif path.is_file():
-        path.unlink()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(directory: Path) -> None:
@@ -115,6 +124,14 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def _make(directory: Path, made: list[Path]) -> None:
+    """Make a directory and its parents; those that were not there go into `made`, innermost first."""
+    for path in (*reversed(directory.parents), directory):
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+            made.insert(0, path)
+
+
 def _remove_empty(directories: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for path in directories:
@@ -122,8 +139,8 @@ def _remove_empty(directories: list[Path]) -> None:
 
 
 def _remove_unlocked(directory: Path) -> None:
-    """Remove a staging directory that no export is at work in."""
-    with _opened(directory) as fd, contextlib.suppress(BlockingIOError):
+    """Remove a staging directory that no export is at work in; leave what cannot be locked or removed."""
+    with contextlib.suppress(OSError), _opened(directory) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(directory, ignore_errors=True)
 

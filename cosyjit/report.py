@@ -25,7 +25,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """The table as text, and below it each error, or where the zips are."""
-    console = Console(width=100, no_color=True)
+    console = Console(width=100, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
         console.print(table(outcomes))
     return "\n".join([capture.get().rstrip(), *closing(outcomes)])

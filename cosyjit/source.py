@@ -26,10 +26,7 @@ def open_source(source: str | Path) -> Source:
     Raises:
         SourceError: no such directory, no configuration in it, or more than one.
     """
-    directory = Path(source).expanduser().absolute()
-    if not directory.is_dir():
-        reason = "is a file" if directory.exists() else "does not exist"
-        raise SourceError(f"{source}: {reason}; give a model directory, with {', '.join(CONFIG_FILES)} in it")
+    directory = _directory(source)
     found = [directory / name for name in CONFIG_FILES if (directory / name).is_file()]
     if not found:
         raise SourceError(f"{source}: no configuration in this directory; it needs one of {', '.join(CONFIG_FILES)}")
@@ -37,3 +34,14 @@ def open_source(source: str | Path) -> Source:
         names = " and ".join(path.name for path in found)
         raise SourceError(f"{source}: {names} stand side by side; keep the one that the weights belong to")
     return Source(directory, found[0])
+
+
+def _directory(source: str | Path) -> Path:
+    try:
+        path = Path(source).expanduser().absolute()
+        if path.is_dir():
+            return path
+        reason = "is a file" if path.exists() else "does not exist"
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a user that there is not, a NUL
+        reason = f"is no path ({error})"
+    raise SourceError(f"{source}: {reason}; give a model directory, with one of {', '.join(CONFIG_FILES)} in it")

@@ -32,6 +32,8 @@ Progress = Callable[[str], None]
 
 T = TypeVar("T")
 
+_SERVER_ENDED: Final = "the build server ended; see its output above, and run again"
+
 
 def run(function: Callable[..., T], *args: Any, progress: Progress | None = None) -> T:
     """Call `function(*args, progress=...)` in a process of its own and wait for what it returns.
@@ -49,17 +51,26 @@ def run(function: Callable[..., T], *args: Any, progress: Progress | None = None
             with theirs:
                 _SERVER.submit(theirs)
             connection.send_bytes(call)
-            while (answer := connection.recv())[0] == "progress":
-                if progress is not None:
-                    progress(answer[1])
-        except (EOFError, OSError):
-            raise BuildError("the build server ended; see its output above, and run again") from None
-    kind, value = answer
+        except OSError:
+            raise BuildError(_SERVER_ENDED) from None
+        kind, value = _receive(connection)
+        while kind == "progress":
+            if progress is not None:
+                progress(value)
+            kind, value = _receive(connection)
     if kind == "raised":
         raise value.error from value
     if kind == "ended":
         raise BuildError(f"the build process {_how(value)}")
     return value
+
+
+def _receive(connection: Connection) -> tuple[str, Any]:
+    try:
+        kind, value = connection.recv()
+    except (EOFError, OSError):
+        raise BuildError(_SERVER_ENDED) from None
+    return kind, value
 
 
 def stop() -> None:
@@ -92,8 +103,10 @@ def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended without an answer, exit status {code}; see its output above"
-    hint = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{hint}"
+    # What torch does when it cannot write is abort.
+    hints = {signal.SIGKILL: "; the system may be out of memory", signal.SIGABRT: "; the disk may be full"}
+    died_of = signal.Signals(-code)
+    return f"was killed by {died_of.name}{hints.get(died_of, '')}"
 
 
 _MAIN: Final = "import sys; fd, *sys.path = sys.argv[1:]; from cosyjit.worker import serve; serve(int(fd))"
@@ -201,7 +214,8 @@ def _answer(fd: int) -> None:
             answer = "returned", function(*args, progress=lambda stage: connection.send(("progress", stage)))
         except Exception as error:  # noqa: BLE001  (raised again by the caller)
             answer = "raised", _Raised(_portable(error), traceback.format_exc())
-        connection.send(answer)
+        with contextlib.suppress(OSError):  # the caller may have given up
+            connection.send(answer)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -18,6 +18,7 @@ from cosyjit.errors import InputError
 from cosyjit.pipeline import Artifact, Outcome, Target
 from cosyjit.publish import staging
 
+
 @task(name="build", task_run_name="{target.name}", cache_policy=NO_CACHE)
 def build(target: Target, directory: Path) -> Artifact:
     """Build one target into a directory."""
@@ -59,5 +60,5 @@ def _export(
 ) -> list[Outcome]:
     targets = pipeline.plan(source, components, precisions)
     directory = pipeline.publication_directory(targets, publish)
-    with staging(directory) as work, worker.stopped_on_error():
+    with staging(directory, pipeline.room(targets)) as work, worker.stopped_on_error():
         return pipeline.conclude(pipeline.gather(targets, lambda target: build.submit(target, work)), directory)

@@ -1,0 +1,1 @@
+"""The encoders of CosyVoice, from their equations."""

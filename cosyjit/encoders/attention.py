@@ -39,7 +39,8 @@ class RelPositionMultiHeadedAttention(nn.Module):
         """(B, n, D) to (B, n, D), and the keys and values of these frames into `context.att_cache`."""
         batch, frames = x.size(0), x.size(1)
         q, k, v = self.linear_qkv(x).view(batch, frames, 3, self.heads, self.head_size).unbind(2)
-        keys, values = context.att_cache.split(self.head_size, dim=3)
+        keys = context.att_cache.narrow(3, 0, self.head_size)
+        values = context.att_cache.narrow(3, self.head_size, self.head_size)
         keys.narrow(2, keys.size(2) - frames, frames).copy_(k.transpose(1, 2))
         values.narrow(2, values.size(2) - frames, frames).copy_(v.transpose(1, 2))
         content = (q + self.pos_bias_u).transpose(1, 2)
@@ -72,22 +73,30 @@ class RelPositionMultiHeadedAttention(nn.Module):
         )
 
 
+def _parts(module: RelPositionMultiHeadedAttention, prefix: str) -> dict[str, list[str]]:
+    """The published names that make up each inner one."""
+    biased = "qkv" if module.key_bias else "qv"
+    return {
+        f"{prefix}linear_qkv.weight": [f"{prefix}linear_{name}.weight" for name in "qkv"],
+        f"{prefix}linear_qkv.bias": [f"{prefix}linear_{name}.bias" for name in biased],
+    }
+
+
 def _split_projections(
     module: RelPositionMultiHeadedAttention, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]
 ) -> None:
-    weight = state.pop(f"{prefix}linear_qkv.weight").chunk(3)
-    bias = state.pop(f"{prefix}linear_qkv.bias").chunk(3)
-    for i, name in enumerate("qkv"):
-        state[f"{prefix}linear_{name}.weight"] = weight[i]
-        if name != "k" or module.key_bias:
-            state[f"{prefix}linear_{name}.bias"] = bias[i]
+    for inner, published in _parts(module, prefix).items():
+        tensors = state.pop(inner).chunk(3)
+        state.update(zip(published, tensors if len(published) == len(tensors) else tensors[::2], strict=True))
 
 
 def _join_projections(module: RelPositionMultiHeadedAttention, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    names = [f"{prefix}linear_{name}" for name in "qkv"]
-    if not all(f"{name}.weight" in state for name in names):
-        return  # load_state_dict itself then reports what is missing
-    state[f"{prefix}linear_qkv.weight"] = torch.cat([state.pop(f"{name}.weight") for name in names])
-    query_bias, value_bias = state.pop(f"{names[0]}.bias"), state.pop(f"{names[2]}.bias")
-    key_bias = state.pop(f"{names[1]}.bias") if module.key_bias else torch.zeros_like(query_bias)
-    state[f"{prefix}linear_qkv.bias"] = torch.cat([query_bias, key_bias, value_bias])
+    size = module.heads * module.head_size
+    for inner, published in _parts(module, prefix).items():
+        shape = (size, size) if inner.endswith("weight") else (size,)
+        if inner in state or any(name not in state or state[name].shape != shape for name in published):
+            continue  # load_state_dict then says what is missing or unexpected
+        tensors = [state.pop(name) for name in published]
+        if len(tensors) < len("qkv"):
+            tensors.insert(1, torch.zeros_like(tensors[0]))
+        state[inner] = torch.cat(tensors)

@@ -55,8 +55,8 @@ def _integer(default: Any, least: int) -> Option:
 
 def _one_of(default: Any, *supported: Any) -> Option:
     def accepts(value: Any) -> bool:
-        # In Python, though not in a configuration, 1 equals true.
-        return any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in supported)
+        # In Python, though not in a configuration, 1 equals true, and 1.0 as well.
+        return any(type(value) is type(each) and value == each for each in supported)
 
     return Option(default, " or ".join(map(_yaml, supported)), accepts)
 
