@@ -4,7 +4,7 @@
 
 The yardsticks: writing as many bytes as the export does, each file followed by fsync; and a plain exporter
 (`benchmarks.plain_export`). All take turns, since machines drift; the figures are medians over the rounds. Before each
-turn the files read are dropped from the page cache.
+turn the files read are dropped from the page cache. Peak memory is taken in a round of its own: looking takes time.
 """
 
 import os
@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +22,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-import cosyjit
-from cosyjit.pipeline import Target
+from cosyjit import pipeline, worker
+from cosyjit.pipeline import Outcome, Target
+from cosyjit.synth import synth
 
-STAGES = ("load", "script", "save", "digest")
+STAGES = ("load", "script", "save", "sync")
 
 
 @dataclass
@@ -49,32 +49,30 @@ class Round:
     export: float = 0.0
     write: float = 0.0
     plain: float = 0.0
-    memory: Memory = field(default_factory=Memory)
-    plain_memory: Memory = field(default_factory=Memory)
     size: int = 0
     plain_size: int = 0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-@contextmanager
-def _peak_memory(memory: Memory) -> Iterator[None]:
-    """Sample this process's tree, less what it holds now, into `memory` until the block ends."""
+def _peak_memory(call: Callable[[], object]) -> Memory:
+    """The peak of this process's tree during a call, less what it holds before."""
     done = threading.Event()
-    base = _tree_memory()
+    base, peak = _tree_memory(), Memory()
 
     def sample() -> None:
         while not done.wait(0.05):
             now = _tree_memory()
-            memory.total = max(memory.total, now.total - base.total)
-            memory.allocated = max(memory.allocated, now.allocated - base.allocated)
+            peak.total = max(peak.total, now.total - base.total)
+            peak.allocated = max(peak.allocated, now.allocated - base.allocated)
 
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield
+        call()
     finally:
         done.set()
         thread.join()
+    return peak
 
 
 def _tree_memory() -> Memory:
@@ -121,38 +119,39 @@ def _clear(directory: Path) -> Path:
     return directory
 
 
+def _export(source: Path, out: Path, progress: pipeline.Progress | None = None) -> list[Outcome]:
+    try:
+        return pipeline.export(source, directory=out, progress=progress)
+    finally:
+        worker.stop()  # each export of the command line starts its own server; so does each one here
+
+
+def _plain_export(source: Path, out: Path) -> None:
+    subprocess.run([sys.executable, "-m", "benchmarks.plain_export", str(source), str(out)], check=True)
+
+
 def _round(source: Path, work: Path) -> Round:
     result = Round()
     entered: dict[Target, list[tuple[str, float]]] = defaultdict(list)
-
-    def progress(target: Target, stage: str) -> None:
-        entered[target].append((stage, time.perf_counter()))
-
     out = _clear(work / "out")
     _make_cold(source)
-    outcomes: list[cosyjit.Outcome] = []
-    with _peak_memory(result.memory):
-        result.export = _timed(lambda: outcomes.extend(cosyjit.export(source, directory=out, progress=progress)))
-    # Each export of the command line starts its own server; so does each round here.
-    cosyjit.worker.stop()
-    sizes = [outcome.artifact.bytes for outcome in outcomes if outcome.artifact]
+    result.export = _timed(
+        lambda: _export(source, out, lambda target, stage: entered[target].append((stage, time.perf_counter())))
+    )
+    sizes = [path.stat().st_size for path in out.iterdir()]
     result.size = sum(sizes)
     for target, stages in entered.items():
         ends = [at for _, at in stages[1:]]
         result.stages[target.name] = {stage: end - at for (stage, at), end in zip(stages, ends, strict=False)}
 
-    _make_cold(source)
-    written = _clear(work / "written")
-    result.write = _timed(lambda: _write(sizes, written))
-    _clear(written)
+    _clear(out)
+    result.write = _timed(lambda: _write(sizes, out))
 
+    _clear(out)
     _make_cold(source)
-    plain = _clear(work / "plain")
-    command = [sys.executable, "-m", "benchmarks.plain_export", str(source), str(plain)]
-    with _peak_memory(result.plain_memory):
-        result.plain = _timed(lambda: subprocess.run(command, check=True))
-    result.plain_size = sum(path.stat().st_size for path in plain.iterdir())
-    _clear(plain)
+    result.plain = _timed(lambda: _plain_export(source, out))
+    result.plain_size = sum(path.stat().st_size for path in out.iterdir())
+    _clear(out)
     return result
 
 
@@ -160,7 +159,7 @@ def _median(rounds: list[Round], figure: Callable[[Round], float]) -> float:
     return statistics.median(figure(each) for each in rounds)
 
 
-def _show(rounds: list[Round]) -> None:
+def _show(rounds: list[Round], memory: Memory, plain_memory: Memory) -> None:
     console = Console(highlight=False)
     stages = Table(title="stages, s", title_justify="left")
     for heading in ("target", *STAGES):
@@ -178,16 +177,16 @@ def _show(rounds: list[Round]) -> None:
         "cosyjit export",
         f"{_median(rounds, lambda each: each.export):.1f}",
         f"{size / 1e9:.2f}",
-        f"{_median(rounds, lambda each: each.memory.total) / 1e9:.2f}",
-        f"{_median(rounds, lambda each: each.memory.allocated) / 1e9:.2f}",
+        f"{memory.total / 1e9:.2f}",
+        f"{memory.allocated / 1e9:.2f}",
     )
     totals.add_row("write and fsync", f"{_median(rounds, lambda each: each.write):.1f}", f"{size / 1e9:.2f}", "", "")
     totals.add_row(
         "plain exporter",
         f"{_median(rounds, lambda each: each.plain):.1f}",
         f"{plain_size / 1e9:.2f}",
-        f"{_median(rounds, lambda each: each.plain_memory.total) / 1e9:.2f}",
-        f"{_median(rounds, lambda each: each.plain_memory.allocated) / 1e9:.2f}",
+        f"{plain_memory.total / 1e9:.2f}",
+        f"{plain_memory.allocated / 1e9:.2f}",
     )
     console.print(totals)
     console.print(
@@ -199,11 +198,14 @@ def _show(rounds: list[Round]) -> None:
 
 def main(directory: Path, count: int) -> None:
     """Make the stand-in if it is not there, run the rounds, print the figures."""
-    source = directory / "CosyVoice-full"
+    source, out = directory / "CosyVoice-full", directory / "out"
     if not source.is_dir():
-        cosyjit_command = [sys.executable, "-m", "cosyjit", "synth", str(source), "--size", "full"]
-        subprocess.run(cosyjit_command, check=True)
-    _show([_round(source, directory) for _ in range(count)])
+        synth(source, "cosyvoice", "full")
+    rounds = [_round(source, directory) for _ in range(count)]
+    memory = _peak_memory(lambda: _export(source, out))
+    plain_memory = _peak_memory(lambda: _plain_export(source, _clear(out)))
+    _clear(out)
+    _show(rounds, memory, plain_memory)
 
 
 if __name__ == "__main__":

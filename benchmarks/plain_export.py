@@ -30,7 +30,7 @@ def main(source: Path, out: Path) -> None:
     files = {part.weights for part in checkpoint.family.components}
     states = {file: torch.load(source / file, map_location="cpu", weights_only=True) for file in files}
     for part in checkpoint.family.components:
-        encoder = build_plain(*checkpoint.config.instance(part.name))
+        encoder = build_plain(part.class_name, checkpoint.options(part))
         state = states[part.weights]
         encoder.load_state_dict({k.removeprefix(part.prefix): v for k, v in state.items() if k.startswith(part.prefix)})
         half = copy.deepcopy(encoder).half()

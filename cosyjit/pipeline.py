@@ -6,13 +6,14 @@ Whatever needs torch runs in processes of its own (`cosyjit.worker`); the caller
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 from cosyjit import worker
+from cosyjit.checkpoint import open_checkpoint
 from cosyjit.families import Component, Precision, select_components, select_precisions
 from cosyjit.publish import publish, staging
 from cosyjit.source import Source, open_source
@@ -25,6 +26,7 @@ class Target:
     Attributes:
         source: the model directory.
         component: what is exported.
+        options: those of its encoder, as the configuration gives them.
         precision: the type of its weights.
         parameters: how many numbers these are.
         device: the kind of device that the graph is optimized on; the artifact loads on others as well.
@@ -32,6 +34,7 @@ class Target:
 
     source: Source
     component: Component
+    options: Mapping[str, Any] = field(hash=False)
     precision: Precision
     parameters: int
     device: str = "cpu"
@@ -87,7 +90,7 @@ class Outcome:
 
 
 Progress = Callable[[Target, str], None]
-"""Is told each target and the name of the stage that it enters: load, script, save, digest, built."""
+"""Is told each target and the name of the stage that it enters: load, script, save, sync, built."""
 
 
 def plan(
@@ -105,27 +108,25 @@ def plan(
         BuildError: the process that read the weights was killed.
     """
     wanted = select_precisions(precisions)
-    opened = open_source(source)
-    parts = worker.run(_check, opened, components)
-    return tuple(Target(opened, part.component, precision, part.parameters) for part in parts for precision in wanted)
+    checkpoint = open_checkpoint(open_source(source))
+    parts = {part: checkpoint.options(part) for part in select_components(checkpoint.family, components)}
+    parameters = worker.run(_check, checkpoint.source, parts)
+    return tuple(
+        Target(checkpoint.source, component, options, precision, parameters[component])
+        for component, options in parts.items()
+        for precision in wanted
+    )
 
 
-class _Part(NamedTuple):
-    component: Component
-    parameters: int
-
-
-def _check(source: Source, components: Sequence[str] | None, progress: worker.Progress) -> list[_Part]:
-    """Fit the weights of components to the configuration; runs in a process of its own."""
-    from cosyjit.checkpoint import load_encoder, open_checkpoint
+def _check(
+    source: Source, parts: Mapping[Component, Mapping[str, Any]], progress: worker.Progress
+) -> dict[Component, int]:
+    """Fit the weights of components to their options, and count them; runs in a process of its own."""
+    from cosyjit.weights import load_encoder
 
     progress("check")
-    checkpoint = open_checkpoint(source)
-    parts = []
-    for component in select_components(checkpoint.family, components):
-        _, tensors = load_encoder(checkpoint, component)
-        parts.append(_Part(component, sum(tensor.numel() for tensor in tensors.values())))
-    return parts
+    loaded = {component: load_encoder(source, component, options) for component, options in parts.items()}
+    return {component: sum(tensor.numel() for tensor in tensors.values()) for component, (_, tensors) in loaded.items()}
 
 
 def build(target: Target, directory: Path, progress: worker.Progress | None = None) -> Artifact:
@@ -153,26 +154,30 @@ def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[
     """Cast, script, freeze, optimize and save a target; runs in a process of its own."""
     import torch
 
-    from cosyjit.checkpoint import load_encoder, open_checkpoint
     from cosyjit.script import cast, optimize, save
+    from cosyjit.weights import load_encoder
 
     progress("load")
-    encoder, tensors = load_encoder(open_checkpoint(target.source), target.component)
+    torch.set_num_threads(1)  # as many builds run side by side as there are processors
+    encoder, tensors = load_encoder(target.source, target.component, target.options)
     encoder.load_state_dict(cast(tensors, getattr(torch, target.precision.dtype)), assign=True)
     progress("script")
     module = optimize(encoder, target.component.methods)
     progress("save")
     path = save(module, directory)
-    progress("digest")
-    return path, _sha256(path)
+    progress("sync")
+    return path, _sync(path)
 
 
-def _sha256(path: Path) -> str:
+def _sync(path: Path) -> str:
+    """Bring a file to the disk, and meanwhile take its SHA-256."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(os.fsync, file.fileno())
         while size := file.readinto(buffer):
             digest.update(buffer[:size])
+        synced.result()
     return digest.hexdigest()
 
 

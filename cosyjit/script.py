@@ -1,6 +1,5 @@
 """From an encoder to a TorchScript zip: cast, script, freeze, optimize, save."""
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,12 +34,10 @@ def optimize(encoder: nn.Module, methods: Sequence[str] = ()) -> torch.jit.Scrip
 
 
 def save(module: torch.jit.ScriptModule, directory: Path) -> Path:
-    """Save as `ARCHIVE` in a directory, down to the disk. Returns the file's path."""
+    """Save as `ARCHIVE` in a directory. Returns the file's path."""
     path = directory / ARCHIVE
     with _deprecations_ignored():
         torch.jit.save(module, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     return path
 
 

@@ -11,6 +11,7 @@ Prefect run is Prefect.
 
 import atexit
 import contextlib
+import gc
 import importlib
 import os
 import pickle
@@ -139,6 +140,8 @@ class _Server:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is for results
+                # numpy, which torch imports where it is installed, would start the threads of its OpenBLAS.
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
             )
         self._pid = os.getpid()
@@ -161,8 +164,10 @@ atexit.register(_SERVER.stop)
 
 def serve(fd: int) -> None:
     """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it."""
-    for name in ("torch", "cosyjit.checkpoint", "cosyjit.script"):
+    gc.disable()
+    for name in ("torch", "cosyjit.script", "cosyjit.weights"):
         importlib.import_module(name)  # once, for all the children
+    gc.freeze()  # none of this is garbage: spare the children the look, and the copies of pages that it makes
     control = socket.socket(fileno=fd)
     running: dict[int, int] = {}
     wake, woken = os.pipe()
@@ -208,6 +213,7 @@ def _answer(fd: int) -> None:
     """Do the call that comes over a connection, in a forked child."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.enable()
     with Connection(fd) as connection:
         try:
             function, args = pickle.loads(connection.recv_bytes())  # noqa: S301  (from the process that started us)

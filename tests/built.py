@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cosyjit.checkpoint import Checkpoint, load_encoder, open_checkpoint
+from cosyjit.checkpoint import Checkpoint, open_checkpoint
 from cosyjit.families import Component
 from cosyjit.script import cast
 from cosyjit.source import open_source
+from cosyjit.weights import load_encoder
 
 
 def opened(directory: Path) -> Checkpoint:
@@ -21,9 +22,15 @@ def component_of(checkpoint: Checkpoint, name: str) -> Component:
     return next(component for component in checkpoint.family.components if component.name == name)
 
 
+def loaded(directory: Path, name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A component's encoder on the meta device, and its tensors."""
+    checkpoint = opened(directory)
+    component = component_of(checkpoint, name)
+    return load_encoder(checkpoint.source, component, checkpoint.options(component))
+
+
 def eager(directory: Path, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A component's encoder, filled but not scripted."""
-    checkpoint = opened(directory)
-    encoder, tensors = load_encoder(checkpoint, component_of(checkpoint, name))
+    encoder, tensors = loaded(directory, name)
     encoder.load_state_dict(cast(tensors, dtype), assign=True)
     return encoder

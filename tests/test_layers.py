@@ -19,7 +19,7 @@ LAYERS: Final = (
     {"errors"},
     {"families"},
     {"encoders", "config", "source"},
-    {"checkpoint", "script", "standins"},
+    {"checkpoint", "script", "standins", "weights"},
     {"worker", "publish"},
     {"pipeline"},
     {"report"},
@@ -30,7 +30,7 @@ LAYERS: Final = (
 line, and `cosyjit` itself, which gathers the public names of `pipeline` and `errors`."""
 
 OTHERS: Final = {
-    "torch": {"encoders", "checkpoint", "script", "standins", "synth", "pipeline"},
+    "torch": {"encoders", "weights", "script", "standins", "synth", "pipeline"},
     "hyperpyyaml": {"config"},
     "ruamel": {"config"},
     "cyclopts": {"cli"},
@@ -117,7 +117,7 @@ def test_each_dependency_is_imported_where_it_belongs() -> None:
 def test_the_pipeline_imports_torch_and_what_needs_it_inside_functions_only() -> None:
     tree = parsed(PACKAGE / "pipeline.py")
     inside = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in imports(node)}
-    heavy = {name for name in imports(tree) if name.split(".")[:2] in (["torch"], ["cosyjit", "checkpoint"])}
+    heavy = {name for name in imports(tree) if name.split(".")[:2] in (["torch"], ["cosyjit", "weights"])}
     assert heavy
     assert heavy <= inside
 
@@ -137,7 +137,7 @@ def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
     imported = {name.split(".")[0] for name in out.split()}
     assert err == ""
     assert module in out.split()
-    assert imported & {"torch", "prefect", "numpy", "hyperpyyaml", "ruamel"} == set()
+    assert imported & {"torch", "prefect", "numpy"} == set()
 
 
 def test_nothing_is_printed_but_by_the_command_line() -> None:

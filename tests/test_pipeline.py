@@ -90,7 +90,7 @@ def test_a_build_gives_the_digest_and_the_size_of_the_file_and_tells_its_stages(
     assert artifact.sha256 == hashlib.sha256(content).hexdigest()
     assert artifact.bytes == len(content) > target.weight_bytes
     assert artifact.seconds > 0
-    assert told == ["load", "script", "save", "digest", "built"]
+    assert told == ["load", "script", "save", "sync", "built"]
     assert artifact.path.parent == tmp_path / target.name
     assert list(tmp_path.rglob("*.*")) == [tmp_path / target.name, artifact.path]
 
@@ -135,7 +135,7 @@ def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) 
     )
     for target in plan(tiny, precisions=["fp32"]):
         stages = [stage for name, stage in told if name == target.name]
-        assert stages == ["load", "script", "save", "digest", "built"]
+        assert stages == ["load", "script", "save", "sync", "built"]
 
 
 def test_equal_checkpoints_give_equal_bytes_wherever_they_are(tiny: Path, copy_of: Copy, tmp_path: Path) -> None:

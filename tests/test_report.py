@@ -21,7 +21,7 @@ DIGEST = "0123456789abcdef" * 4
 def target(name: str, precision: str = "fp32", directory: str = "/models/m") -> Target:
     component = next(component for component in FAMILIES[0].components if component.name == name)
     source = Source(Path(directory), Path(directory, "cosyvoice.yaml"))
-    return Target(source, component, PRECISIONS[precision], 1_000_000)
+    return Target(source, component, {}, PRECISIONS[precision], 1_000_000)
 
 
 def built(name: str, precision: str = "fp32", directory: str = "/models/m", *, published: bool = True) -> Outcome:

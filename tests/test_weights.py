@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosyjit.checkpoint import load_encoder, read_weights
 from cosyjit.errors import CheckpointError, ConfigError, InputError, TensorMismatchError, UnsupportedOptionError
 from cosyjit.families import FAMILIES
-from tests.built import component_of, opened
+from cosyjit.weights import read_weights
+from tests.built import loaded
 from tests.gadgets import PICKLED
 
 Copy = Callable[[Path], Path]
@@ -26,8 +26,7 @@ COMPONENTS: Final = [(index, component) for index in (0, 1) for component in FAM
 
 
 def load(directory: Path, name: str) -> dict[str, Tensor]:
-    checkpoint = opened(directory)
-    _, tensors = load_encoder(checkpoint, component_of(checkpoint, name))
+    _, tensors = loaded(directory, name)
     return tensors
 
 
@@ -72,7 +71,7 @@ def unreadable(path: Path, content: bytes, *words: str) -> str:
 @pytest.mark.parametrize(("family", "component"), COMPONENTS)
 def test_each_component_loads_strictly(family: int, component: Any, tiny: Path, tiny2: Path) -> None:
     directory = (tiny, tiny2)[family]
-    encoder, tensors = load_encoder(opened(directory), component)
+    encoder, tensors = loaded(directory, component.name)
     assert all(parameter.is_meta for parameter in encoder.parameters())
     assert not encoder.training
     encoder.load_state_dict(tensors, strict=True, assign=True)
