@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 # A tiny checkpoint from a seed, exported by the Prefect flow with a server of its own.
 demo: $(INSTALLED)
 	$(BIN)/cosyjit synth $(DEMO)/CosyVoice-tiny --family cosyvoice --size tiny --seed 0
-	PREFECT_HOME=$(abspath $(DEMO))/prefect PREFECT_API_URL= \
+	env -u PREFECT_API_URL PREFECT_HOME=$(abspath $(DEMO))/prefect \
 		$(BIN)/python -c 'from flows.export import export; export("$(DEMO)/CosyVoice-tiny")'
 	@ls $(DEMO)/CosyVoice-tiny/*.zip
 
