@@ -1,4 +1,4 @@
-"""TorchScript artifacts of CosyVoice's encoders, built only when what they are made from has changed.
+"""TorchScript artifacts of CosyVoice's encoders, for the runtime that loads them.
 
 import cosyjit
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ BAD_INPUT = 2
 """The exit status when what was given cannot be exported as it is."""
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
+TERMINATED = 143
+"""The exit statuses after Ctrl-C and SIGTERM, as shells have them."""
 
 _errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
@@ -124,6 +126,8 @@ def _progress() -> Iterator[pipeline.Progress]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; each error that is the input's becomes one line on standard error."""
+    # As for Ctrl-C: what is under way is ended, and what is half written is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         status: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ _REFERENCES: Final = ("!ref", "!copy")
 _CORE: Final = "tag:yaml.org,2002:"
 _PLAIN: Final = {_CORE + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
 _MERGE: Final = _CORE + "merge"
+_LARGEST: Final = 10_000
 _REFERENCE: Final = re.compile(r"<([^>]*)>")
 
 _Path = tuple[str, ...]
@@ -137,7 +138,10 @@ class _Cutting:
             if node is None or path in self._kept:
                 continue  # HyperPyYAML names what is not there
             self._kept.add(path)
-            wanted += _references(self._inert(node), set())
+            copy = self._inert(node)
+            if _size(copy, {}) > _LARGEST:
+                raise ValueError(f"it has more than {_LARGEST} nodes, those that aliases repeat counted each time")
+            wanted += _references(copy, set())
 
     def text(self) -> str:
         """The cutting as a document."""
@@ -163,6 +167,8 @@ class _Cutting:
         if id(node) not in self._copies:
             tag = _tag(node)
             if isinstance(node, ScalarNode) and (tag in _PLAIN or tag in _REFERENCES):
+                if tag in _REFERENCES and "**" in node.value:
+                    raise ValueError("powers are not worked out: a short one can take for ever")
                 self._copies[id(node)] = ScalarNode(tag, node.value, style=node.style)
             elif isinstance(node, MappingNode) and (tag in _PLAIN or tag.startswith(_NEW)):
                 mapping = self._copies[id(node)] = MappingNode(tag, [])
@@ -228,6 +234,15 @@ def _items(node: MappingNode) -> list[tuple[Node, Node]]:
             own += [item for item in _items(merged) if item[0].value not in names]
             names = [key.value for key, _ in own]
     return own
+
+
+def _size(node: Node, known: dict[int, int]) -> int:
+    """How many nodes there are below a node and with it, an alias counted as what it stands for."""
+    if id(node) not in known:
+        children = [] if isinstance(node, ScalarNode) else node.value
+        parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _references(node: Node, seen: set[int]) -> Iterator[_Path]:

@@ -69,7 +69,7 @@ class TensorMismatchError(CheckpointError):
     Attributes:
         where: the weights file and the component.
         missing, unexpected: full names of tensors.
-        misshapen: "name: (shape found), not (shape wanted)".
+        misshapen: "name (shape found instead of shape wanted)".
     """
 
     def __init__(self, where: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]) -> None:

@@ -258,16 +258,13 @@ def export(
     """
     targets = plan(source, components, precisions)
     directory = publication_directory(targets, directory)
-    with (
-        staging(directory, room(targets)) as work,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        worker.stopped_on_error(),
-    ):
-        try:
-            results = gather(targets, lambda target: pool.submit(build, target, work, _bound(progress, target)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with staging(directory, room(targets)) as work:
+        with ThreadPoolExecutor(worker.processors()) as pool, worker.stopped_on_error():
+            try:
+                results = gather(targets, lambda target: pool.submit(build, target, work, _bound(progress, target)))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return conclude(results, directory)
 
 

@@ -56,7 +56,7 @@ def publish(files: Mapping[str, Path], directory: Path) -> list[Path]:
     """Move a set of files from a `staging` of this directory to their names in it.
 
     Each name changes from the file before to the new one in one step. Where one of them cannot be moved, all that were
-    are put back.
+    are put back. Of several publications into one directory, each waits for the one before.
 
     Args:
         files: names to files.
@@ -68,6 +68,14 @@ def publish(files: Mapping[str, Path], directory: Path) -> list[Path]:
     Raises:
         OutputError: a name cannot be written; the directory is as it was.
     """
+    try:
+        with _locked(directory):
+            return _replace_all(files, directory)
+    except OSError as error:
+        raise OutputError(_unwritable(directory, error)) from None
+
+
+def _replace_all(files: Mapping[str, Path], directory: Path) -> list[Path]:
     before: dict[Path, Path | None] = {}
     try:
         for name, file in files.items():
@@ -75,11 +83,9 @@ def publish(files: Mapping[str, Path], directory: Path) -> list[Path]:
             before[path] = _keep(path, file.with_suffix(".before"))
             file.replace(path)
         _sync(directory)
-    except BaseException as error:
+    except BaseException:
         for path, kept in before.items():
             _restore(path, kept)
-        if isinstance(error, OSError):
-            raise OutputError(_unwritable(directory, error)) from None
         raise
     return list(before)
 

@@ -27,7 +27,10 @@ def open_source(source: str | Path) -> Source:
         SourceError: no such directory, no configuration in it, or more than one.
     """
     directory = _directory(source)
-    found = [directory / name for name in CONFIG_FILES if (directory / name).is_file()]
+    try:
+        found = [directory / name for name in CONFIG_FILES if (directory / name).is_file()]
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read ({error.strerror}); make it readable") from None
     if not found:
         raise SourceError(f"{source}: no configuration in this directory; it needs one of {', '.join(CONFIG_FILES)}")
     if len(found) > 1:

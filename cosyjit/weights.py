@@ -45,12 +45,19 @@ def read_weights(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, empty or damaged, would run code, or holds no dictionary.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: does not exist; put the weights file beside the configuration")
-    if path.stat().st_size == 0:
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: does not exist; put the weights file beside the configuration") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    if empty:
         raise CheckpointError(f"{path}: is empty; copy or download it again")
     try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # Up to 2.5, torch loads a TorchScript archive, code and all, whatever `weights_only` says (CVE-2025-32434).
+        scripted = "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()  # noqa: SLF001
+        state = None if scripted else torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds more than tensors, which loading could run as code; save it as a flat state dictionary"
@@ -60,6 +67,8 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{path}: is damaged, or no zip file of torch.save ({_first_line(error)}); "
             "copy or download it again, or save it again"
         ) from None
+    if scripted:
+        raise CheckpointError(f"{path}: is a TorchScript archive; save the model's state dictionary")
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; save it as a flat state dictionary")
     return state
@@ -74,20 +83,25 @@ def _check(where: str, prefix: str, wanted: Mapping[str, Tensor], found: Mapping
     missing = [prefix + name for name in wanted if name not in found]
     unexpected = [prefix + name for name in found if name not in wanted]
     misshapen = [
-        f"{prefix}{name} ({_shape(found[name])} instead of {_shape(tensor)})"
+        f"{prefix}{name} ({_kind(found[name])} instead of {_shape(tensor)})"
         for name, tensor in wanted.items()
-        if name in found and _shape(found[name]) != _shape(tensor)
+        if name in found and _kind(found[name]) != _shape(tensor)
     ]
     if missing or unexpected or misshapen:
         raise TensorMismatchError(where, missing, unexpected, misshapen)
 
 
-def _shape(value: Any) -> str:
-    """What of a value must be as wanted, in words: that it is a tensor, its kind of numbers, and its shape."""
-    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
+def _kind(value: Any) -> str:
+    """The shape of a tensor that has numbers in a row, or what a value is instead."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized or not value.is_cpu:
         return f"no plain tensor, {type(value).__name__}"
-    kind = "" if value.is_floating_point() else f"{str(value.dtype).removeprefix('torch.')} "
-    return f"{kind}{tuple(value.shape)}"
+    return _shape(value)
+
+
+def _shape(tensor: Tensor) -> str:
+    """What of a tensor has to be as wanted, in words: its shape, and its type unless that is a float."""
+    kind = "" if tensor.is_floating_point() else f"{str(tensor.dtype).removeprefix('torch.')} "
+    return f"{kind}{tuple(tensor.shape)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,9 +1,9 @@
 """Calls in processes of their own, without the seconds that each would take to import torch.
 
-A server process imports torch once and forks one child for each call. The child does the
-call and ends: its memory is given back, TorchScript's process-wide state is fresh each time, and when it is killed only
-this call fails. The server never runs torch itself and has a single thread, so that forking it is safe. It ends, and
-its children with it, when the process that started it does, in whatever way.
+A server process imports torch once and forks one child for each call. The child does the call and ends: its memory is
+given back, TorchScript's process-wide state is fresh each time, and when it is killed only this call fails. The server
+never runs torch itself and has a single thread, so that forking it is safe. When the process that started it ends, in
+whatever way, it ends its children and itself.
 
 `multiprocessing`'s fork server is not used because each of its children imports the caller's main module, which for a
 Prefect run is Prefect.
@@ -115,6 +115,11 @@ _MAIN: Final = "import sys; fd, *sys.path = sys.argv[1:]; from cosyjit.worker im
 may be a stranger's."""
 
 
+def processors() -> int:
+    """How many processors this process may use, and so how many calls are worth making at a time."""
+    return len(os.sched_getaffinity(0))
+
+
 class _Server:
     """The connection of this process to its server, which is started at the first call, and anew after it died."""
 
@@ -135,15 +140,19 @@ class _Server:
         ours, theirs = socket.socketpair()
         with theirs:
             # A session of its own: Ctrl-C at a terminal is for the caller to handle, who then ends the server.
-            process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(theirs.fileno()), *sys.path],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output is for results
-                # numpy, which torch imports where it is installed, would start the threads of its OpenBLAS.
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _MAIN, str(theirs.fileno()), *sys.path],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # standard output is for results
+                    # numpy, which torch imports where it is installed, would start the threads of its OpenBLAS.
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                raise BuildError(f"{sys.executable!r}: the build server cannot be started ({error.strerror})") from None
         self._pid = os.getpid()
         return process, ours
 

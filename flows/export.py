@@ -4,7 +4,6 @@ It only spreads the calls of `cosyjit.pipeline` over tasks. Each build runs in a
 killed fails its own task and no other.
 """
 
-import os
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -26,7 +25,7 @@ def build(target: Target, directory: Path) -> Artifact:
     return pipeline.build(target, directory, progress=logger.info)
 
 
-@flow(name="export", task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()))  # type: ignore[arg-type]
+@flow(name="export", task_runner=ThreadPoolTaskRunner(max_workers=worker.processors()))  # type: ignore[arg-type]
 def export(
     source: str,
     components: list[str] | None = None,
@@ -60,5 +59,7 @@ def _export(
 ) -> list[Outcome]:
     targets = pipeline.plan(source, components, precisions)
     directory = pipeline.publication_directory(targets, publish)
-    with staging(directory, pipeline.room(targets)) as work, worker.stopped_on_error():
-        return pipeline.conclude(pipeline.gather(targets, lambda target: build.submit(target, work)), directory)
+    with staging(directory, pipeline.room(targets)) as work:
+        with worker.stopped_on_error():
+            results = pipeline.gather(targets, lambda target: build.submit(target, work))
+        return pipeline.conclude(results, directory)

@@ -175,15 +175,18 @@ def test_a_killed_build_ends_with_status_1_and_nothing_is_published(tiny: Path, 
     assert snapshot(directory) == before
 
 
-def test_ctrl_c_ends_with_130_and_leaves_no_file_and_no_process(tiny: Path, copy_of: Copy) -> None:
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_export_leaves_no_file_and_no_process(
+    tiny: Path, copy_of: Copy, sent: signal.Signals, status: int
+) -> None:
     directory = copy_of(tiny)
     before = snapshot(directory)
     with spawn(CONSOLE_SCRIPT, "export", directory, "--publish", directory / "new") as process:
         wait_for(lambda: list(directory.glob("new/.cosyjit-*/*")) and builds(process.pid))
         below = children(process.pid)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, _ = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (status, "")
     wait_for(lambda: all(map(ended, below)))
     assert snapshot(directory) == before
 

@@ -105,7 +105,7 @@ SHARED: Final = """
     "options",
     [
         "{a: !ref <n>, b: !ref <f>, c: !ref <s>, d: !ref <quoted>, e: !ref <t>, f: !ref <none>, g: !ref <list>}",
-        "{a: !ref <n> * 2, b: !ref <n> / 2, c: !ref <n> // 2 - 1, d: !ref 2 ** <n> % 7, e: !ref <f> + <n> * 3}",
+        "{a: !ref <n> * 2, b: !ref <n> / 2, c: !ref <n> // 2 - 1, d: !ref 20 - <n> % 7, e: !ref <f> + <n> * 3}",
         "{a: !ref <s>/x, b: !ref <s>_<n>, c: !ref <quoted> * 2, d: !ref <s> * 2, e: !ref '-<n> * 2'}",
         "{a: !ref '<tree[a][b]>', b: !ref '<tree[a]>', c: !copy <list>, d: !copy '<tree[a]>'}",
         "{a: <n>, b: !ref plain, c: '!ref <n>'}",
@@ -248,6 +248,7 @@ def test_what_is_broken_elsewhere_does_not_matter(broken: str) -> None:
         "{a: 1, <<: [*tree, text]}",
         "{a: 1, <<: !ref <tree>}",
         "{a: 1, b: &b {<<: *b}}",
+        "{a: !ref 9 ** <n>}",
     ],
 )
 def test_what_is_broken_inside_is_an_error(options: str) -> None:
@@ -270,6 +271,14 @@ def test_what_is_broken_inside_is_an_error(options: str) -> None:
     with pytest.raises(ConfigError) as error:
         broken.instance("llm.e")
     assert_error(error, WHERE, "llm.e", "correct the node")
+
+
+def test_aliases_that_stand_for_more_and_more_are_refused() -> None:
+    levels = [f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]" for level in range(1, 12)]
+    exploding = config("\n".join(["l0: &l0 1", *levels, "llm: !new:a.Model", "  e: !new:a.Encoder {a: *l11}", ""]))
+    with pytest.raises(ConfigError) as error:
+        exploding.instance("llm.e")
+    assert_error(error, WHERE, "llm.e", "more than 10000 nodes")
 
 
 @pytest.mark.parametrize("name", ["llm.e", "flow.e", "llm.m.e", "llm.a", "llm.b", "llm.c", "llm.d", "x"])

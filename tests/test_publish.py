@@ -192,6 +192,14 @@ def test_stagings_at_the_same_time_do_not_disturb_each_other(directory: Path) ->
     assert snapshot(directory) == {"llm.pt": b"weights"}
 
 
+def test_publications_at_the_same_time_leave_one_whole_set(directory: Path) -> None:
+    for _ in range(50):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda content: put(directory, content), [b"1", b"2", b"3", b"4"]))
+        found = {name: content for name, content in snapshot(directory).items() if name != "llm.pt"}
+        assert found in [published(content) for content in (b"1", b"2", b"3", b"4")]
+
+
 STAGE = """
 import sys
 from pathlib import Path

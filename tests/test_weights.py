@@ -17,6 +17,7 @@ from cosyjit.errors import CheckpointError, ConfigError, InputError, TensorMisma
 from cosyjit.families import FAMILIES
 from cosyjit.weights import read_weights
 from tests.built import loaded
+from tests.encoders.jit import torchscript
 from tests.gadgets import PICKLED
 
 Copy = Callable[[Path], Path]
@@ -163,6 +164,32 @@ GARBAGE: Final = {
 @pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
 def test_what_is_no_zip_of_torch_save_is_damaged(content: bytes, tmp_path: Path) -> None:
     unreadable(tmp_path / "llm.pt", content, "is damaged, or no zip file of torch.save")
+
+
+class Scripted(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_torchscript_archive_is_refused_before_torch_loads_it(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with torchscript():
+        torch.jit.save(torch.jit.script(Scripted()), buffer)
+    unreadable(tmp_path / "llm.pt", buffer.getvalue(), "is a TorchScript archive", "save the model's state dictionary")
+
+
+def test_a_directory_in_place_of_the_weights_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "llm.pt").mkdir()
+    with pytest.raises(CheckpointError, match=r"llm\.pt: cannot be read \(Is a directory\)"):
+        read_weights(tmp_path / "llm.pt")
+
+
+def test_a_tensor_without_numbers_does_not_fit(tiny: Path, copy_of: Copy) -> None:
+    directory = copy_of(tiny)
+    state = torch.load(directory / "flow.pt", weights_only=True)
+    torch.save(state | {"encoder.after_norm.bias": torch.empty(64, device="meta")}, directory / "flow.pt")
+    with pytest.raises(TensorMismatchError, match=r"encoder\.after_norm\.bias \(no plain tensor, Tensor instead of"):
+        loaded(directory, "flow.encoder")
 
 
 def test_a_zip_of_something_else_is_damaged(tmp_path: Path) -> None:

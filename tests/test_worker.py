@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -246,3 +247,10 @@ print(worker.run(calls.shout), "torch" in sys.modules, *calls.servers(os.getpid(
     assert (answer, imported) == ("answer", "False")
     assert sorted(err.splitlines()) == ["printed by the call", "written by the call"]
     wait_for(lambda: ended(int(server)))
+
+
+def test_a_server_that_cannot_be_started_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.stop()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(BuildError, match="'/nowhere/python': the build server cannot be started"):
+        worker.run(calls.give, 1)

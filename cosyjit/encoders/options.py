@@ -37,12 +37,17 @@ class Option(NamedTuple):
 
 
 REQUIRED: Final = object()
+_SHOWN: Final = 100
 
 
 def _yaml(value: Any) -> str:
     """The value as a configuration would show it, in a line."""
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "a mapping"
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
