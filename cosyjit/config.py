@@ -28,6 +28,8 @@ _CORE: Final = "tag:yaml.org,2002:"
 _PLAIN: Final = {_CORE + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
 _MERGE: Final = _CORE + "merge"
 _LARGEST: Final = 10_000
+"""The most nodes that a component may have; a published one has about twenty."""
+
 _REFERENCE: Final = re.compile(r"<([^>]*)>")
 
 _Path = tuple[str, ...]

@@ -328,7 +328,9 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 
 # HyperPyYAML rounds a number in its 16th digit.
 NUMBERS: Final = st.integers() | st.integers(-(10**6), 10**6).map(lambda n: n / 1000) | st.sampled_from([1e-6, 2.5e20])
-SCALARS: Final = st.none() | st.booleans() | NUMBERS | st.text(st.characters(exclude_categories=["Cs"]))
+# Of U+0085, a line break in YAML 1.1, HyperPyYAML makes a space, in the runtime as here.
+CHARACTERS: Final = st.characters(exclude_categories=["Cs"], exclude_characters="\x85")
+SCALARS: Final = st.none() | st.booleans() | NUMBERS | st.text(CHARACTERS)
 OPTIONS: Final = st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), SCALARS, max_size=6)
 
 

@@ -192,6 +192,15 @@ def test_stagings_at_the_same_time_do_not_disturb_each_other(directory: Path) ->
     assert snapshot(directory) == {"llm.pt": b"weights"}
 
 
+def test_a_set_for_which_there_is_no_room_is_refused_before_anything_is_written(directory: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"are to be written and [\d,]+ MB are free; make room"),
+        staging(directory, size=2**62),
+    ):
+        pytest.fail("there is no such disk")
+    assert snapshot(directory) == {"llm.pt": b"weights"}
+
+
 def test_publications_at_the_same_time_leave_one_whole_set(directory: Path) -> None:
     for _ in range(50):
         with ThreadPoolExecutor(4) as pool:

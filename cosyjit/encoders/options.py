@@ -38,6 +38,7 @@ class Option(NamedTuple):
 
 REQUIRED: Final = object()
 _SHOWN: Final = 100
+"""How much of a value a message quotes, in characters."""
 
 
 def _yaml(value: Any) -> str:
