@@ -8,15 +8,16 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check bench clean
 
-# A tiny checkpoint from a seed, exported by the Prefect flow with a server of its own.
+# A tiny checkpoint from a seed, exported twice by the Prefect flow with a server of its own: six built, six cached.
 demo: $(INSTALLED)
+	rm -rf $(DEMO)/CosyVoice-tiny $(DEMO)/store
 	$(BIN)/cosyjit synth $(DEMO)/CosyVoice-tiny --family cosyvoice --size tiny --seed 0
-	env -u PREFECT_API_URL PREFECT_HOME=$(abspath $(DEMO))/prefect \
-		$(BIN)/python -c 'from flows.export import export; export("$(DEMO)/CosyVoice-tiny")'
+	env -u PREFECT_API_URL PREFECT_HOME=$(abspath $(DEMO))/prefect COSYJIT_STORE=$(abspath $(DEMO))/store \
+		$(BIN)/python -c 'from flows.export import export; [export("$(DEMO)/CosyVoice-tiny") for _ in "12"]'
 	@ls $(DEMO)/CosyVoice-tiny/*.zip
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -27,6 +28,7 @@ check: $(INSTALLED)
 BENCH ?= build/bench
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export $(BENCH)
+	$(BIN)/python -m benchmarks.incremental $(BENCH)
 
 clean:
 	rm -rf build $(VENV)

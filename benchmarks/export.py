@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cosyjit import pipeline, worker
-from cosyjit.pipeline import Outcome, Target
+from cosyjit.files import remove
+from cosyjit.pipeline import Outcome
+from cosyjit.store import Store
 from cosyjit.synth import synth
 
 STAGES = ("load", "script", "save", "sync")
@@ -115,13 +117,14 @@ def _write(sizes: list[int], directory: Path) -> None:
 def _clear(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
-        path.unlink()
+        remove(path)
     return directory
 
 
 def _export(source: Path, out: Path, progress: pipeline.Progress | None = None) -> list[Outcome]:
+    """Into an empty store on the same disk."""
     try:
-        return pipeline.export(source, directory=out, progress=progress)
+        return pipeline.export(source, directory=out, store=Store(out / "store"), progress=progress)
     finally:
         worker.stop()  # each export of the command line starts its own server; so does each one here
 
@@ -132,17 +135,17 @@ def _plain_export(source: Path, out: Path) -> None:
 
 def _round(source: Path, work: Path) -> Round:
     result = Round()
-    entered: dict[Target, list[tuple[str, float]]] = defaultdict(list)
+    entered: dict[str, list[tuple[str, float]]] = defaultdict(list)
     out = _clear(work / "out")
     _make_cold(source)
     result.export = _timed(
-        lambda: _export(source, out, lambda target, stage: entered[target].append((stage, time.perf_counter())))
+        lambda: _export(source, out, lambda target, stage: entered[target.name].append((stage, time.perf_counter())))
     )
-    sizes = [path.stat().st_size for path in out.iterdir()]
+    sizes = [path.stat().st_size for path in out.glob("*.zip")]
     result.size = sum(sizes)
-    for target, stages in entered.items():
+    for name, stages in entered.items():
         ends = [at for _, at in stages[1:]]
-        result.stages[target.name] = {stage: end - at for (stage, at), end in zip(stages, ends, strict=False)}
+        result.stages[name] = {stage: end - at for (stage, at), end in zip(stages, ends, strict=False)}
 
     _clear(out)
     result.write = _timed(lambda: _write(sizes, out))
@@ -202,7 +205,7 @@ def main(directory: Path, count: int) -> None:
     if not source.is_dir():
         synth(source, "cosyvoice", "full")
     rounds = [_round(source, directory) for _ in range(count)]
-    memory = _peak_memory(lambda: _export(source, out))
+    memory = _peak_memory(lambda: _export(source, _clear(out)))
     plain_memory = _peak_memory(lambda: _plain_export(source, _clear(out)))
     _clear(out)
     _show(rounds, memory, plain_memory)

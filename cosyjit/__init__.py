@@ -6,8 +6,17 @@ for outcome in cosyjit.export("CosyVoice-300M"):
     print(outcome.target.name, outcome.state, outcome.path)
 """
 
+from cosyjit.audit import Fault, audit_directory, audit_store
+from cosyjit.building import Artifact, build
 from cosyjit.errors import BuildError, CosyjitError, InputError
-from cosyjit.pipeline import Artifact, Outcome, Target, build, export, plan
+from cosyjit.gc import collect
+from cosyjit.inspection import Shown, Status, status
+from cosyjit.pipeline import Outcome, export
+from cosyjit.planning import Planned, Target, plan
+from cosyjit.publication import Publication, Published
+from cosyjit.publish import history, rollback
+from cosyjit.record import Record
+from cosyjit.store import Store
 
 __version__ = "0.1.0"
 
@@ -15,10 +24,24 @@ __all__ = [
     "Artifact",
     "BuildError",
     "CosyjitError",
+    "Fault",
     "InputError",
     "Outcome",
+    "Planned",
+    "Publication",
+    "Published",
+    "Record",
+    "Shown",
+    "Status",
+    "Store",
     "Target",
+    "audit_directory",
+    "audit_store",
     "build",
+    "collect",
     "export",
+    "history",
     "plan",
+    "rollback",
+    "status",
 ]

@@ -4,16 +4,22 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from cosyjit import __version__, pipeline, report
+from cosyjit import __version__, audit, inspection, pipeline, planning, report, settings
+from cosyjit import gc as collection
+from cosyjit import lineage as tracing
+from cosyjit import publish as publishing
 from cosyjit.errors import BuildError, CosyjitError
-from cosyjit.pipeline import Target
+from cosyjit.files import absolute
+from cosyjit.planning import Target
+from cosyjit.store import Store
 
 FAILED = 1
 """The exit status when a target could not be built."""
@@ -34,20 +40,34 @@ app = App(
 )
 
 
-def _output() -> Console:
-    return Console(soft_wrap=True, highlight=False, emoji=False)
+def _show(*things: RenderableType) -> None:
+    """On standard output: text as it is, tables as wide as a terminal is, or as they need where there is none."""
+    console = Console(highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 300
+    for thing in things:
+        console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
+
+
+_Store = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
+_Json = Annotated[bool, Parameter(name="--json", negative="")]
+_Names = Annotated[list[str] | None, Parameter(negative="")]
+_Source = Annotated[Path, Parameter(name=["--source", "--model-dir", "--model_dir"])]
 
 
 @app.command
 def export(
-    source: Annotated[Path, Parameter(name=["--source", "--model-dir", "--model_dir"])],
+    source: _Source,
     *,
-    component: Annotated[list[str] | None, Parameter(negative="")] = None,
-    precision: Annotated[list[str] | None, Parameter(negative="")] = None,
+    component: _Names = None,
+    precision: _Names = None,
     publish: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    store: _Store = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    link: Annotated[bool, Parameter(negative="")] = False,
+    json: _Json = False,
 ) -> int:
-    """Build the zips of a model directory and publish them.
+    """Build what has changed of a model directory, and publish it.
 
     Exits with 0 if all is well, 1 if a target failed, 2 if the input cannot be exported.
 
@@ -61,20 +81,184 @@ def export(
         fp32, fp16 or bf16; may be repeated. fp32 and fp16 by default.
     publish
         Where to put the zips. Beside the checkpoint by default.
+    store
+        Where artifacts are kept: a directory or an fsspec URL. ~/.cache/cosyjit by default.
+    force
+        Build even what has not changed.
+    link
+        Publish hard links to the store's files, not copies: for directories that nobody else writes to.
     json
         Print one JSON object and nothing else.
     """
     with _progress() as progress:
         outcomes = pipeline.export(
-            source, components=component, precisions=precision, directory=publish, progress=progress
+            source,
+            components=component,
+            precisions=precision,
+            directory=publish,
+            store=Store(store),
+            force=force,
+            link=link,
+            progress=progress,
         )
-    if json:
-        print(report.as_json(outcomes))
-    else:
-        console = _output()
-        console.print(report.table(outcomes))
-        console.print("\n".join(report.closing(outcomes)), markup=False)
+    _show(report.outcomes_json(outcomes) if json else report.outcomes_table(outcomes))
+    if not json:
+        _show(*report.closing(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+@app.command
+def plan(
+    source: _Source,
+    *,
+    component: _Names = None,
+    precision: _Names = None,
+    store: _Store = None,
+    json: _Json = False,
+) -> int:
+    """Show what an export would build, and why. Nothing is built.
+
+    Parameters
+    ----------
+    source, component, precision, store, json
+        As for export.
+    """
+    planned = planning.plan(source, component, precision, store=Store(store))
+    _show(report.plan_json(planned) if json else report.plan_table(planned))
+    return 0
+
+
+@app.command
+def status(directory: Path, *, store: _Store = None, json: _Json = False) -> int:
+    """Show what a directory has published, from what, and whether that is current and undamaged.
+
+    Exits with 0 if it is, 1 if something is damaged, missing or out of date.
+
+    Parameters
+    ----------
+    directory
+        Where it is published.
+    store, json
+        As for export.
+    """
+    found = inspection.status(absolute(directory), Store(store))
+    if json:
+        _show(report.status_json(found))
+    else:
+        shown = found.publication
+        _show(report.status_table(found))
+        _show(f"Publication {shown.number} of {shown.published}, from {shown.source}; manifest {found.manifest}")
+    return 0 if found.well else FAILED
+
+
+@app.command
+def history(directory: Path, *, store: _Store = None, json: _Json = False) -> int:
+    """List the publications of a directory, the latest first.
+
+    Parameters
+    ----------
+    directory
+        Where they were published.
+    store, json
+        As for export.
+    """
+    found = publishing.history(Store(store), absolute(directory))
+    _show(report.history_json(found) if json else report.history_table(found))
+    return 0
+
+
+@app.command
+def rollback(directory: Path, *, to: int | None = None, store: _Store = None) -> int:
+    """Publish an earlier set again, from the store: nothing is built.
+
+    Parameters
+    ----------
+    directory
+        Where it was published.
+    to
+        The number of the publication, from history. The one before the current by default.
+    store
+        As for export.
+    """
+    after = publishing.rollback(Store(store), absolute(directory), to)
+    _show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
+    return 0
+
+
+@app.command
+def verify(place: str | None = None, *, store: _Store = None, json: _Json = False) -> int:
+    """Read a directory's published files, or all of a store, again, and check their digests.
+
+    Exits with 0 if nothing is wrong, 1 after a list of what is.
+
+    Parameters
+    ----------
+    place
+        A directory that shows a publication, or a store; the store by default.
+    store, json
+        As for export.
+    """
+    kept = Store(store)
+    if place is None:
+        faults = audit.audit_store(kept)
+    elif audit.is_store(place):
+        faults = audit.audit_store(Store(place))
+    else:
+        faults = audit.audit_directory(kept, absolute(Path(place)))
+    if json:
+        _show(report.faults_json(faults))
+    else:
+        _show(*[f"{fault.name}: {fault.problem}" for fault in faults] or ["Nothing is wrong"])
+    return FAILED if faults else 0
+
+
+@app.command
+def gc(
+    *,
+    keep: int = collection.KEEP,
+    older_than: timedelta = timedelta(seconds=collection.OLDER_THAN),
+    delete: Annotated[bool, Parameter(negative="")] = False,
+    store: _Store = None,
+    json: _Json = False,
+) -> int:
+    """Show what in the store no publication in reach refers to; with --delete, remove it.
+
+    Parameters
+    ----------
+    keep
+        How many publications of each directory stay in reach.
+    older_than
+        What is younger stays as well: 7d, 12h, 30m, 0s.
+    delete
+        Remove what is found.
+    store, json
+        As for export.
+    """
+    found = collection.collect(Store(store), keep=keep, older_than=older_than.total_seconds(), remove=delete)
+    _show(report.garbage_json(found, removed=delete) if json else report.garbage_table(found))
+    if not json:
+        _show(report.garbage_line(found, removed=delete))
+    return 0
+
+
+@app.command
+def lineage(artifact: str, *, store: _Store = None, json: _Json = False) -> int:
+    """Show what an artifact was made from.
+
+    Exits with 1 if a file has other bytes than the record of its fingerprint names.
+
+    Parameters
+    ----------
+    artifact
+        The path of a zip, its SHA-256, or a fingerprint.
+    store
+        As for export.
+    json
+        Print the record as it is kept: an in-toto statement.
+    """
+    found = tracing.trace(Store(store), artifact)
+    _show(report.lineage_json(found) if json else report.lineage_tree(found))
+    return FAILED if found.record and not found.same_bytes else 0
 
 
 @app.command
@@ -100,7 +284,7 @@ def synth(
     """
     from cosyjit.synth import synth as write
 
-    _output().print(str(write(directory, family, size, seed)), markup=False)
+    _show(str(write(directory, family, size, seed)))
     return 0
 
 
@@ -119,7 +303,7 @@ def _progress() -> Iterator[pipeline.Progress]:
         def show(target: Target, stage: str) -> None:
             if target not in tasks:
                 tasks[target] = bar.add_task(target.name, total=1, stage=stage)
-            bar.update(tasks[target], stage=stage, completed=int(stage == "built"))
+            bar.update(tasks[target], stage=stage, completed=int(stage in {"built", "cached"}))
 
         yield show
 

@@ -7,6 +7,7 @@ cutting. A tag that would run something is by then a string that names it, so th
 and whatever stands elsewhere in the file does not matter.
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ class Config:
 
     Attributes:
         where: what messages call it; the file.
+        sha256: the digest of its text.
     """
 
     def __init__(self, text: str, where: str) -> None:
@@ -62,6 +64,7 @@ class Config:
             ConfigError: it is no YAML mapping.
         """
         self.where = where
+        self.sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         try:
             root = _compose(text)
         except (YAMLError, RecursionError) as error:
@@ -77,7 +80,7 @@ class Config:
             ConfigError: the file cannot be read, or is no YAML mapping.
         """
         try:
-            return cls(path.read_text(encoding="utf-8"), str(path))
+            return cls(path.read_bytes().decode("utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read ({_line(error)}); restore the published file") from None
 

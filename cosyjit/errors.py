@@ -8,7 +8,11 @@
     │   ├── CheckpointError            a weights file that is missing, damaged, or more than tensors
     │   │   └── TensorMismatchError    tensors that are missing, unexpected, or of another shape
     │   ├── SelectionError             a family, component or precision that there is not
-    │   └── OutputError                a directory that cannot be written to
+    │   ├── OutputError                a directory that cannot be written to
+    │   ├── StoreError                 a store that cannot be read or written, or has not what is asked of it
+    │   │   └── RecordError            a record or manifest that is damaged
+    │   │       └── LaterSchemaError   one that a later version of cosyjit has written
+    │   └── PublicationError           a directory, or a number, under which nothing is published
     └── BuildError                     one target could not be built; the others can
 
 Each message is one line that names the thing, the value and the way out. All of them survive pickling: every
@@ -88,6 +92,22 @@ class SelectionError(InputError):
 
 class OutputError(InputError):
     """A directory that cannot be written to."""
+
+
+class StoreError(InputError):
+    """A store that cannot be read or written, or has not what is asked of it."""
+
+
+class RecordError(StoreError):
+    """A record or manifest that is damaged."""
+
+
+class LaterSchemaError(RecordError):
+    """A record or manifest that a later version of cosyjit has written; it is left alone."""
+
+
+class PublicationError(InputError):
+    """A directory, or a number, under which nothing is published."""
 
 
 class BuildError(CosyjitError):

@@ -1,75 +1,29 @@
-"""Plan, build, publish: from a model directory to the zips that the runtime reads.
+"""From a model directory to the zips that the runtime reads: plan, build what the store has not, store, publish.
 
 Whatever needs torch runs in processes of its own (`cosyjit.worker`); the caller's does not import it.
 """
 
-import hashlib
-import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Final, Literal, Protocol
 
-from cosyjit import worker
-from cosyjit.checkpoint import open_checkpoint
-from cosyjit.families import Component, Precision, select_components, select_precisions
-from cosyjit.publish import publish, staging
-from cosyjit.source import Source, open_source
+from cosyjit import publish, record, sets, worker
+from cosyjit.building import build
+from cosyjit.digests import processors
+from cosyjit.errors import StoreError
+from cosyjit.files import absolute
+from cosyjit.planning import Planned, Target, compare_one, plan, remember
+from cosyjit.publication import Published
+from cosyjit.record import Material, Record
+from cosyjit.store import Store
 
-
-@dataclass(frozen=True)
-class Target:
-    """One component at one precision for one kind of device: one artifact.
-
-    Attributes:
-        source: the model directory.
-        component: what is exported.
-        options: those of its encoder, as the configuration gives them.
-        precision: the type of its weights.
-        parameters: how many numbers these are.
-        device: the kind of device that the graph is optimized on; the artifact loads on others as well.
-    """
-
-    source: Source
-    component: Component
-    options: Mapping[str, Any] = field(hash=False)
-    precision: Precision
-    parameters: int
-    device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        return f"{self.component.name}.{self.precision.name}"
-
-    @property
-    def file_name(self) -> str:
-        """The name by which the runtime finds the artifact."""
-        return f"{self.name}.zip"
-
-    @property
-    def weight_bytes(self) -> int:
-        """What the weights take, and so, nearly, the artifact."""
-        return self.parameters * self.precision.bytes
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A built zip, not yet published.
-
-    Attributes:
-        path: where it is staged.
-        sha256: the digest of its bytes, in hex.
-        bytes: its size.
-        seconds: what building it took.
-    """
-
-    target: Target
-    path: Path
-    sha256: str
-    bytes: int
-    seconds: float
+_SLOTS: Final = threading.BoundedSemaphore(processors())
+"""One for each processor: no more is built at a time. Who comes first is served first."""
 
 
 @dataclass(frozen=True)
@@ -77,160 +31,176 @@ class Outcome:
     """What became of a target.
 
     Attributes:
-        path: where its artifact is published; None if it is not.
-        artifact: what was built; None if that failed.
+        state: "cached" if the store had its artifact.
+        reasons: why it was built; see `Planned`.
+        record: that of its artifact; None if there is none.
+        seconds: what that took, publishing apart.
+        path: where the artifact is published; None if it is not.
         error: why it failed, in a line; None if it did not.
     """
 
     target: Target
-    state: Literal["built", "failed"]
+    state: Literal["built", "cached", "failed"]
+    reasons: tuple[str, ...] = ()
+    record: Record | None = None
+    seconds: float = 0.0
     path: Path | None = None
-    artifact: Artifact | None = None
     error: str | None = None
 
 
 Progress = Callable[[Target, str], None]
-"""Is told each target and the name of the stage that it enters: load, script, save, sync, built."""
+"""Is told each target and the name of the stage that it enters: load, script, save, sync, built; or cached."""
 
 
-def plan(
-    source: str | Path, components: Sequence[str] | None = None, precisions: Sequence[str] | None = None
-) -> tuple[Target, ...]:
-    """The targets of a model directory, once all of what they need is seen to fit. Nothing is written.
+def make(
+    planned: Planned,
+    store: Store,
+    directory: Path,
+    *,
+    link: bool = False,
+    progress: worker.Progress | None = None,
+    run: Mapping[str, str] | None = None,
+) -> Outcome:
+    """See to it that the store has a target's artifact, and bring it to where it will be published.
 
     Args:
-        source: a model directory.
-        components: names of components; all that the family has for None.
-        precisions: names of precisions; fp32 and fp16 for None.
+        planned: from `plan`.
+        store: entered with `Store.in_use`.
+        directory: entered with `publish.opened`.
+        link: see `publish.publish`.
+        progress: is told the name of each stage.
+        run: the identifiers of the run that this is part of, for the record.
 
     Raises:
-        InputError: something is wrong with the directory, its configuration or weights, or there is nothing to export.
-        BuildError: the process that read the weights was killed.
+        InputError: the model directory has changed since it was planned, or the store or the directory cannot be
+            written to.
+        BuildError: the process that built it was killed.
     """
-    wanted = select_precisions(precisions)
-    checkpoint = open_checkpoint(open_source(source))
-    parts = {part: checkpoint.options(part) for part in select_components(checkpoint.family, components)}
-    parameters = worker.run(_check, checkpoint.source, parts)
-    return tuple(
-        Target(checkpoint.source, component, options, precision, parameters[component])
-        for component, options in parts.items()
-        for precision in wanted
+    begun = time.perf_counter()
+    target = planned.target
+    found = planned.record
+    if found is None:
+        with _SLOTS, store.turn(target.fingerprint.key):
+            if "forced" not in planned.reasons:
+                found = compare_one(store, target).record  # another process may have built it while we waited
+            state: Literal["built", "cached"] = "cached" if found else "built"
+            found = found or _make(target, store, progress, run or {})
+    else:
+        state = "cached"
+    if state == "cached" and progress is not None:
+        progress("cached")
+    remember(store, target)
+    try:
+        publish.bring(store, directory, _published(target, found), link=link)
+    except StoreError:
+        if state == "built":
+            raise
+        # It was not what it seemed when it was planned: built after all.
+        again = Planned(target, "stale", ("object missing or damaged",))
+        return make(again, store, directory, link=link, progress=progress, run=run)
+    return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
+
+
+def _make(target: Target, store: Store, progress: worker.Progress | None, run: Mapping[str, str]) -> Record:
+    """Build a target, and put it and its record into a store."""
+    started = record.now()
+    with ThreadPoolExecutor(1) as pool, store.staging() as work:
+        materials = pool.submit(_materials, target, store)
+        artifact = build(target, work, progress)
+        made = Record(
+            name=target.file_name,
+            sha256=artifact.sha256,
+            fingerprint=target.fingerprint,
+            component=target.component.name,
+            source=str(target.source.directory),
+            materials=materials.result(),
+            started=started,
+            finished=record.now(),
+            figures={
+                "bytes": artifact.bytes,
+                "weight_bytes": target.weight_bytes,
+                "seconds": round(artifact.seconds, 3),
+            },
+            run=run,
+        )
+        store.add(artifact.path, artifact.sha256)
+        record.save(store, made)
+    return made
+
+
+def _materials(target: Target, store: Store) -> tuple[Material, ...]:
+    config, weights = target.source.config, target.weights_file
+    digest = store.digests.sha256(weights)
+    target.check_unchanged()
+    return Material(config.name, config.as_uri(), target.config_sha256), Material(
+        weights.name, weights.as_uri(), digest
     )
 
 
-def _check(
-    source: Source, parts: Mapping[Component, Mapping[str, Any]], progress: worker.Progress
-) -> dict[Component, int]:
-    """Fit the weights of components to their options, and count them; runs in a process of its own."""
-    from cosyjit.weights import load_encoder
-
-    progress("check")
-    loaded = {component: load_encoder(source, component, options) for component, options in parts.items()}
-    return {component: sum(tensor.numel() for tensor in tensors.values()) for component, (_, tensors) in loaded.items()}
+def _published(target: Target, made: Record) -> Published:
+    return Published(made.sha256, made.bytes, target.fingerprint.key)
 
 
-def build(target: Target, directory: Path, progress: worker.Progress | None = None) -> Artifact:
-    """Build a target in a process of its own.
-
-    Args:
-        target: from `plan`.
-        directory: where to put the artifact, in a new directory named for the target.
-        progress: is told the name of each stage.
-
-    Raises:
-        InputError: the model directory has changed since it was planned, and no longer fits.
-        BuildError: the process was killed.
-    """
-    begun = time.perf_counter()
-    path = directory.absolute() / target.name
-    path.mkdir()
-    archive, sha256 = worker.run(_build, target, path, progress=progress)
-    if progress is not None:
-        progress("built")
-    return Artifact(target, archive, sha256, archive.stat().st_size, time.perf_counter() - begun)
-
-
-def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[Path, str]:
-    """Cast, script, freeze, optimize and save a target; runs in a process of its own."""
-    import torch
-
-    from cosyjit.script import cast, optimize, save
-    from cosyjit.weights import load_encoder
-
-    progress("load")
-    torch.set_num_threads(1)  # as many builds run side by side as there are processors
-    encoder, tensors = load_encoder(target.source, target.component, target.options)
-    encoder.load_state_dict(cast(tensors, getattr(torch, target.precision.dtype)), assign=True)
-    progress("script")
-    module = optimize(encoder, target.component.methods)
-    progress("save")
-    path = save(module, directory)
-    progress("sync")
-    return path, _sync(path)
-
-
-def _sync(path: Path) -> str:
-    """Bring a file to the disk, and meanwhile take its SHA-256."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-        synced = pool.submit(os.fsync, file.fileno())
-        while size := file.readinto(buffer):
-            digest.update(buffer[:size])
-        synced.result()
-    return digest.hexdigest()
+def workers() -> int:
+    """How many targets are worth working on at a time: while some are built, others are copied."""
+    return 2 * processors()
 
 
 class Pending(Protocol):
-    """A build under way, such as a `concurrent.futures.Future`."""
+    """Work under way, such as a `concurrent.futures.Future`."""
 
-    def result(self) -> Artifact:
-        """Wait for the artifact, or raise what the build raised."""
-
-
-Result = Artifact | Exception
-"""What a build gave or raised."""
+    def result(self) -> Outcome:
+        """Wait for the outcome, or raise what the work raised."""
 
 
-def gather(targets: Sequence[Target], submit: Callable[[Target], Pending]) -> list[tuple[Target, Result]]:
-    """Start a build for each target, the largest first, and wait for all of them, whichever fail."""
-    pending = {target: submit(target) for target in sorted(targets, key=lambda target: -target.weight_bytes)}
-    return [(target, _result(pending[target])) for target in targets]
+def gather(planned: Sequence[Planned], submit: Callable[[Planned], Pending]) -> list[Outcome]:
+    """Start the work on each target, the largest first, and wait for all of them, whichever fail."""
+    order = sorted(planned, key=lambda each: -each.target.weight_bytes)
+    pending = {each.target: submit(each) for each in order}
+    return [_outcome(each.target, pending[each.target]) for each in planned]
 
 
-def _result(pending: Pending) -> Result:
+def _outcome(target: Target, pending: Pending) -> Outcome:
     try:
         return pending.result()
     except Exception as error:  # noqa: BLE001  (one target's failure is not the others')
-        return error
+        return Outcome(target, "failed", error=" ".join(str(error).split()) or type(error).__name__)
 
 
-def publication_directory(targets: Sequence[Target], directory: str | Path | None) -> Path:
+def publication_directory(planned: Sequence[Planned], directory: str | Path | None) -> Path:
     """Where artifacts go: the directory given, or the model directory itself."""
-    return targets[0].source.directory if directory is None else Path(directory).expanduser().absolute()
+    return planned[0].target.source.directory if directory is None else absolute(Path(directory))
 
 
-def room(targets: Sequence[Target]) -> int:
-    """The bytes that the artifacts of targets will take, nearly."""
-    return sum(target.weight_bytes for target in targets)
-
-
-def conclude(results: Sequence[tuple[Target, Result]], directory: Path) -> list[Outcome]:
-    """Publish a set of artifacts if all of it was built; else leave what is published as it is.
+@contextmanager
+def ready(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator[None]:
+    """Make sure, before the work, that there is room for it; and end it with an error, what it left is removed.
 
     Raises:
-        OutputError: the directory cannot be written to; it is as it was.
+        StoreError: the store has no room for what is to be built.
+        OutputError: the directory cannot be written to, or has no room for that.
     """
-    staged = {target.file_name: result.path for target, result in results if isinstance(result, Artifact)}
-    complete = len(staged) == len(results)
-    paths = dict(zip(staged, publish(staged, directory), strict=True)) if complete else {}
-    return [_outcome(target, result, paths.get(target.file_name)) for target, result in results]
+    size = sum(each.target.weight_bytes for each in planned if each.record is None)
+    if size:
+        store.check_room(size)
+    reused = [each.record for each in planned if each.record]
+    size += sum(each.bytes for each in reused if not sets.file(directory, each.sha256).exists())
+    with publish.opened(directory, size):
+        yield
 
 
-def _outcome(target: Target, result: Result, path: Path | None) -> Outcome:
-    if isinstance(result, Artifact):
-        return Outcome(target, "built", path, artifact=result)
-    return Outcome(target, "failed", error=" ".join(str(result).split()) or type(result).__name__)
+def conclude(outcomes: Sequence[Outcome], store: Store, directory: Path, *, link: bool = False) -> list[Outcome]:
+    """Publish a set of artifacts if all of it is there; else leave what is published as it is.
+
+    Raises:
+        OutputError, StoreError: see `publish.publish`.
+    """
+    if any(each.record is None for each in outcomes):
+        publish.discard(directory)
+        return list(outcomes)
+    artifacts = {each.target.file_name: _published(each.target, each.record) for each in outcomes if each.record}
+    publish.publish(store, directory, artifacts, str(outcomes[0].target.source.directory), link=link)
+    return [replace(each, path=directory / each.target.file_name) for each in outcomes]
 
 
 def export(
@@ -239,33 +209,51 @@ def export(
     components: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     directory: str | Path | None = None,
+    store: Store | None = None,
+    force: bool = False,
+    link: bool = False,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Plan, build and publish, with as many builds at a time as there are processors.
+    """Plan, build what is not in the store, and publish, with as many builds at a time as there are processors.
 
-    The set is published only if all of it could be built.
+    The set is published only if all of it is there.
 
     Args:
-        source, components, precisions: see `plan`.
+        source, components, precisions, store, force: see `plan`.
         directory: where to publish; the model directory for None.
+        link: see `publish.publish`.
         progress: is told of stages, from several threads.
 
     Returns:
         What became of each target, in the order of `plan`.
 
     Raises:
-        InputError: the source or the directory is not fit for it; nothing was written.
+        InputError: the source, the store or the directory is not fit for it; what was published is as it was.
     """
-    targets = plan(source, components, precisions)
-    directory = publication_directory(targets, directory)
-    with staging(directory, room(targets)) as work:
-        with ThreadPoolExecutor(worker.processors()) as pool, worker.stopped_on_error():
+    store = store or Store()
+    with store.in_use():
+        planned = plan(source, components, precisions, store=store, force=force, exporting=True)
+        directory = publication_directory(planned, directory)
+        with ready(planned, store, directory):
+            outcomes = _make_all(planned, store, directory, link=link, progress=progress)
+            return conclude(outcomes, store, directory, link=link)
+
+
+def _make_all(
+    planned: Sequence[Planned], store: Store, directory: Path, *, link: bool, progress: Progress | None
+) -> list[Outcome]:
+    def submit(each: Planned) -> Pending:
+        return pool.submit(make, each, store, directory, link=link, progress=_bound(progress, each.target))
+
+    try:
+        with ThreadPoolExecutor(workers()) as pool, worker.stopped_on_error():
             try:
-                results = gather(targets, lambda target: pool.submit(build, target, work, _bound(progress, target)))
+                return gather(planned, submit)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return conclude(results, directory)
+    finally:
+        worker.reopen()
 
 
 def _bound(progress: Progress | None, target: Target) -> worker.Progress | None:

@@ -1,155 +1,263 @@
-"""The names that the runtime reads: a set of files put into a model directory, whole or not at all."""
+"""What a model directory shows: a set of artifacts under the names that the runtime reads, with those before it.
 
-import contextlib
-import fcntl
+The files are copies of the store's objects, by reference where the file system can, because other exporters write such
+names in place. What is damaged here is copied again from the store.
+"""
+
 import os
-import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import NamedTuple
 
-from cosyjit.errors import OutputError
-
-_STAGING: Final = ".cosyjit-"
+from cosyjit import files, publication, sets
+from cosyjit.digests import processors
+from cosyjit.errors import CheckpointError, OutputError, PublicationError
+from cosyjit.publication import Publication, Published
+from cosyjit.record import now
+from cosyjit.store import Condition, Store
 
 
 @contextmanager
-def staging(directory: Path, size: int = 0) -> Iterator[Path]:
-    """A new directory inside `directory`, on the same file system, for what is going to be published there.
-
-    It is locked while in use and removed at the end. What an export that was killed left behind is not locked, and is
-    removed here.
+def opened(directory: Path, size: int = 0) -> Iterator[None]:
+    """Make sure that a directory can be published into, before the work; what was brought is removed if that fails.
 
     Args:
-        directory: made if missing, and removed again if it stays empty.
-        size: how many bytes will be written there.
+        directory: made if missing.
+        size: how many bytes will be copied into it.
 
     Raises:
-        OutputError: the directory cannot be made or written to, or has too little room.
+        OutputError: it cannot be made or written to, or has too little room.
     """
-    made: list[Path] = []
+    _check_room(directory, size)
     try:
-        _make(directory, made)
-        with _locked(directory):
-            for left in directory.glob(f"{_STAGING}*"):
-                _remove_unlocked(left)
-            path = Path(tempfile.mkdtemp(prefix=_STAGING, dir=directory))
-            lock = os.open(path, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        _remove_empty(made)
-        raise OutputError(_unwritable(directory, error)) from None
-    try:
-        if (free := shutil.disk_usage(path).free) < size:
-            message = f"{directory}: {size / 1e6:,.0f} MB are to be written and {free / 1e6:,.0f} MB are free"
-            raise OutputError(f"{message}; make room, or publish into another directory")
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-        _remove_empty(made)
-
-
-def publish(files: Mapping[str, Path], directory: Path) -> list[Path]:
-    """Move a set of files from a `staging` of this directory to their names in it.
-
-    Each name changes from the file before to the new one in one step. Where one of them cannot be moved, all that were
-    are put back. Of several publications into one directory, each waits for the one before.
-
-    Args:
-        files: names to files.
-        directory: where the names are to stand.
-
-    Returns:
-        The published paths, in the order of `files`.
-
-    Raises:
-        OutputError: a name cannot be written; the directory is as it was.
-    """
-    try:
-        with _locked(directory):
-            return _replace_all(files, directory)
-    except OSError as error:
-        raise OutputError(_unwritable(directory, error)) from None
-
-
-def _replace_all(files: Mapping[str, Path], directory: Path) -> list[Path]:
-    before: dict[Path, Path | None] = {}
-    try:
-        for name, file in files.items():
-            path = directory / name
-            before[path] = _keep(path, file.with_suffix(".before"))
-            file.replace(path)
-        _sync(directory)
-    except BaseException:
-        for path, kept in before.items():
-            _restore(path, kept)
-        raise
-    return list(before)
-
-
-def _keep(path: Path, copy: Path) -> Path | None:
-    """A second name, or where there are no links a copy, of what stands at a path; None if nothing does."""
-    if not os.path.lexists(path):
-        return None
-    try:
-        os.link(path, copy, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(path, copy, follow_symlinks=False)
-    return copy
-
-
-def _restore(path: Path, kept: Path | None) -> None:
-    if kept is not None:
-        kept.replace(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(directory: Path) -> None:
-    """Make renames in a directory last through a loss of power."""
-    with _opened(directory) as fd:
-        os.fsync(fd)
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    with _opened(directory) as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+    except BaseException:
+        with suppress(OutputError):
+            discard(directory)
+        raise
 
 
-def _make(directory: Path, made: list[Path]) -> None:
-    """Make a directory and its parents; those that were not there go into `made`, innermost first."""
-    for path in (*reversed(directory.parents), directory):
-        if not path.exists():
-            path.mkdir(exist_ok=True)
-            made.insert(0, path)
+def _check_room(directory: Path, size: int) -> None:
+    try:
+        shortage = files.shortage(directory, size)
+    except OSError:  # which will be said when it is made
+        shortage = None
+    if shortage:
+        raise OutputError(f"{directory}: {shortage}; make room, or publish into another directory")
+    with sets.writing(directory, shared=True):
+        pass
 
 
-def _remove_empty(directories: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for path in directories:
-            path.rmdir()
+def bring(store: Store, directory: Path, artifact: Published, *, link: bool = False) -> None:
+    """Copy an object into a directory where `publish` will find it, if it is not there yet; nothing of it is shown.
+
+    Raises:
+        OutputError: the directory cannot be written to.
+        StoreError: the object is missing or damaged, or cannot be linked.
+    """
+    with sets.writing(directory, shared=True):
+        _bring(store, directory, artifact.sha256, link=link)
 
 
-def _remove_unlocked(directory: Path) -> None:
-    """Remove a staging directory that no export is at work in; leave what cannot be locked or removed."""
-    with contextlib.suppress(OSError), _opened(directory) as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(directory, ignore_errors=True)
+def publish(
+    store: Store, directory: Path, artifacts: Mapping[str, Published], source: str, *, link: bool = False
+) -> Publication:
+    """Show artifacts in a directory, beside those of other names that it shows already: all of them or none.
+
+    If it shows them already, no new publication is made, and what is damaged is mended.
+
+    Args:
+        store: where they are kept, entered with `Store.in_use`.
+        directory: where to show them.
+        artifacts: by the names of the runtime.
+        source: what they were made from.
+        link: whether files are to be hard links to the store's objects, on whose disk the directory must be then.
+
+    Raises:
+        OutputError: the directory cannot be written to; it shows what it did.
+        StoreError: an object is missing or damaged, or cannot be linked; the directory shows what it did.
+    """
+    with sets.writing(directory):
+        wanted = shown(store, directory)
+        # What someone has taken away, or with it the whole directory, is not wanted back.
+        others = {name: each for name, each in _artifacts(wanted).items() if os.path.lexists(directory / name)}
+        merged = {**others, **artifacts}
+        if wanted is None or (wanted.artifacts, wanted.source) != (merged, source):
+            wanted = _following(wanted, source, merged)
+        elif _is_well(store, directory, wanted, link=link):
+            publication.save(store, wanted, directory, shown=True)  # it may be a copy of another directory
+            sets.clean(directory)
+            return wanted
+        _show(store, directory, wanted, link=link)
+    return wanted
 
 
-def _unwritable(directory: Path, error: OSError) -> str:
-    return f"{directory}: cannot be written to ({error.strerror}); publish into another directory"
+def rollback(store: Store, directory: Path, number: int | None = None) -> Publication:
+    """Show an earlier set again, as a new publication.
+
+    Args:
+        number: that of the publication whose set it is; the one before what is shown now for None.
+
+    Raises:
+        PublicationError: there is no such publication, or none that is kept.
+        StoreError: an object of it is missing or damaged. As after any error, the directory shows what it did.
+    """
+    current(store, directory)  # nothing is made where nothing was published
+    with store.in_use(), sets.writing(directory):
+        known = history(store, directory)
+        last = known[0]
+        wanted = number if number is not None else (last.restores or last.number) - 1
+        found = next((each for each in known if each.number == wanted), None)
+        if found is None:
+            raise PublicationError(
+                f"{directory}: there is no publication {wanted} to go back to; "
+                f"kept are {known[-1].number} to {last.number}"
+            )
+        after = _following(last, found.source, found.artifacts, found.restores or found.number)
+        _show(store, directory, after, link=False)
+    return after
+
+
+def current(store: Store, directory: Path) -> Publication:
+    """The publication that a directory shows, or showed when it was last whole.
+
+    Raises:
+        PublicationError: nothing was published there that the directory or the store knows of.
+    """
+    found = shown(store, directory)
+    if found is None:
+        raise PublicationError(
+            f"{directory}: nothing is published here from {store}; name its store, or export into it"
+        )
+    return found
+
+
+def history(store: Store, directory: Path) -> list[Publication]:
+    """The publications of a directory as far back as the store has them, the one that it shows first.
+
+    Raises:
+        PublicationError: nothing was published there that the directory or the store knows of.
+    """
+    return list(publication.chain(store, current(store, directory)))
+
+
+def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) -> bool:
+    """Whether a publication is shown, whole, and not by links into the store unless these are asked for."""
+    linked = any(store.is_linked(each.sha256, sets.file(directory, each.sha256)) for each in wanted.artifacts.values())
+    whole = all(found.condition == "whole" for found in inspect(store, directory, wanted))
+    return whole and (link or not linked)
+
+
+def _artifacts(shown: Publication | None) -> Mapping[str, Published]:
+    return shown.artifacts if shown else {}
+
+
+def shown(store: Store, directory: Path) -> Publication | None:
+    """The publication that a directory shows, or showed when it was last whole; None if there is none."""
+    identity = sets.current(directory)
+    if identity is not None:
+        found = _document(directory, identity) or publication.load(store, identity)
+        if found is not None:
+            return found
+    return publication.head(store, directory)
+
+
+def _document(directory: Path, identity: str) -> Publication | None:
+    """The publication in a set's document; None if it is not what the set's name says."""
+    path = sets.document(directory, identity)
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return publication.parse(content, str(path)) if sha256(content).hexdigest() == identity else None
+
+
+def discard(directory: Path) -> None:
+    """Remove what was brought into a directory and is not shown there."""
+    with sets.writing(directory):
+        sets.clean(directory)
+
+
+class Finding(NamedTuple):
+    """What became of a published name: its file, or the manifest."""
+
+    name: str
+    condition: Condition
+
+
+def inspect(store: Store, directory: Path, published: Publication, *, again: bool = False) -> list[Finding]:
+    """Look at each name of a publication in its directory.
+
+    Args:
+        again: read the files even if they are the ones that were read before.
+    """
+    found = [
+        Finding(name, _condition(store, directory / name, artifact.sha256, again=again))
+        for name, artifact in published.artifacts.items()
+    ]
+    try:
+        content = (directory / sets.MANIFEST).read_bytes()
+    except OSError:
+        return [*found, Finding(sets.MANIFEST, "missing")]
+    return [*found, Finding(sets.MANIFEST, "whole" if content == published.content else "damaged")]
+
+
+def _condition(store: Store, path: Path, digest: str, *, again: bool) -> Condition:
+    try:
+        path = Path(os.path.realpath(path, strict=True))
+        if not path.is_file():
+            return "damaged"
+        if again:
+            with path.open("rb") as file:
+                found = files.sha256_of(file)
+        else:
+            found = store.digests.sha256(path)
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, CheckpointError):  # no file, not readable, or being written to
+        return "damaged"
+    return "whole" if found == digest else "damaged"
+
+
+def _following(
+    before: Publication | None, source: str, artifacts: Mapping[str, Published], restores: int | None = None
+) -> Publication:
+    return Publication(
+        number=before.number + 1 if before else 1,
+        published=now(),
+        source=source,
+        artifacts=dict(artifacts),
+        previous=before.identity if before else None,
+        restores=restores,
+    )
+
+
+def _show(store: Store, directory: Path, after: Publication, *, link: bool) -> None:
+    sets.check_names(directory, [*after.artifacts, sets.MANIFEST])
+    digests = {artifact.sha256 for artifact in after.artifacts.values()}
+    with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk
+        list(pool.map(lambda digest: _bring(store, directory, digest, link=link), digests))
+    # The store has to know of it before anyone sees it, or its objects could be collected.
+    publication.save(store, after, directory, shown=False)
+    members = {name: artifact.sha256 for name, artifact in after.artifacts.items()}
+    sets.show(directory, after.identity, after.content, members)
+    publication.save(store, after, directory, shown=True)
+
+
+def _bring(store: Store, directory: Path, digest: str, *, link: bool) -> None:
+    path = sets.file(directory, digest)
+    if _condition(store, path, digest, again=False) == "whole" and (link or not store.is_linked(digest, path)):
+        return
+    files.make_directory(path.parent)
+    if link:
+        temporary = path.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
+        store.link(digest, temporary)
+        temporary.replace(path)
+    else:
+        with files.replacing(path) as file:
+            store.fetch(digest, file)
+    store.digests.remember_sha256(path, digest, until_restart=not link)

@@ -1,60 +1,216 @@
-"""Outcomes for people (a table) and for programs (JSON)."""
+"""Results for people (tables, lines) and for programs (JSON)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
+from cosyjit.audit import Fault
+from cosyjit.inspection import Status
+from cosyjit.lineage import Trace
 from cosyjit.pipeline import Outcome
+from cosyjit.planning import Planned, Target
+from cosyjit.publication import Publication
+from cosyjit.storage import Entry
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
-    """A row for each target."""
-    result = Table("component", "precision", "state")
-    result.add_column("bytes", justify="right")
-    result.add_column("seconds", justify="right")
-    for outcome in outcomes:
-        target, artifact = outcome.target, outcome.artifact
-        measured = (decimal(artifact.bytes), f"{artifact.seconds:.1f}") if artifact else ("", "")
-        result.add_row(target.component.name, target.precision.name, outcome.state, *measured)
-    return result
+def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row for each target of an export."""
+    table = Table("component", "precision", "state", "why")
+    table.add_column("bytes", justify="right")
+    table.add_column("seconds", justify="right")
+    for each in outcomes:
+        size = decimal(each.record.bytes) if each.record else ""
+        seconds = f"{each.seconds:.1f}" if each.state == "built" else ""
+        table.add_row(*_names(each.target), each.state, _words(each.reasons), size, seconds)
+    return table
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """The table as text, and below it each error, or where the zips are."""
-    console = Console(width=100, color_system=None, force_terminal=False, emoji=False)
+    console = Console(width=120, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
-        console.print(table(outcomes))
+        console.print(outcomes_table(outcomes))
     return "\n".join([capture.get().rstrip(), *closing(outcomes)])
+
+
+def counts(outcomes: Sequence[Outcome]) -> str:
+    """How many were built and how many cached, as in "1 built, 5 cached"."""
+    found = {state: sum(each.state == state for each in outcomes) for state in ("built", "cached", "failed")}
+    return ", ".join(f"{count} {state}" for state, count in found.items() if count)
 
 
 def closing(outcomes: Sequence[Outcome]) -> list[str]:
     """Each error in a line, and whether and where anything was published."""
-    failed = [f"{outcome.target.name}: {outcome.error}" for outcome in outcomes if outcome.state == "failed"]
+    failed = [f"{each.target.name}: {each.error}" for each in outcomes if each.state == "failed"]
     if failed:
-        return [*failed, "Nothing was published; what was published before is as it was."]
-    directories = {str(outcome.path.parent): None for outcome in outcomes if outcome.path}
+        return [*failed, "Nothing was published; what was published before is as it was. What could be built is kept."]
+    directories = {str(each.path.parent): None for each in outcomes if each.path}
     return [f"Published in {directory}" for directory in directories]
 
 
-def as_json(outcomes: Sequence[Outcome]) -> str:
+def outcomes_json(outcomes: Sequence[Outcome]) -> str:
     """One object, `{"targets": [...]}`; what a target does not have is null."""
-    return json.dumps({"targets": [_entry(outcome) for outcome in outcomes]}, indent=2)
+    return _json({"targets": [_outcome(each) for each in outcomes]})
 
 
-def _entry(outcome: Outcome) -> dict[str, Any]:
-    artifact = outcome.artifact
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    made = outcome.record
     return {
-        "component": outcome.target.component.name,
-        "precision": outcome.target.precision.name,
-        "device": outcome.target.device,
+        **_target(outcome.target),
         "state": outcome.state,
+        "reasons": list(outcome.reasons),
         "path": str(outcome.path) if outcome.path else None,
-        "sha256": artifact.sha256 if artifact else None,
-        "bytes": artifact.bytes if artifact else None,
-        "seconds": round(artifact.seconds, 3) if artifact else None,
+        "sha256": made.sha256 if made else None,
+        "bytes": made.bytes if made else None,
+        "seconds": round(outcome.seconds, 3) if made else None,
         "error": outcome.error,
     }
+
+
+def plan_table(planned: Sequence[Planned]) -> Table:
+    """A row for each target of a plan."""
+    table = Table("component", "precision", "state", "why")
+    for each in planned:
+        table.add_row(*_names(each.target), each.state, _words(each.reasons))
+    return table
+
+
+def plan_json(planned: Sequence[Planned]) -> str:
+    """One object, `{"targets": [...]}`."""
+    return _json(
+        {"targets": [{**_target(each.target), "state": each.state, "reasons": list(each.reasons)} for each in planned]}
+    )
+
+
+def _target(target: Target) -> dict[str, Any]:
+    return {
+        "component": target.component.name,
+        "precision": target.precision.name,
+        "device": target.device,
+        "fingerprint": target.fingerprint.key,
+    }
+
+
+def _names(target: Target) -> tuple[str, str]:
+    return target.component.name, target.precision.name
+
+
+def _words(reasons: Iterable[str]) -> Text:
+    return Text("\n".join(reasons))
+
+
+def status_table(status: Status) -> Table:
+    """A row for each published name."""
+    table = Table("name", "file", "state", "why")
+    for each in status.names:
+        table.add_row(each.name, each.condition, each.state, _words(each.reasons))
+    return table
+
+
+def status_json(status: Status) -> str:
+    """One object: the publication, and what became of each name of it."""
+    return _json(
+        {
+            "publication": _publication(status.publication),
+            "manifest": status.manifest,
+            "names": [
+                {"name": each.name, "file": each.condition, "state": each.state, "reasons": list(each.reasons)}
+                for each in status.names
+            ],
+        }
+    )
+
+
+def history_table(publications: Sequence[Publication]) -> Table:
+    """A row for each publication, with what it changed against the one before."""
+    table = Table("publication", "published", "artifacts", "changed", "source")
+    for each, before in zip(publications, [*publications[1:], None], strict=True):
+        known = before.artifacts if before else {}
+        changed = [name for name in {**known, **each.artifacts} if known.get(name) != each.artifacts.get(name)]
+        back = f" (as {each.restores})" if each.restores else ""
+        row = (f"{each.number}{back}", each.published, str(len(each.artifacts)), _words(changed), Text(each.source))
+        table.add_row(*row)
+    return table
+
+
+def history_json(publications: Sequence[Publication]) -> str:
+    """One object, `{"publications": [...]}`."""
+    return _json({"publications": [_publication(each) for each in publications]})
+
+
+def _publication(publication: Publication) -> dict[str, Any]:
+    return {"identity": publication.identity, **json.loads(publication.content)}
+
+
+def lineage_tree(trace: Trace) -> Tree:
+    """What an artifact was made from, as a tree."""
+    made = trace.record
+    if made is None:
+        tree = Tree(Text(f"{trace.sha256} (of no record in this store)"))
+        _branch(tree, "says of itself", trace.short_form or {})
+        return tree
+    tree = Tree(Text(made.name if trace.same_bytes else f"{made.name} (the file's own bytes are {trace.sha256})"))
+    tree.add(Text(f"sha256 {made.sha256}"))
+    _branch(tree, f"fingerprint {made.fingerprint.key}", made.fingerprint.parts)
+    _branch(tree, f"source {made.source}", {f"{each.name} sha256": each.sha256 for each in made.materials})
+    _branch(tree, "built with", made.versions)
+    _branch(tree, "run", {"started": made.started, "finished": made.finished, **made.run})
+    _branch(tree, "measured", made.figures)
+    return tree
+
+
+def lineage_json(trace: Trace) -> str:
+    """The record as it is kept, or what the artifact says of itself if the store has none."""
+    return _json(trace.record.statement if trace.record else trace.short_form)
+
+
+def faults_json(faults: Sequence[Fault]) -> str:
+    """One object, `{"faults": [...]}`."""
+    return _json({"faults": [each._asdict() for each in faults]})
+
+
+def garbage_table(found: Sequence[Entry]) -> Table:
+    """How many files there are below each folder of the store, and their bytes."""
+    table = Table("folder")
+    table.add_column("files", justify="right")
+    table.add_column("bytes", justify="right")
+    for folder in sorted({each.name.split("/")[0] for each in found}):
+        sizes = [each.size for each in found if each.name.split("/")[0] == folder]
+        table.add_row(folder, str(len(sizes)), decimal(sum(sizes)))
+    return table
+
+
+def garbage_line(found: Sequence[Entry], *, removed: bool) -> str:
+    """What was freed, or would be."""
+    size = decimal(sum(each.size for each in found))
+    return (
+        f"{len(found)} files removed, {size} freed"
+        if removed
+        else f"{len(found)} files, {size}, would go; run again with --delete to remove them"
+    )
+
+
+def garbage_json(found: Sequence[Entry], *, removed: bool) -> str:
+    """One object: the files, their bytes, and whether they are gone."""
+    files = [{"name": each.name, "bytes": each.size} for each in found]
+    return _json({"files": files, "bytes": sum(each.size for each in found), "removed": removed})
+
+
+def _branch(tree: Tree, label: str, values: Any) -> None:
+    branch = tree.add(Text(label))
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _branch(branch, name, value)
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            branch.add(Text(f"{name} {shown}"))
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=2)

@@ -33,11 +33,11 @@ def optimize(encoder: nn.Module, methods: Sequence[str] = ()) -> torch.jit.Scrip
         return torch.jit.optimize_for_inference(frozen, other_methods=list(methods))
 
 
-def save(module: torch.jit.ScriptModule, directory: Path) -> Path:
-    """Save as `ARCHIVE` in a directory. Returns the file's path."""
+def save(module: torch.jit.ScriptModule, directory: Path, extra: Mapping[str, bytes] | None = None) -> Path:
+    """Save as `ARCHIVE` in a directory, with extra files inside. Returns the file's path."""
     path = directory / ARCHIVE
     with _deprecations_ignored():
-        torch.jit.save(module, path)
+        torch.jit.save(module, path, _extra_files=dict(extra or {}))
     return path
 
 

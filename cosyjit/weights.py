@@ -1,6 +1,6 @@
 """The encoder of a component, checked against the tensors of a weights file."""
 
-import pickle
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cosyjit.encoders.registry import build_encoder
-from cosyjit.errors import CheckpointError, TensorMismatchError, UnsupportedOptionError
+from cosyjit.errors import TensorMismatchError, UnsupportedOptionError
 from cosyjit.families import Component
 from cosyjit.source import Source
+from cosyjit.tensors import Other, StoredTensor, opened, read_index
 
 
 def load_encoder(
@@ -34,49 +35,31 @@ def load_encoder(
         where = f"{source.config}: {component.name}"
         raise UnsupportedOptionError(error.option, error.value, error.supported, where) from None
     path = source.directory / component.weights
-    tensors = _under(component.prefix, read_weights(path))
-    _check(f"{path}: {component.name}", component.prefix, encoder.state_dict(), tensors)
-    return encoder, tensors
+    found = read_weights(path, component.prefix)
+    _check(f"{path}: {component.name}", component.prefix, encoder.state_dict(), found)
+    return encoder, {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """The flat dictionary of a `.pt` file; its tensors are mapped, so that only those that are used are read.
+def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor | Other]:
+    """The entries of a `.pt` file under a prefix, without it; tensors are mapped, so that only those used are read.
+
+    What training leaves beside a model's weights, `epoch` and `step`, is under no prefix.
 
     Raises:
         CheckpointError: the file is missing, empty or damaged, would run code, or holds no dictionary.
     """
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: does not exist; put the weights file beside the configuration") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
-    if empty:
-        raise CheckpointError(f"{path}: is empty; copy or download it again")
-    try:
-        # Up to 2.5, torch loads a TorchScript archive, code and all, whatever `weights_only` says (CVE-2025-32434).
-        scripted = "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()  # noqa: SLF001
-        state = None if scripted else torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: holds more than tensors, which loading could run as code; save it as a flat state dictionary"
-        ) from None
-    except Exception as error:  # noqa: BLE001  (a damaged file makes the unpickler raise almost anything)
-        raise CheckpointError(
-            f"{path}: is damaged, or no zip file of torch.save ({_first_line(error)}); "
-            "copy or download it again, or save it again"
-        ) from None
-    if scripted:
-        raise CheckpointError(f"{path}: is a TorchScript archive; save the model's state dictionary")
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}; save it as a flat state dictionary")
-    return state
+    with opened(path) as file:
+        index = read_index(file, path)
+        size = os.fstat(file.fileno()).st_size
+        # By the descriptor: the path may meanwhile be another file's.
+        storage = torch.UntypedStorage.from_file(f"/proc/self/fd/{file.fileno()}", shared=False, nbytes=size)
+    found = {name[len(prefix) :]: entry for name, entry in index.items() if name.startswith(prefix)}
+    return {name: _map(entry, storage) if isinstance(entry, StoredTensor) else entry for name, entry in found.items()}
 
 
-def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries under a prefix, without it. What training leaves beside them, `epoch` and `step`, is under none."""
-    return {name[len(prefix) :]: value for name, value in state.items() if str(name).startswith(prefix)}
+def _map(entry: StoredTensor, storage: Any) -> Tensor:
+    numbers = storage[entry.start : entry.start + entry.extent]
+    return torch.empty(0, dtype=getattr(torch, entry.dtype)).set_(numbers, 0, entry.shape, entry.stride)
 
 
 def _check(where: str, prefix: str, wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
@@ -92,17 +75,11 @@ def _check(where: str, prefix: str, wanted: Mapping[str, Tensor], found: Mapping
 
 
 def _kind(value: Any) -> str:
-    """The shape of a tensor that has numbers in a row, or what a value is instead."""
-    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized or not value.is_cpu:
-        return f"no plain tensor, {type(value).__name__}"
-    return _shape(value)
+    """The shape of a tensor, or what an entry is instead."""
+    return f"no plain tensor, {value.kind}" if isinstance(value, Other) else _shape(value)
 
 
 def _shape(tensor: Tensor) -> str:
     """What of a tensor has to be as wanted, in words: its shape, and its type unless that is a float."""
     kind = "" if tensor.is_floating_point() else f"{str(tensor.dtype).removeprefix('torch.')} "
     return f"{kind}{tuple(tensor.shape)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

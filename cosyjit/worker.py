@@ -74,6 +74,16 @@ def _receive(connection: Connection) -> tuple[str, Any]:
     return kind, value
 
 
+def prepare() -> None:
+    """Start the server, so that it imports torch while the caller does something else."""
+    _SERVER.prepare()
+
+
+def reopen() -> None:
+    """Let calls begin again after `stopped_on_error` has stopped them."""
+    _SERVER.closed = False
+
+
 def stop() -> None:
     """End the server and all calls that are running; they raise BuildError. The next call starts it anew."""
     _SERVER.stop()
@@ -81,10 +91,14 @@ def stop() -> None:
 
 @contextlib.contextmanager
 def stopped_on_error() -> Iterator[None]:
-    """Stop all calls when the block is left by an error, Ctrl-C included, so that none of them outlives it."""
+    """Stop all calls when the block is left by an error, Ctrl-C included, so that none of them outlives it.
+
+    None begins after that until `reopen`, for other threads may be about to.
+    """
     try:
         yield
     except BaseException:
+        _SERVER.closed = True
         stop()
         raise
 
@@ -115,11 +129,6 @@ _MAIN: Final = "import sys; fd, *sys.path = sys.argv[1:]; from cosyjit.worker im
 may be a stranger's."""
 
 
-def processors() -> int:
-    """How many processors this process may use, and so how many calls are worth making at a time."""
-    return len(os.sched_getaffinity(0))
-
-
 class _Server:
     """The connection of this process to its server, which is started at the first call, and anew after it died."""
 
@@ -127,14 +136,22 @@ class _Server:
         self._lock = threading.RLock()
         self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._pid = 0
+        self.closed = False
 
     def submit(self, call: socket.socket) -> None:
         """Hand one end of a call's connection to the server."""
         with self._lock:
+            socket.send_fds(self.prepare(), [b"c"], [call.fileno()])
+
+    def prepare(self) -> socket.socket:
+        """Start the server unless it runs. Returns the connection to it."""
+        with self._lock:
+            if self.closed:
+                raise BuildError("stopped: what it was part of has ended")
             if self._running is None or self._running[0].poll() is not None:
                 self.stop()
                 self._running = self._start()
-            socket.send_fds(self._running[1], [b"c"], [call.fileno()])
+            return self._running[1]
 
     def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, theirs = socket.socketpair()

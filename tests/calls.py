@@ -221,6 +221,12 @@ def snapshot(directory: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(directory)): _content(path) for path in sorted(directory.rglob("*"))}
 
 
+def shown(directory: Path) -> dict[str, bytes]:
+    """What a user of a directory sees in it: the files' contents by name, links followed, without cosyjit's own."""
+    names = [path for path in directory.iterdir() if not path.name.startswith(".") and path.name != "cosyjit.json"]
+    return {path.name: path.read_bytes() for path in sorted(names) if path.is_file()}
+
+
 def _content(path: Path) -> bytes | None:
     if path.is_symlink():
         return b"-> " + bytes(path.readlink())

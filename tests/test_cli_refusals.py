@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.calls import CONSOLE_SCRIPT, Ran, finished, run_here, snapshot, spawn
+from tests.kept import change, rewrite
 
 Copy = Callable[[Path], Path]
 Run = Callable[..., Ran]
@@ -30,20 +30,6 @@ def assert_refused(ran: Ran, *says: str) -> None:
     assert ran.err.count("\n") == 1
     for words in says:
         assert words in ran.err
-
-
-def change(directory: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Edits the state dictionary in a weights file."""
-    state = torch.load(directory / name, weights_only=True)
-    edit(state)
-    torch.save(state, directory / name)
-
-
-def rewrite(directory: Path, old: str, new: str) -> None:
-    config = directory / "cosyvoice.yaml"
-    text = config.read_text()
-    assert old in text
-    config.write_text(text.replace(old, new))
 
 
 class Trap:
@@ -181,6 +167,32 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["export", "{}/CosyVoice-tiny", "--jsn"], ("--jsn", "--json")),
         (["export", "{}/CosyVoice-tiny", "{}/more"], ("/more",)),
         (["exprot", "{}/CosyVoice-tiny"], ("exprot", "export")),
+        (["plan", "{}/nowhere"], ("/nowhere: does not exist", "give a model directory")),
+        (["plan", "{}/CosyVoice-tiny", "--precision", "fp8"], ("'fp8'", "choose from fp32, fp16, bf16")),
+        (["export", "{}/CosyVoice-tiny", "--store", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: cannot be read",)),
+        (["export", "{}/CosyVoice-tiny", "--store", "/proc/nope"], ("/proc/nope: cannot be read or written",)),
+        (["export", "{}/CosyVoice-tiny", "--store", "nope://x"], ("nope://x: is no store", "fsspec URL")),
+        (["export", "{}/CosyVoice-tiny", "--publish", "~nobody-of-this-name/x"], ("~nobody-of-this-name/x",)),
+        (["status"], ("--directory",)),
+        (["status", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: nothing is published here", "export into it")),
+        (["status", "{}/nowhere"], ("/nowhere: nothing is published here",)),
+        (["status", "~nobody-of-this-name"], ("~nobody-of-this-name",)),
+        (["status", "{}/CosyVoice-tiny", "--store", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: cannot be read",)),
+        (["history", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: nothing is published here", "export into it")),
+        (["rollback", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: nothing is published here", "export into it")),
+        (["rollback", "{}/CosyVoice-tiny", "--to", "x"], ("--to", '"x"')),
+        (["verify", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny",)),
+        (["verify", "{}/nowhere"], ("/nowhere",)),
+        (["gc", "--keep", "0"], ("--keep 0", "1 or more")),
+        (["gc", "--older-than", "soon"], ("--older-than", '"soon"')),
+        (["gc", "--store", "{}/nowhere"], ("/nowhere: ",)),
+        (["lineage", "{}/nowhere.zip"], ("/nowhere.zip: is no artifact", "fingerprint that")),
+        (["lineage", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is no artifact of cosyjit", "name one")),
+        (["lineage", "{}/CosyVoice-tiny/cosyvoice.yaml"], ("/cosyvoice.yaml: is no artifact of cosyjit",)),
+        (["lineage", "0" * 64], ("0" * 64 + ": is no artifact",)),
+        (["lineage", "n" * 300], ("n" * 300,)),
+        (["lineage", "~nobody-of-this-name/a.zip"], ("~nobody-of-this-name",)),
+        (["lineage", ""], ("is no artifact",)),
         (["synth"], ("--directory",)),
         (["synth", "{}/new", "--family", "mozart"], ("'mozart'", "choose from cosyvoice, cosyvoice2")),
         (["synth", "{}/new", "--size", "huge"], ("'huge'", "choose from tiny, full")),

@@ -1,131 +1,100 @@
-"""Plan, build and export: what is published, and what stays when a part or the whole is killed."""
+"""Plan, build, store and publish: what is built, what is cached, and what stays when a part or the whole is killed."""
 
 import hashlib
+import json
 import os
+import platform
 import signal
 import threading
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import pytest
-import torch
 
-from cosyjit import Artifact, InputError, Outcome, Target, build, export, plan
-from cosyjit.pipeline import conclude
-from cosyjit.publish import staging
-from tests.calls import builds, children, ended, snapshot, start, wait_for
+from cosyjit import InputError, Outcome, Planned, Store, Target, audit_store, collect, export, history, plan
+from cosyjit.errors import StoreError
+from cosyjit.pipeline import conclude, make, ready
+from cosyjit.record import SHORT_FORM, load, short_form
+from tests.calls import builds, children, ended, shown, snapshot, start, wait_for
+from tests.kept import flip, litter, object_of, record_of, retrain, rewrite, unreferenced
 
 Copy = Callable[[Path], Path]
 
-# Of spec/runtime.md.
-RUNTIME = {
+# Of the public runtime.
+RUNTIME: Final = {
     f"{name}.{half}.zip" for name in ("llm.text_encoder", "llm.llm", "flow.encoder") for half in ("fp32", "fp16")
 }
-RUNTIME2 = {"flow.encoder.fp32.zip", "flow.encoder.fp16.zip"}
+RUNTIME2: Final = {"flow.encoder.fp32.zip", "flow.encoder.fp16.zip"}
+
+FLOW: Final = ["flow.encoder"]
 
 
-def names(targets: Sequence[Target]) -> list[str]:
-    return [target.name for target in targets]
+def names(planned: Sequence[Planned | Outcome]) -> list[str]:
+    return [each.target.name for each in planned]
 
 
-def with_earlier(directory: Path) -> dict[str, bytes | None]:
-    """Puts something under the names of the runtime, and gives the directory's content."""
+def states(outcomes: Sequence[Outcome]) -> list[str]:
+    return [each.state for each in outcomes]
+
+
+def with_earlier(directory: Path) -> dict[str, bytes]:
+    """Puts something under the names of the runtime, as another exporter would, and gives what is seen."""
     for name in RUNTIME:
         (directory / name).write_text(f"an earlier {name}")
-    return snapshot(directory)
+    return shown(directory)
 
 
-def test_a_plan_has_the_targets_of_the_runtime_in_the_order_of_the_family(tiny: Path, tiny2: Path) -> None:
-    before = snapshot(tiny)
-    assert names(plan(tiny)) == [
-        "llm.text_encoder.fp32",
-        "llm.text_encoder.fp16",
-        "llm.llm.fp32",
-        "llm.llm.fp16",
-        "flow.encoder.fp32",
-        "flow.encoder.fp16",
-    ]
-    assert names(plan(tiny2)) == ["flow.encoder.fp32", "flow.encoder.fp16"]
-    assert {target.file_name for target in plan(tiny)} == RUNTIME
-    assert {target.device for target in plan(tiny)} == {"cpu"}
-    assert snapshot(tiny) == before
+def assert_clean(directory: Path, store: Store) -> None:
+    """Nothing is left of work in hand, and nothing that is not shown."""
+    assert litter(store) == []
+    assert unreferenced(directory) == set()
+    assert [path.name for path in directory.iterdir() if path.name.startswith(".")] in ([], [".cosyjit"])
 
 
-@pytest.mark.parametrize(
-    ("components", "precisions", "expected"),
-    [
-        (["llm.llm"], None, ["llm.llm.fp32", "llm.llm.fp16"]),
-        (["flow.encoder", "llm.llm"], ["bf16"], ["llm.llm.bf16", "flow.encoder.bf16"]),
-        (["llm.llm", "llm.llm"], ["bf16", "fp32", "bf16"], ["llm.llm.fp32", "llm.llm.bf16"]),
-    ],
-)
-def test_a_selection_is_planned_once_each_and_in_the_usual_order(
-    tiny: Path, components: list[str] | None, precisions: list[str] | None, expected: list[str]
+def test_an_export_publishes_the_names_of_the_runtime_and_leaves_nothing_else(
+    tiny: Path, copy_of: Copy, store: Store
 ) -> None:
-    assert names(plan(tiny, components, precisions)) == expected
-
-
-@pytest.mark.parametrize(("components", "precisions"), [([], None), (None, []), (["llm"], None), (None, ["fp8"])])
-def test_a_selection_of_nothing_or_of_what_there_is_not_is_refused(
-    tiny: Path, components: list[str] | None, precisions: list[str] | None
-) -> None:
-    with pytest.raises(InputError, match=r"choose from \w+"):
-        plan(tiny, components, precisions)
-
-
-def test_weight_bytes_are_those_of_the_tensors_in_the_checkpoint(tiny: Path) -> None:
-    for target in plan(tiny, precisions=["fp32", "fp16", "bf16"]):
-        state = torch.load(tiny / target.component.weights, weights_only=True)
-        kept = [tensor.numel() for name, tensor in state.items() if name.startswith(target.component.prefix)]
-        assert target.weight_bytes == sum(kept) * {"fp32": 4, "fp16": 2, "bf16": 2}[target.precision.name] > 0
-
-
-def test_a_build_gives_the_digest_and_the_size_of_the_file_and_tells_its_stages(tiny: Path, tmp_path: Path) -> None:
-    (target,) = plan(tiny, ["llm.llm"], ["fp16"])
-    told: list[str] = []
-    artifact = build(target, tmp_path, progress=told.append)
-    content = artifact.path.read_bytes()
-    assert artifact.target == target
-    assert artifact.sha256 == hashlib.sha256(content).hexdigest()
-    assert artifact.bytes == len(content) > target.weight_bytes
-    assert artifact.seconds > 0
-    assert told == ["load", "script", "save", "sync", "built"]
-    assert artifact.path.parent == tmp_path / target.name
-    assert list(tmp_path.rglob("*.*")) == [tmp_path / target.name, artifact.path]
-
-
-def test_a_relative_directory_is_meant_from_where_the_caller_is(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (target,) = plan(tiny, ["flow.encoder"], ["fp32"])  # the build server is up, with the directory of before
-    (tmp_path / "out").mkdir()
-    monkeypatch.chdir(tmp_path)
-    artifact = build(target, Path("out"))
-    assert artifact.path.resolve().is_relative_to(tmp_path / "out")
-    assert artifact.bytes > target.weight_bytes
-
-
-def test_an_export_publishes_the_names_of_the_runtime_and_leaves_nothing_else(tiny: Path, copy_of: Copy) -> None:
     directory = copy_of(tiny)
-    before = snapshot(directory)
+    before = shown(directory)
     outcomes = export(directory)
-    after = snapshot(directory)
-    assert names([outcome.target for outcome in outcomes]) == names(plan(directory))
+    after = shown(directory)
+    assert names(outcomes) == names(plan(directory))
     assert after.keys() - before.keys() == RUNTIME
     assert {name: after[name] for name in before} == before
     for outcome in outcomes:
-        assert (outcome.state, outcome.error) == ("built", None)
+        assert (outcome.state, outcome.error, outcome.reasons) == ("built", None, ())
         assert outcome.path == directory / outcome.target.file_name
-        assert outcome.artifact is not None
-        assert outcome.artifact.sha256 == hashlib.sha256(outcome.path.read_bytes()).hexdigest()
+        assert outcome.record is not None
+        assert outcome.record.sha256 == hashlib.sha256(outcome.path.read_bytes()).hexdigest()
+    assert_clean(directory, store)
+    assert audit_store(store) == []
 
 
-def test_an_export_of_the_second_family_publishes_what_its_runtime_reads(tiny2: Path, copy_of: Copy) -> None:
-    directory = copy_of(tiny2)
-    before = snapshot(directory)
-    assert {outcome.state for outcome in export(str(directory))} == {"built"}
-    assert snapshot(directory).keys() - before.keys() == RUNTIME2
+def test_an_export_of_the_second_family_publishes_what_its_runtime_reads(tiny2: Path, tmp_path: Path) -> None:
+    before = snapshot(tiny2)
+    assert states(export(str(tiny2), directory=tmp_path / "out")) == ["built", "built"]
+    assert shown(tmp_path / "out").keys() == RUNTIME2
+    assert snapshot(tiny2) == before
+
+
+def test_a_second_export_builds_nothing_and_publishes_nothing_new(tiny: Path, copy_of: Copy, store: Store) -> None:
+    directory = copy_of(tiny)
+    first = export(directory)
+    after = snapshot(directory)
+    stored = {path: path.stat().st_ino for path in (store.local or Path()).rglob("objects/*/*")}
+    told: list[tuple[str, str]] = []
+    second = export(directory, progress=lambda target, stage: told.append((target.name, stage)))
+    assert states(second) == ["cached"] * 6
+    assert [each.record for each in second] == [each.record for each in first]
+    assert [each.path for each in second] == [each.path for each in first]
+    assert sorted(told) == sorted((name, "cached") for name in names(second))
+    assert snapshot(directory) == after
+    assert [each.number for each in history(store, directory)] == [1]
+    assert {path: path.stat().st_ino for path in (store.local or Path()).rglob("objects/*/*")} == stored
 
 
 def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) -> None:
@@ -133,35 +102,154 @@ def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) 
     export(
         tiny, precisions=["fp32"], directory=tmp_path, progress=lambda target, stage: told.append((target.name, stage))
     )
-    for target in plan(tiny, precisions=["fp32"]):
-        stages = [stage for name, stage in told if name == target.name]
+    for each in plan(tiny, precisions=["fp32"]):
+        stages = [stage for name, stage in told if name == each.target.name]
         assert stages == ["load", "script", "save", "sync", "built"]
 
 
-def test_equal_checkpoints_give_equal_bytes_wherever_they_are(tiny: Path, copy_of: Copy, tmp_path: Path) -> None:
-    before = snapshot(tiny)
+def test_a_record_says_what_an_artifact_was_made_from_and_how_it_came_out(
+    tiny: Path, tmp_path: Path, store: Store
+) -> None:
+    outcomes = export(tiny, components=["llm.llm", "flow.encoder"], precisions=["fp16"], directory=tmp_path)
+    for outcome, file in zip(outcomes, ("llm.pt", "flow.pt"), strict=True):
+        made = outcome.record
+        assert made is not None
+        assert outcome.path is not None
+        assert made == load(store, outcome.target.fingerprint.key)
+        assert made.name == outcome.path.name == outcome.target.file_name
+        assert made.fingerprint == outcome.target.fingerprint
+        assert (made.component, made.source, made.run) == (outcome.target.component.name, str(tiny), {})
+        assert {each.name: each.sha256 for each in made.materials} == {
+            name: hashlib.sha256((tiny / name).read_bytes()).hexdigest() for name in ("cosyvoice.yaml", file)
+        }
+        assert {each.uri for each in made.materials} == {(tiny / name).as_uri() for name in ("cosyvoice.yaml", file)}
+        assert made.versions == {
+            "cosyjit": version("cosyjit"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        }
+        assert made.figures["bytes"] == outcome.path.stat().st_size
+        assert made.figures["weight_bytes"] == outcome.target.weight_bytes
+        assert made.figures["seconds"] > 0
+        assert made.started < made.finished
+        with zipfile.ZipFile(outcome.path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{SHORT_FORM}"))
+            assert archive.read(name) == short_form(made.fingerprint)
+
+
+def test_the_run_that_an_artifact_was_built_in_stands_in_its_record(tiny: Path, tmp_path: Path, store: Store) -> None:
+    planned = plan(tiny, FLOW, ["fp16"])
+    run = {"prefect_flow_run": "a", "prefect_task_run": "b"}
+    with store.in_use(), ready(planned, store, tmp_path):
+        outcome = make(planned[0], store, tmp_path, run=run)
+        assert conclude([outcome], store, tmp_path)[0].path == tmp_path / "flow.encoder.fp16.zip"
+    assert outcome.record is not None
+    assert outcome.record.run == run
+    assert load(store, planned[0].target.fingerprint.key) == outcome.record
+
+
+def test_equal_checkpoints_share_objects_wherever_they_are(
+    tiny: Path, copy_of: Copy, tmp_path: Path, store: Store
+) -> None:
     once, two = tmp_path / "new" / "one", tmp_path / "two"
-    export(tiny, precisions=["fp16"], directory=once)
-    content = snapshot(once)
-    export(tiny, precisions=["fp16"], directory=once)
-    export(copy_of(tiny), components=["llm.llm"], precisions=["fp16"], directory=two)
-    assert content.keys() == {name for name in RUNTIME if "fp16" in name}
-    assert snapshot(once) == content
-    assert snapshot(two) == {"llm.llm.fp16.zip": content["llm.llm.fp16.zip"]}
+    before = snapshot(tiny)
+    assert states(export(tiny, precisions=["fp16"], directory=once)) == ["built"] * 3
+    assert states(export(copy_of(tiny), components=["llm.llm"], precisions=["fp16"], directory=two)) == ["cached"]
+    assert shown(once).keys() == {name for name in RUNTIME if "fp16" in name}
+    assert shown(two) == {"llm.llm.fp16.zip": shown(once)["llm.llm.fp16.zip"]}
     assert snapshot(tiny) == before
+    assert len(list(store.objects())) == 3
 
 
-def test_exports_into_one_directory_at_the_same_time_both_succeed(tiny: Path, tmp_path: Path) -> None:
+def test_force_builds_all_again_into_the_same_bytes(tiny: Path, tmp_path: Path, store: Store) -> None:
+    export(tiny, components=FLOW, directory=tmp_path)
+    before = shown(tmp_path)
+    outcomes = export(tiny, components=FLOW, directory=tmp_path, force=True)
+    assert [(each.state, each.reasons) for each in outcomes] == [("built", ("forced",))] * 2
+    assert shown(tmp_path) == before
+    assert [each.number for each in history(store, tmp_path)] == [1]
+    assert len(list(store.objects())) == 2
+    assert_clean(tmp_path, store)
+
+
+def test_a_retrained_language_model_is_built_again_alone(tiny: Path, copy_of: Copy, store: Store) -> None:
+    directory = copy_of(tiny)
+    export(directory)
+    before = shown(directory)
+    count = retrain(directory, "llm.pt", "llm.")
+    outcomes = {each.target.name: each for each in export(directory)}
+    built = {name: each for name, each in outcomes.items() if each.state == "built"}
+    assert built.keys() == {"llm.llm.fp32", "llm.llm.fp16"}
+    assert {each.state for name, each in outcomes.items() if name not in built} == {"cached"}
+    for each in built.values():
+        assert each.reasons[0].startswith(f"{count} of {count} tensors changed: ")
+    after = shown(directory)
+    assert {name for name in RUNTIME if after[name] != before[name]} == {"llm.llm.fp32.zip", "llm.llm.fp16.zip"}
+    assert [each.number for each in history(store, directory)] == [2, 1]
+    assert_clean(directory, store)
+
+
+def test_what_one_export_does_not_make_stays_published_beside_it(tiny: Path, tmp_path: Path, store: Store) -> None:
+    export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path)
+    before = shown(tmp_path)
+    export(tiny, components=["llm.llm"], precisions=["bf16"], directory=tmp_path)
+    assert shown(tmp_path).keys() == {"flow.encoder.fp16.zip", "llm.llm.bf16.zip"}
+    assert before.items() <= shown(tmp_path).items()
+    assert history(store, tmp_path)[0].artifacts.keys() == shown(tmp_path).keys()
+
+
+@pytest.mark.parametrize("damage", [os.unlink, flip], ids=["removed", "damaged"])
+def test_an_object_that_is_not_what_it_was_is_built_again(
+    tiny: Path, tmp_path: Path, store: Store, damage: Callable[[Path], None]
+) -> None:
+    outcomes = export(tiny, components=FLOW, directory=tmp_path)
+    before = shown(tmp_path)
+    assert outcomes[0].record is not None
+    path = object_of(store, outcomes[0].record.sha256)
+    damage(path)
+    damaged = path.read_bytes() if path.exists() else None
+    reason = "object missing" if damaged is None else "object damaged"
+    assert shown(tmp_path) == before  # what is published is no link to it
+    again = export(tiny, components=FLOW, directory=tmp_path)
+    assert [(each.state, each.reasons) for each in again] == [("built", (reason,)), ("cached", ())]
+    assert shown(tmp_path) == before
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    assert not path.stat().st_mode & 0o222
+    assert store.local is not None
+    aside = [each.read_bytes() for each in store.local.glob("damaged/*")]
+    assert aside == ([] if damaged is None else [damaged])
+    assert audit_store(store) == []
+
+
+def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, store: Store) -> None:
+    (outcome,) = export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path / "linked", link=True)
+    export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path / "copied")
+    assert outcome.record is not None
+    kept = object_of(store, outcome.record.sha256).stat()
+    assert outcome.path is not None
+    assert os.path.samestat(outcome.path.stat(), kept)
+    copied = (tmp_path / "copied" / "flow.encoder.fp16.zip").stat()
+    assert not os.path.samestat(copied, kept)
+    assert copied.st_size == kept.st_size
+    assert states(export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path / "linked", link=True)) == [
+        "cached"
+    ]
+
+
+def test_exports_into_one_directory_at_the_same_time_both_succeed(tiny: Path, tmp_path: Path, store: Store) -> None:
     def work(component: str) -> list[Outcome]:
         return export(tiny, components=[component], directory=tmp_path / "out")
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(work, ["llm.llm", "flow.encoder"]))
     assert [outcome.error for outcomes in results for outcome in outcomes] == [None] * 4
-    assert snapshot(tmp_path / "out").keys() == {name for name in RUNTIME if "text" not in name}
+    assert shown(tmp_path / "out").keys() == {name for name in RUNTIME if "text" not in name}
+    assert_clean(tmp_path / "out", store)
 
 
-def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(tiny: Path, copy_of: Copy) -> None:
+def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(
+    tiny: Path, copy_of: Copy, store: Store
+) -> None:
     directory = copy_of(tiny)
     before = snapshot(directory)
     told: list[Target] = []
@@ -169,9 +257,26 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(
         export(directory, directory=directory / "flow.pt", progress=lambda target, _: told.append(target))
     assert told == []
     assert snapshot(directory) == before
+    assert list(store.objects()) == []
 
 
-def test_a_target_whose_process_is_killed_fails_alone_and_nothing_is_published(tiny: Path, copy_of: Copy) -> None:
+def test_a_set_of_which_a_name_cannot_be_taken_is_not_published_at_all(
+    tiny: Path, tmp_path: Path, store: Store
+) -> None:
+    (tmp_path / "llm.llm.fp16.zip").mkdir()
+    (tmp_path / "llm.llm.fp32.zip").write_text("earlier")
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=r"llm\.llm\.fp16\.zip: is a directory; move it away"):
+        export(tiny, components=["llm.llm"], directory=tmp_path)
+    assert snapshot(tmp_path) == before
+    (tmp_path / "llm.llm.fp16.zip").rmdir()
+    assert states(export(tiny, components=["llm.llm"], directory=tmp_path)) == ["cached", "cached"]
+    assert_clean(tmp_path, store)
+
+
+def test_a_target_whose_process_is_killed_fails_alone_and_the_others_are_kept(
+    tiny: Path, copy_of: Copy, store: Store
+) -> None:
     directory = copy_of(tiny)
     before = with_earlier(directory)
     killed = threading.Lock()
@@ -181,68 +286,260 @@ def test_a_target_whose_process_is_killed_fails_alone_and_nothing_is_published(t
             os.kill(max(builds(os.getpid())), signal.SIGKILL)
 
     precisions = ["fp32", "fp16", "bf16"]
-    outcomes = export(directory, components=["flow.encoder"], precisions=precisions, progress=kill_one)
-    assert sorted(outcome.state for outcome in outcomes) == ["built", "built", "failed"]
-    assert [outcome.path for outcome in outcomes] == [None, None, None]
+    outcomes = export(directory, components=FLOW, precisions=precisions, progress=kill_one)
+    assert sorted(states(outcomes)) == ["built", "built", "failed"]
+    assert {outcome.path for outcome in outcomes} == {None}
     for outcome in outcomes:
-        assert (outcome.artifact is None) == (outcome.state == "failed")
+        assert (outcome.record is None) == (outcome.state == "failed")
         assert outcome.error is None or "SIGKILL" in outcome.error
-    assert snapshot(directory) == before
-    assert {outcome.state for outcome in export(directory, components=["flow.encoder"])} == {"built"}
+    assert shown(directory) == before
+    assert_clean(directory, store)
+    again = export(directory, components=FLOW, precisions=precisions)
+    assert [(one.state, two.state) for one, two in zip(outcomes, again, strict=True)] == [
+        ("failed", "built") if one.state == "failed" else ("built", "cached") for one in outcomes
+    ]
 
 
-@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1000), os.unlink], ids=["truncated", "removed"])
-def test_weights_that_change_after_the_plan_fail_their_targets_alone(
-    tiny: Path, copy_of: Copy, damage: Callable[[Path], None]
+def test_a_failure_leaves_an_earlier_publication_and_its_history_as_they_are(
+    tiny: Path, copy_of: Copy, store: Store
 ) -> None:
     directory = copy_of(tiny)
-    targets = plan(directory, precisions=["fp32"])
-    damage(directory / "flow.pt")
-    before = with_earlier(directory)
+    export(directory, components=FLOW)
+    retrain(directory, "flow.pt", "encoder.")
+    before = snapshot(directory)
 
-    def attempt(target: Target, work: Path) -> Artifact | Exception:
+    def kill(_: Target, stage: str) -> None:
+        if stage == "load":
+            os.kill(max(builds(os.getpid())), signal.SIGKILL)
+
+    assert states(export(directory, components=FLOW, precisions=["fp16"], progress=kill)) == ["failed"]
+    assert snapshot(directory) == before
+    assert [each.number for each in history(store, directory)] == [1]
+    assert_clean(directory, store)
+
+
+def attempt(planned: Sequence[Planned], store: Store, directory: Path) -> list[Outcome]:
+    """Makes each target of a plan, and publishes the set if it is whole."""
+
+    def outcome(each: Planned) -> Outcome:
         try:
-            return build(target, work)
+            return make(each, store, directory)
         except InputError as error:
-            return error
+            return Outcome(each.target, "failed", error=str(error))
 
-    with staging(directory) as work:
-        outcomes = conclude([(target, attempt(target, work)) for target in targets], directory)
-    assert [outcome.state for outcome in outcomes] == ["built", "built", "failed"]
+    with store.in_use(), ready(planned, store, directory):
+        return conclude([outcome(each) for each in planned], store, directory)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda path: os.truncate(path, 1000), os.unlink, lambda path: retrain(path.parent, path.name, "encoder.")],
+    ids=["truncated", "removed", "retrained"],
+)
+def test_weights_that_change_after_the_plan_fail_their_targets_alone(
+    tiny: Path, copy_of: Copy, store: Store, edit: Callable[[Path], object]
+) -> None:
+    directory = copy_of(tiny)
+    planned = plan(directory, precisions=["fp16"])
+    edit(directory / "flow.pt")
+    before = with_earlier(directory)
+    outcomes = attempt(planned, store, directory)
+    assert states(outcomes) == ["built", "built", "failed"]
     assert [outcome.path for outcome in outcomes] == [None, None, None]
-    assert str(directory / "flow.pt") in (outcomes[2].error or "")
-    assert snapshot(directory) == before
+    assert f"{directory / 'flow.pt'}: was changed" in (outcomes[2].error or "")
+    assert shown(directory) == before
+    assert len(list(store.objects())) == 2
+    assert_clean(directory, store)
 
 
-EXPORT = "import sys, cosyjit; cosyjit.export(sys.argv[1])"
+def test_no_record_names_another_configuration_than_the_one_that_was_planned(
+    tiny: Path, copy_of: Copy, store: Store
+) -> None:
+    directory = copy_of(tiny)
+    planned = plan(directory, FLOW, ["fp16"])
+    digest = hashlib.sha256((directory / "cosyvoice.yaml").read_bytes()).hexdigest()
+    rewrite(directory, "linear_units: 128", "linear_units: 256")
+    (outcome,) = attempt(planned, store, directory)
+    if outcome.record is None:
+        assert "cosyvoice.yaml" in (outcome.error or "")
+    else:
+        assert outcome.record.materials[0].sha256 == digest
 
 
-def test_after_an_export_was_killed_nothing_half_written_is_visible_and_the_next_succeeds(
-    tiny: Path, copy_of: Copy
+def test_a_checkpoint_that_is_rewritten_while_it_is_built_fails_and_the_next_export_succeeds(
+    tiny: Path, copy_of: Copy, store: Store
 ) -> None:
     directory = copy_of(tiny)
     before = with_earlier(directory)
-    with start(EXPORT, directory) as process:
-        wait_for(lambda: list(directory.glob(".cosyjit-*/*/archive.zip")))
+    once = threading.Lock()
+
+    def interfere(_: Target, stage: str) -> None:
+        if stage == "script" and once.acquire(blocking=False):
+            retrain(directory, "flow.pt", "encoder.")
+
+    (outcome,) = export(directory, components=FLOW, precisions=["fp16"], progress=interfere)
+    assert outcome.state == "failed"
+    assert "flow.pt: was changed" in (outcome.error or "")
+    assert {name: content for name, content in shown(directory).items() if name in RUNTIME} == {
+        name: content for name, content in before.items() if name in RUNTIME
+    }
+    assert list(store.objects()) == []
+    assert_clean(directory, store)
+    (outcome,) = export(directory, components=FLOW, precisions=["fp16"])
+    assert outcome.state == "built"
+    assert outcome.record is not None
+    assert outcome.record.materials[1].sha256 == hashlib.sha256((directory / "flow.pt").read_bytes()).hexdigest()
+    assert outcome.record.fingerprint.key == plan(directory, FLOW, ["fp16"])[0].target.fingerprint.key
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_is_built(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told: list[str] = []
+    for root in (tmp_path / "file", tmp_path / "file" / "store", Path("/proc/nope")):
+        with pytest.raises(StoreError, match=f"^{root}: cannot be read or written"):
+            export(tiny, directory=tmp_path / "out", store=Store(root), progress=lambda *_: told.append("told"))
+    assert told == []
+    assert not (tmp_path / "out").exists()
+
+
+MANY = """
+import json, sys
+from pathlib import Path
+import cosyjit
+source, directory = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.read()
+outcomes = cosyjit.export(source, components=["flow.encoder"], directory=directory)
+print(json.dumps([(each.state, each.error) for each in outcomes]))
+"""
+
+
+def test_eight_processes_that_export_the_same_build_each_target_once(tiny: Path, tmp_path: Path, store: Store) -> None:
+
+    directories = [tmp_path / ("shared" if number % 2 else f"own {number}") for number in range(8)]
+    started = [start(MANY, tiny, directory) for directory in directories]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+    found = []
+    for process in started:
+        with process:
+            out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+        found.append([tuple(each) for each in json.loads(out)])
+    assert {error for each in found for _, error in each} == {None}
+    for target in zip(*found, strict=True):
+        assert sorted(state for state, _ in target) == ["built"] + ["cached"] * 7
+    assert len(list(store.objects())) == 2
+    first, *others = ([*shown(directory).items()] for directory in {*directories})
+    assert {name for name, _ in first} == RUNTIME2
+    assert [other for other in others if other != first] == []
+    assert [each.number for each in history(store, tmp_path / "shared")] == [1]
+    for directory in directories:
+        assert_clean(directory, store)
+    assert audit_store(store) == []
+
+
+# Ends itself by SIGKILL, just before it does a certain thing for a certain time.
+KILLED = """
+import os, signal, sys
+import cosyjit
+source, event, word, times = sys.argv[1:]
+left = int(times)
+
+def watch(name, arguments):
+    global left
+    if name == event and any(word in os.fsdecode(each) for each in arguments if isinstance(each, (str, bytes))):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+cosyjit.export(source, components=["flow.encoder"], progress=lambda target, stage: sys.audit("stage", stage))
+"""
+
+BUILDING: Final = {
+    # What the process is about to do, and how many of the two artifacts are stored then.
+    "write a record": ("os.rename", "/records/", 1, 0),
+    "write the other record": ("os.rename", "/records/", 2, 1),
+}
+
+PUBLISHING: Final = {
+    "bring a file": ("os.rename", "/.cosyjit/files/", 1),
+    "name the publication": ("os.rename", "/heads/", 1),
+    "show the new set": ("os.rename", "/.cosyjit/current", 2),
+}
+
+
+def kill_before(directory: Path, event: str, word: str, times: int) -> None:
+    """Starts an export that is killed just before it does something."""
+    with start(KILLED, directory, event, word, times) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (-signal.SIGKILL, "", "")
+
+
+def assert_recovers(directory: Path, store: Store, before: dict[str, bytes], stored: int) -> None:
+    """What was shown is; the next export builds what is not stored and leaves nothing else."""
+    assert shown(directory) == before
+    assert sum(each.record is not None for each in plan(directory, FLOW)) == stored
+    assert sorted(states(export(directory, components=FLOW))) == ["built"] * (2 - stored) + ["cached"] * stored
+    after = shown(directory)
+    assert {name for name in after if after[name] != before.get(name)} == RUNTIME2
+    assert history(store, directory)[0].artifacts.keys() == RUNTIME2
+    assert audit_store(store) == []
+    collect(store, older_than=0, remove=True)
+    assert list((store.local or Path()).rglob("*.tmp")) == []
+    assert_clean(directory, store)
+    assert states(export(directory, components=FLOW)) == ["cached", "cached"]
+
+
+@pytest.mark.parametrize("moment", BUILDING)
+def test_after_a_kill_the_next_export_builds_what_is_not_stored(
+    tiny: Path, copy_of: Copy, store: Store, moment: str
+) -> None:
+    event, word, times, stored = BUILDING[moment]
+    directory = copy_of(tiny)
+    before = with_earlier(directory)
+    kill_before(directory, event, word, times)
+    assert_recovers(directory, store, before, stored)
+
+
+@pytest.mark.parametrize("moment", PUBLISHING)
+def test_after_a_kill_in_a_publication_the_set_from_before_is_shown_whole(
+    tiny: Path, copy_of: Copy, tmp_path: Path, store: Store, moment: str
+) -> None:
+    export(tiny, components=FLOW, directory=tmp_path / "other")
+    directory = copy_of(tiny)
+    before = with_earlier(directory)
+    assert [each.state for each in plan(directory, FLOW)] == ["fresh", "fresh"]  # spares the other process a look
+    kill_before(directory, *PUBLISHING[moment])
+    assert_recovers(directory, store, before, 2)
+
+
+def test_nothing_outlives_an_export_that_was_killed(tiny: Path, copy_of: Copy, store: Store) -> None:
+    directory = copy_of(tiny)
+    with start("import sys, cosyjit; cosyjit.export(sys.argv[1])", directory) as process:
+        wait_for(lambda: list((store.local or Path()).glob("tmp/*/*/archive.zip")))
         below = children(process.pid)
         process.kill()
     wait_for(lambda: all(map(ended, below)))
-    between = snapshot(directory)
-    assert {name for name in between if not name.startswith(".cosyjit-")} == before.keys()
-    assert any(name.startswith(".cosyjit-") for name in between)
-
-    assert {outcome.state for outcome in export(directory)} == {"built"}
-    after = snapshot(directory)
-    assert after.keys() == before.keys()
-    for name in RUNTIME:
-        assert after[name] != before[name]
-        assert between[name] in (before[name], after[name])
+    assert shown(directory) == shown(tiny)
+    assert litter(store) != []
+    export(directory, components=FLOW, precisions=["fp16"])
+    assert_clean(directory, store)
 
 
-def test_a_set_of_which_a_name_cannot_be_written_is_not_published_at_all(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "llm.llm.fp16.zip").mkdir()
-    (tmp_path / "llm.llm.fp32.zip").write_text("earlier")
-    before = snapshot(tmp_path)
-    with pytest.raises(InputError, match="cannot be written to"):
-        export(tiny, components=["llm.llm"], directory=tmp_path)
-    assert snapshot(tmp_path) == before
+def test_a_record_that_is_no_record_is_made_again(tiny: Path, tmp_path: Path, store: Store) -> None:
+    (made,) = export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path)
+    path = record_of(store, made.target.fingerprint.key)
+    path.write_text("no JSON")
+    (again,) = export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path)
+    assert (again.state, again.reasons) == ("built", ("record damaged",))
+    assert again.record is not None
+    assert made.record is not None
+    assert again.record.sha256 == made.record.sha256
+    assert audit_store(store) == []

@@ -1,55 +1,94 @@
-"""Outcomes as a table, as lines and as JSON."""
+"""Results as tables, as lines, as trees and as JSON."""
 
 import io
 import json
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from cosyjit import Artifact, Outcome, Target
+from cosyjit import Fault, Outcome, Planned, Publication, Published, Record, Shown, Status, Target, report
+from cosyjit.digests import Identity, TensorDigest
 from cosyjit.families import FAMILIES, PRECISIONS
-from cosyjit.report import as_json, closing, summary, table
+from cosyjit.fingerprint import Fingerprint, fingerprint
+from cosyjit.lineage import Trace
+from cosyjit.record import Material, short_form
+from cosyjit.report import closing, counts, outcomes_json, outcomes_table, summary
 from cosyjit.source import Source
+from cosyjit.storage import Entry
 
-MARKUP = "[red]x[/red] :smile: [link=y] \\[z] {0} %s"
+MARKUP: Final = "[red]x[/red] :smile: [link=y] \\[z] {0} %s"
 """What rich, `format` and `%` would each make something else of."""
 
-DIGEST = "0123456789abcdef" * 4
+DIGEST: Final = "0123456789abcdef" * 4
 
 
 def target(name: str, precision: str = "fp32", directory: str = "/models/m") -> Target:
     component = next(component for component in FAMILIES[0].components if component.name == name)
     source = Source(Path(directory), Path(directory, "cosyvoice.yaml"))
-    return Target(source, component, {}, PRECISIONS[precision], 1_000_000)
+    half = PRECISIONS[precision]
+    made = fingerprint(component, {"linear_units": 128}, half, "cpu", {f"{component.prefix}w": TENSOR})
+    return Target(source, component, {}, half, made, Identity(1, 2, 3, 4), DIGEST)
+
+
+TENSOR: Final = TensorDigest("float32", (500, 500), "f" * 32)
+
+
+def record(made: Target, **changes: Any) -> Record:
+    known: dict[str, Any] = {
+        "name": made.file_name,
+        "sha256": DIGEST,
+        "fingerprint": made.fingerprint,
+        "component": made.component.name,
+        "source": str(made.source.directory),
+        "materials": (Material("llm.pt", "file:///models/m/llm.pt", "1" * 64),),
+        "started": "2026-01-02T03:04:05.678Z",
+        "finished": "2026-01-02T03:04:06.789Z",
+        "figures": {"bytes": 4_007_654, "weight_bytes": 1_000_000, "seconds": 12.346},
+        "versions": {"cosyjit": "1", "torch": "2", "python": "3"},
+    }
+    return Record(**{**known, **changes})
 
 
 def built(name: str, precision: str = "fp32", directory: str = "/models/m", *, published: bool = True) -> Outcome:
     made = target(name, precision, directory)
-    artifact = Artifact(made, Path(directory, ".cosyjit-x", "archive.zip"), DIGEST, 4_007_654, 12.34567)
-    return Outcome(made, "built", Path(directory, made.file_name) if published else None, artifact=artifact)
+    path = Path(directory, made.file_name) if published else None
+    return Outcome(made, "built", ("torch 1 -> 2",), record(made), 12.34567, path)
+
+
+def cached(name: str) -> Outcome:
+    made = target(name)
+    return Outcome(made, "cached", (), record(made), 0.01234, Path("/models/m", made.file_name))
 
 
 def failed(name: str, error: str, precision: str = "fp32") -> Outcome:
     return Outcome(target(name, precision), "failed", error=error)
 
 
-def drawn(outcomes: list[Outcome]) -> str:
-    """The table as a terminal of ordinary width would show it."""
-    console = Console(file=io.StringIO(), width=80)
+def text_of(shown: RenderableType, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
     with console.capture() as capture:
-        console.print(table(outcomes))
+        console.print(shown)
     return capture.get()
 
 
+def cells(shown: RenderableType) -> list[list[str]]:
+    """The rows of a table, the head first."""
+    rows = [row.replace("┃", "│") for row in text_of(shown).splitlines() if row[0] in "│┃"]
+    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows]
+
+
 def test_json_of_what_was_built_has_every_field_and_no_other() -> None:
-    assert json.loads(as_json([built("llm.llm", "fp16")])) == {
+    assert json.loads(outcomes_json([built("llm.llm", "fp16")])) == {
         "targets": [
             {
                 "component": "llm.llm",
                 "precision": "fp16",
                 "device": "cpu",
+                "fingerprint": target("llm.llm", "fp16").fingerprint.key,
                 "state": "built",
+                "reasons": ["torch 1 -> 2"],
                 "path": "/models/m/llm.llm.fp16.zip",
                 "sha256": DIGEST,
                 "bytes": 4_007_654,
@@ -61,13 +100,15 @@ def test_json_of_what_was_built_has_every_field_and_no_other() -> None:
 
 
 def test_json_of_what_failed_has_null_for_what_there_is_not() -> None:
-    assert json.loads(as_json([failed("flow.encoder", "the build process was killed by SIGKILL")])) == {
+    assert json.loads(outcomes_json([failed("flow.encoder", "the build process was killed by SIGKILL")])) == {
         "targets": [
             {
                 "component": "flow.encoder",
                 "precision": "fp32",
                 "device": "cpu",
+                "fingerprint": target("flow.encoder").fingerprint.key,
                 "state": "failed",
+                "reasons": [],
                 "path": None,
                 "sha256": None,
                 "bytes": None,
@@ -79,31 +120,161 @@ def test_json_of_what_failed_has_null_for_what_there_is_not() -> None:
 
 
 def test_json_of_what_was_built_in_vain_has_its_digest_and_no_path() -> None:
-    (entry, other) = json.loads(as_json([built("llm.llm", published=False), failed("flow.encoder", "no")]))["targets"]
+    (entry, other) = json.loads(outcomes_json([built("llm.llm", published=False), failed("flow.encoder", "no")]))[
+        "targets"
+    ]
     assert (entry["state"], entry["path"], entry["sha256"]) == ("built", None, DIGEST)
     assert (other["state"], other["error"]) == ("failed", "no")
 
 
 def test_json_keeps_the_order_and_any_text() -> None:
     outcomes = [failed("llm.llm", f'"{MARKUP}"\n\t\\ 语音'), built("llm.text_encoder", directory=f"/{MARKUP}/语音")]
-    targets = json.loads(as_json(outcomes))["targets"]
+    targets = json.loads(outcomes_json(outcomes))["targets"]
     assert [entry["component"] for entry in targets] == ["llm.llm", "llm.text_encoder"]
     assert targets[0]["error"] == f'"{MARKUP}"\n\t\\ 语音'
     assert targets[1]["path"] == f"/{MARKUP}/语音/llm.text_encoder.fp32.zip"
 
 
 def test_json_of_nothing_is_an_empty_list() -> None:
-    assert json.loads(as_json([])) == {"targets": []}
+    assert json.loads(outcomes_json([])) == {"targets": []}
 
 
 def test_the_table_has_a_row_for_each_target_with_what_is_known_of_it() -> None:
-    _, head, _, *rows, _ = drawn([built("llm.llm", "fp16"), failed("flow.encoder", "no")]).splitlines()
-    cells = [[cell.strip() for cell in row.replace("┃", "│").split("│")[1:-1]] for row in (head, *rows)]
-    assert cells == [
-        ["component", "precision", "state", "bytes", "seconds"],
-        ["llm.llm", "fp16", "built", "4.0 MB", "12.3"],
-        ["flow.encoder", "fp32", "failed", "", ""],
+    assert cells(outcomes_table([built("llm.llm", "fp16"), cached("llm.llm"), failed("flow.encoder", "no")])) == [
+        ["component", "precision", "state", "why", "bytes", "seconds"],
+        ["llm.llm", "fp16", "built", "torch 1 -> 2", "4.0 MB", "12.3"],
+        ["llm.llm", "fp32", "cached", "", "4.0 MB", ""],
+        ["flow.encoder", "fp32", "failed", "", "", ""],
     ]
+
+
+def test_counts_leave_out_what_there_is_none_of() -> None:
+    assert counts([built("llm.llm"), cached("flow.encoder"), cached("llm.llm")]) == "1 built, 2 cached"
+    assert counts([cached("flow.encoder")]) == "1 cached"
+    assert counts([failed("flow.encoder", "no"), built("llm.llm")]) == "1 built, 1 failed"
+
+
+def planned(*reasons: str) -> Planned:
+    return Planned(target("llm.llm"), "stale" if reasons else "new", reasons)
+
+
+def test_a_plan_has_every_reason_in_its_table_and_its_json() -> None:
+    reasons = (MARKUP, "object missing")
+    assert cells(report.plan_table([planned(*reasons), planned()])) == [
+        ["component", "precision", "state", "why"],
+        ["llm.llm", "fp32", "stale", MARKUP],
+        ["", "", "", "object missing"],
+        ["llm.llm", "fp32", "new", ""],
+    ]
+    assert json.loads(report.plan_json([planned(*reasons)])) == {
+        "targets": [
+            {
+                "component": "llm.llm",
+                "precision": "fp32",
+                "device": "cpu",
+                "fingerprint": target("llm.llm").fingerprint.key,
+                "state": "stale",
+                "reasons": list(reasons),
+            }
+        ]
+    }
+
+
+def publication(number: int, restores: int | None = None, **artifacts: str) -> Publication:
+    members = {f"{name}.zip": Published(digest * 64, 5, "k" * 32) for name, digest in artifacts.items()}
+    return Publication(number, f"2026-01-0{number}", f"/{MARKUP}", members, None, restores)
+
+
+def test_a_status_has_each_name_in_its_table_and_its_json() -> None:
+    one = publication(1, a="1", b="2")
+    found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "whole", "current")), "missing")
+    assert cells(report.status_table(found)) == [
+        ["name", "file", "state", "why"],
+        ["a.zip", "damaged", "stale", MARKUP],
+        ["b.zip", "whole", "current", ""],
+    ]
+    assert json.loads(report.status_json(found)) == {
+        "publication": {"identity": one.identity, **json.loads(one.content)},
+        "manifest": "missing",
+        "names": [
+            {"name": "a.zip", "file": "damaged", "state": "stale", "reasons": [MARKUP]},
+            {"name": "b.zip", "file": "whole", "state": "current", "reasons": []},
+        ],
+    }
+
+
+def test_a_history_tells_what_each_publication_changed_and_restored() -> None:
+    chain = [publication(3, 1, a="1"), publication(2, a="2", b="3"), publication(1, a="1")]
+    assert cells(report.history_table(chain)) == [
+        ["publication", "published", "artifacts", "changed", "source"],
+        ["3 (as 1)", "2026-01-03", "1", "a.zip", f"/{MARKUP}"],
+        ["", "", "", "b.zip", ""],
+        ["2", "2026-01-02", "2", "a.zip", f"/{MARKUP}"],
+        ["", "", "", "b.zip", ""],
+        ["1", "2026-01-01", "1", "a.zip", f"/{MARKUP}"],
+    ]
+    found = json.loads(report.history_json(chain))["publications"]
+    assert [each["identity"] for each in found] == [each.identity for each in chain]
+    assert [(each["number"], each["restores"]) for each in found] == [(3, 1), (2, None), (1, None)]
+    assert found[1]["artifacts"]["b.zip"] == {"sha256": "3" * 64, "bytes": 5, "fingerprint": "k" * 32}
+
+
+def test_a_lineage_names_all_that_the_record_does() -> None:
+    made = record(target("llm.llm"), run={"prefect_flow_run": "run 1"}, source=f"/{MARKUP}")
+    text = text_of(report.lineage_tree(Trace(made)))
+    for said in (
+        made.name,
+        f"sha256 {DIGEST}",
+        f"fingerprint {made.fingerprint.key}",
+        "linear_units 128",
+        f"torch {made.fingerprint.torch}",
+        "methods forward_chunk",
+        f"source /{MARKUP}",
+        f"llm.pt sha256 {'1' * 64}",
+        "python 3",
+        "started 2026-01-02T03:04:05.678Z",
+        "prefect_flow_run run 1",
+        "bytes 4007654",
+    ):
+        assert f"{said}\n" in text
+    assert json.loads(report.lineage_json(Trace(made))) == json.loads(json.dumps(made.statement))
+
+
+def test_the_lineage_of_a_file_of_other_bytes_says_so() -> None:
+    made = record(target("llm.llm"))
+    said = json.loads(short_form(made.fingerprint))
+    assert f"the file's own bytes are {'9' * 64}" in text_of(report.lineage_tree(Trace(made, said, "9" * 64)))
+    assert text_of(report.lineage_tree(Trace(made, said, DIGEST))) == text_of(report.lineage_tree(Trace(made)))
+
+
+def test_a_lineage_without_a_record_is_what_the_file_says_of_itself() -> None:
+    made: Fingerprint = target("llm.llm").fingerprint
+    said = json.loads(short_form(made))
+    text = text_of(report.lineage_tree(Trace(None, said, DIGEST)))
+    assert f"{DIGEST} (of no record in this store)" in text
+    assert f"fingerprint {made.key}\n" in text
+    assert "linear_units 128\n" in text
+    assert json.loads(report.lineage_json(Trace(None, said, DIGEST))) == said
+
+
+def test_faults_are_named_in_json() -> None:
+    assert json.loads(report.faults_json([Fault("a", MARKUP)])) == {"faults": [{"name": "a", "problem": MARKUP}]}
+
+
+def test_garbage_is_counted_by_folder_and_listed_in_json() -> None:
+    found = [Entry("objects/ab/abc", 3_000_000, 1.0), Entry("objects/cd/cde", 1_000_000, 1.0), Entry("tmp/x", 5, 1.0)]
+    assert cells(report.garbage_table(found)) == [
+        ["folder", "files", "bytes"],
+        ["objects", "2", "4.0 MB"],
+        ["tmp", "1", "5 bytes"],
+    ]
+    assert report.garbage_line(found, removed=True) == "3 files removed, 4.0 MB freed"
+    assert "run again with --delete" in report.garbage_line(found, removed=False)
+    assert json.loads(report.garbage_json(found[2:], removed=False)) == {
+        "files": [{"name": "tmp/x", "bytes": 5}],
+        "bytes": 5,
+        "removed": False,
+    }
 
 
 def test_the_closing_lines_name_the_directory_once() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cosyjit import build, plan
 from cosyjit.families import FAMILIES, Component
-from cosyjit.pipeline import build, plan
 from cosyjit.script import ARCHIVE, cast, optimize, save
 from tests.built import eager
 
@@ -225,14 +225,32 @@ def test_the_file_and_its_root_folder_have_one_name(streaming: torch.jit.ScriptM
         assert {Path(name).parts[0] for name in archive.namelist()} == {Path(ARCHIVE).stem}
 
 
+def test_extra_files_stand_in_the_archive_and_change_nothing_else(
+    streaming: torch.jit.ScriptModule, tmp_path: Path
+) -> None:
+    content = {"note.json": b'{"a": 1}', "other": bytes(range(256))}
+    (tmp_path / "with").mkdir()
+    with zipfile.ZipFile(save(streaming, tmp_path)) as plain:
+        members = {name: plain.read(name) for name in plain.namelist()}
+    path = save(streaming, tmp_path / "with", content)
+    with zipfile.ZipFile(path) as archive:
+        added = {name: archive.read(name) for name in archive.namelist() if name.partition("/")[2].startswith("extra/")}
+        names = set(archive.namelist())
+    assert added == {f"{Path(ARCHIVE).stem}/extra/{name}": each for name, each in content.items()}
+    assert names - added.keys() == members.keys()
+    xs = frames(64)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(path)(xs, LENGTHS)[0], streaming(xs, LENGTHS)[0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["llm.llm.fp32", "llm.text_encoder.fp16", "flow.encoder.bf16"])
 def test_two_processes_build_equal_bytes(name: str, tiny: Path, tmp_path: Path) -> None:
     component, _, precision = name.rpartition(".")
-    [target] = plan(tiny, [component], [precision])
+    [planned] = plan(tiny, [component], [precision])
     digests = set()
     for directory in (tmp_path / "first", tmp_path / "a second one"):
         directory.mkdir()
-        artifact = build(target, directory)
+        artifact = build(planned.target, directory)
         assert artifact.path == directory / name / ARCHIVE
         assert artifact.bytes == artifact.path.stat().st_size
         assert artifact.sha256 == sha256(artifact.path.read_bytes()).hexdigest()
@@ -243,9 +261,9 @@ def test_two_processes_build_equal_bytes(name: str, tiny: Path, tmp_path: Path) 
 def test_equal_model_directories_build_equal_bytes(tiny: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:
     digests = set()
     for directory in (tiny, copy_of(tiny)):
-        [target] = plan(directory, ["flow.encoder"], ["fp16"])
-        assert target.source.directory == directory
+        [planned] = plan(directory, ["flow.encoder"], ["fp16"])
+        assert planned.target.source.directory == directory
         into = tmp_path / f"from {directory.parent.name}"
         into.mkdir()
-        digests.add(build(target, into).sha256)
+        digests.add(build(planned.target, into).sha256)
     assert len(digests) == 1

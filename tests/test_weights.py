@@ -224,10 +224,8 @@ def test_a_pickle_that_would_run_code_does_not(gadget: Gadget, place: str, tmp_p
     tensor = torch.ones(3)
     values = {"entry": {"a": tensor, "b": evil}, "inner": {"a": [tensor, {"b": evil}]}, "key": {evil: tensor}}
     content = saved(values.get(place, evil))
-    message = unreadable(path, content)
-    assert message == (
-        f"{path}: holds more than tensors, which loading could run as code; save it as a flat state dictionary"
-    )
+    message = unreadable(path, content, "holds more than tensors, which loading could run as code (")
+    assert message.endswith("); save it as a flat state dictionary")
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists()

@@ -194,6 +194,26 @@ def test_stop_amid_calls_raises_nothing_but_build_errors_in_them(pool: ThreadPoo
     assert [error for error in errors if not isinstance(error, BuildError)] == []
 
 
+def test_prepare_starts_the_server_once_and_the_next_call_uses_it() -> None:
+    worker.stop()
+    assert servers(os.getpid()) == []
+    worker.prepare()
+    (server,) = servers(os.getpid())
+    worker.prepare()
+    assert worker.run(calls.give, 1) == 1
+    assert servers(os.getpid()) == [server]
+
+
+def test_a_server_that_was_killed_before_a_call_is_started_again() -> None:
+    worker.prepare()
+    (server,) = servers(os.getpid())
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: ended(server))
+    worker.prepare()
+    assert worker.run(calls.give, 1) == 1
+    assert servers(os.getpid()) != [server]
+
+
 def test_a_killed_server_costs_the_calls_under_way_and_no_more(waiting: tuple["Future[str]", int, Path]) -> None:
     running, _, path = waiting
     (server,) = servers(os.getpid())
@@ -252,5 +272,23 @@ print(worker.run(calls.shout), "torch" in sys.modules, *calls.servers(os.getpid(
 def test_a_server_that_cannot_be_started_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     worker.stop()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(BuildError, match="'/nowhere/python': the build server cannot be started"):
-        worker.run(calls.give, 1)
+    for call in (worker.prepare, lambda: worker.run(calls.give, 1)):
+        with pytest.raises(BuildError, match="'/nowhere/python': the build server cannot be started"):
+            call()
+
+
+def test_after_an_error_no_call_begins_until_calls_are_let_in_again() -> None:
+    def work() -> None:
+        with worker.stopped_on_error():
+            worker.run(calls.give, 1)
+            raise ZeroDivisionError
+
+    try:
+        with pytest.raises(ZeroDivisionError):
+            work()
+        with pytest.raises(BuildError, match="stopped"):
+            worker.run(calls.give, 2)
+        assert calls.servers(os.getpid()) == []
+    finally:
+        worker.reopen()
+    assert worker.run(calls.give, 3) == 3

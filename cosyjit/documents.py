@@ -1,0 +1,69 @@
+"""JSON documents with a schema number, as stores and publications have them."""
+
+import json
+import re
+from typing import Any, Final
+
+from cosyjit.errors import LaterSchemaError, RecordError
+
+SCHEMA: Final = 1
+"""Of records, publications and heads. A later version that writes something else raises it."""
+
+
+def dump(document: dict[str, Any]) -> bytes:
+    """A document as a file's content."""
+    return json.dumps(document, indent=1).encode("ascii") + b"\n"
+
+
+def load(content: bytes, where: str) -> dict[str, Any]:
+    """The object that a file's content describes.
+
+    Raises:
+        RecordError: it is no JSON object; the message begins with `where`.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise damaged(where, str(error)) from None
+    if not isinstance(document, dict):
+        raise damaged(where, "no object")
+    return document
+
+
+def check_schema(schema: object, where: str) -> None:
+    """
+    Raises:
+        LaterSchemaError: it is later than this version's.
+        RecordError: it is no schema number.
+    """
+    if type(schema) is not int or schema < 1:
+        raise damaged(where, "no schema number")
+    if schema > SCHEMA:
+        raise LaterSchemaError(
+            f"{where}: is of schema {schema}, and this cosyjit reads up to {SCHEMA}; upgrade cosyjit"
+        )
+
+
+def digest(value: object, digits: int) -> str:
+    """A digest of so many hexadecimal digits, and so no path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return text(value, f"[0-9a-f]{{{digits}}}")
+
+
+def text(value: object, pattern: str = "(?s).*") -> str:
+    """A string that has a form.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise ValueError(f"{value!r} in place of {pattern}")
+    return value
+
+
+def damaged(where: str, reason: str) -> RecordError:
+    """The error of a document that is not what it should be."""
+    return RecordError(f"{where}: is damaged ({reason}); remove it, and export again")

@@ -1,0 +1,157 @@
+"""Files on a local disk: replaced whole, copied without passing through memory, locked between processes."""
+
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+from cosyjit.errors import InputError
+
+_BUFFER: Final = 1 << 20
+_UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
+"""How systems say that they cannot copy between two files by themselves."""
+
+TEMPORARY: Final = ".tmp"
+"""What the names of files end with that are being written."""
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """A file that takes this path once it is complete, and leaves nothing behind if it never is.
+
+    Args:
+        path: whose directory exists.
+        sync: bring the file, and its name, to the disk, so that they outlast a loss of power.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if sync:
+        sync_directory(path.parent)
+
+
+def absolute(path: Path) -> Path:
+    """A path from the root on, `~` and `~name` replaced by the home directories of users.
+
+    Raises:
+        InputError: there is no such user.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(f"{path}: is no path ({error}); name a directory") from None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole and for good, in a directory that is made if it is missing."""
+    make_directory(path.parent)
+    with replacing(path, sync=True) as file:
+        file.write(content)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, and bring their names to the disk; all of them or none."""
+    missing = list(itertools.takewhile(lambda path: not path.is_dir(), (directory, *directory.parents)))
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            made.append(path)
+            sync_directory(path.parent)
+    except OSError:
+        with suppress(OSError):  # someone else has put something there
+            for path in reversed(made):
+                path.rmdir()
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what names a directory has last through a loss of power."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def copy(source: Path, file: BinaryIO) -> None:
+    """Append a file's content to another one: by reference where the file system can (reflink), else by copying."""
+    file.flush()
+    with source.open("rb", buffering=0) as original:
+        left = os.fstat(original.fileno()).st_size
+        try:
+            while left and (copied := os.copy_file_range(original.fileno(), file.fileno(), left)):
+                left -= copied
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        if left:  # the system cannot, or not on to the end
+            original.seek(-left, os.SEEK_END)
+            shutil.copyfileobj(original, file, _BUFFER)
+
+
+class _Readable(Protocol):
+    def readinto(self, buffer: bytearray, /) -> int | None: ...
+
+
+def sha256_of(file: _Readable) -> str:
+    """The SHA-256 of an open file from where it stands, in hex."""
+    digest = hashlib.sha256()
+    buffer = bytearray(_BUFFER)
+    view = memoryview(buffer)
+    while size := file.readinto(buffer):
+        digest.update(view[:size])
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
+    """Hold the lock that a file stands for, alone or with others that share it; a process that is killed frees it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody holds a lock."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def shortage(directory: Path, size: int) -> str | None:
+    """In words, that there is no room for so many bytes in a directory, which need not be there; None if there is."""
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    disk = shutil.disk_usage(existing)
+    if size <= disk.free or not disk.total:  # what is no disk has no size; writing to it will tell
+        return None
+    return f"{size / 1e6:,.0f} MB are to be written and {disk.free / 1e6:,.0f} MB are free"

@@ -1,0 +1,94 @@
+"""From an artifact, a digest or a fingerprint to the record of what it was made from."""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cosyjit import documents, record
+from cosyjit.errors import RecordError, SelectionError
+from cosyjit.files import absolute, sha256_of
+from cosyjit.fingerprint import key_of
+from cosyjit.record import Record
+from cosyjit.store import Store
+
+
+class Trace(NamedTuple):
+    """What is known of an artifact.
+
+    Attributes:
+        record: that of its fingerprint; None if the store has none.
+        short_form: what the file says of itself, where a file was asked about.
+        sha256: the digest of that file.
+    """
+
+    record: Record | None
+    short_form: dict[str, Any] | None = None
+    sha256: str | None = None
+
+    @property
+    def same_bytes(self) -> bool:
+        """Whether the file asked about, if one was, is the one that the record names."""
+        return self.sha256 is None or (self.record is not None and self.record.sha256 == self.sha256)
+
+
+def trace(store: Store, reference: str) -> Trace:
+    """What an artifact was made from.
+
+    Args:
+        reference: the path of an artifact, its SHA-256, or the key of its fingerprint.
+
+    Raises:
+        SelectionError: the store knows no such digest or fingerprint, and there is no such file.
+        RecordError: the file is none of cosyjit's artifacts, or a record is damaged or of a later version.
+    """
+    path = absolute(Path(reference))
+    if not _is_file(path):
+        found = _find(store, reference)
+        if found is None:
+            raise SelectionError(
+                f"{reference}: is no artifact, and no SHA-256 or fingerprint that {store} has a record of"
+            )
+        return Trace(found)
+    said = _short_form(path)
+    with path.open("rb") as file:
+        return Trace(record.load(store, said["fingerprint"]), said, sha256_of(file))
+
+
+def _find(store: Store, reference: str) -> Record | None:
+    """The record of a fingerprint, or of an artifact's SHA-256; None if there is none."""
+    if not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", reference):
+        return None
+    found = record.load(store, reference)
+    if found is not None:
+        return found
+    for entry in store.entries("records"):
+        if reference.encode() in (store.read(entry.name) or b""):
+            found = record.load(store, entry.name.rpartition("/")[2].removesuffix(".json"))
+            if found is not None and found.sha256 == reference:
+                return found
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return False
+
+
+def _short_form(path: Path) -> dict[str, Any]:
+    """What an artifact says of itself: schema, fingerprint and parts."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.partition("/")[2] == f"extra/{record.SHORT_FORM}")
+            document = documents.load(archive.read(name), str(path))
+    except RecordError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a damaged archive makes zipfile raise almost anything)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RecordError(f"{path}: is no artifact of cosyjit ({reason}); name one that it has built") from None
+    documents.check_schema(document.get("schema"), str(path))
+    if key_of(document.get("parts", {})) != document.get("fingerprint"):
+        raise documents.damaged(str(path), "the fingerprint is not that of its parts")
+    return document

@@ -1,0 +1,245 @@
+"""What is to be exported, and what of it the store has already: without torch, where nothing has changed."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cosyjit import latest, record, worker
+from cosyjit.checkpoint import open_checkpoint
+from cosyjit.digests import Identity
+from cosyjit.errors import CheckpointError, LaterSchemaError, RecordError
+from cosyjit.families import Component, Precision, select_components, select_precisions
+from cosyjit.fingerprint import Fingerprint, differences, fingerprint
+from cosyjit.record import Record
+from cosyjit.source import Source, open_source
+from cosyjit.store import Store
+
+
+@dataclass(frozen=True)
+class Target:
+    """One component at one precision for one kind of device: one artifact.
+
+    Attributes:
+        source: the model directory.
+        component: what is exported.
+        options: those of its encoder, as the configuration gives them.
+        precision: the type of its weights.
+        fingerprint: all that decides its bytes.
+        weights: what the file with its weights was when the fingerprint was taken.
+        config_sha256: the digest of the configuration when it was read.
+        device: the kind of device that the graph is optimized on; the artifact loads on others as well.
+    """
+
+    source: Source
+    component: Component
+    options: Mapping[str, Any] = field(hash=False)
+    precision: Precision
+    fingerprint: Fingerprint = field(hash=False)
+    weights: Identity
+    config_sha256: str
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"{self.component.name}.{self.precision.name}"
+
+    @property
+    def file_name(self) -> str:
+        """The name by which the runtime finds the artifact."""
+        return f"{self.name}.zip"
+
+    @property
+    def weights_file(self) -> Path:
+        return self.source.directory / self.component.weights
+
+    def check_unchanged(self) -> None:
+        """
+        Raises:
+            CheckpointError: the weights file is not the one any more that the fingerprint was taken of.
+        """
+        path = self.weights_file
+        try:
+            unchanged = Identity.of(path) == self.weights
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise CheckpointError(f"{path}: was changed after it was planned; run again when it is complete")
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take, and so, nearly, the artifact."""
+        return self.precision.bytes * sum(math.prod(each.shape) for each in self.fingerprint.tensors.values())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A target, and what an export would do with it.
+
+    Attributes:
+        state: "fresh" if the store has its artifact; else "stale" if it was exported before, or "new".
+        reasons: why it is not fresh, against what the target was last exported with.
+        record: that of its artifact, if it is fresh.
+    """
+
+    target: Target
+    state: Literal["fresh", "stale", "new"]
+    reasons: tuple[str, ...] = ()
+    record: Record | None = None
+
+
+def plan(
+    source: str | Path,
+    components: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    *,
+    store: Store | None = None,
+    force: bool = False,
+    exporting: bool = False,
+) -> tuple[Planned, ...]:
+    """The targets of a model directory, each with what an export would do; all of it is seen to fit.
+
+    Nothing is built. Over files that have not changed since the last time, none of them is read, and torch is not
+    imported in any process.
+
+    Args:
+        source: a model directory.
+        components: names of components; all that the family has for None.
+        precisions: names of precisions; fp32 and fp16 for None.
+        store: where artifacts are kept; that of this user for None.
+        force: find nothing fresh.
+        exporting: begin with what an export needs besides, such as the digests of the files.
+
+    Raises:
+        InputError: something is wrong with the directory, its configuration or weights, or with the store, or there
+            is nothing to export.
+        BuildError: the process that read the weights was killed.
+    """
+    store = store or Store()
+    planned = compare(source, components, precisions, store=store, force=force, ready=worker.prepare)
+    unseen = {each.target.component: each.target.options for each in planned if each.record is None}
+    if unseen and exporting:
+        store.digests.begin_sha256({each.target.weights_file: None for each in planned if each.record is None})
+    if unseen:
+        worker.run(_check, planned[0].target.source, unseen)
+    return planned
+
+
+def compare(
+    source: str | Path,
+    components: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    *,
+    store: Store,
+    force: bool = False,
+    ready: Callable[[], None] | None = None,
+) -> tuple[Planned, ...]:
+    """As `plan`, but without a look at whether weights and options fit.
+
+    Args:
+        ready: see `find_targets`.
+    """
+    targets = find_targets(source, components, precisions, store=store, ready=ready)
+    return tuple(compare_one(store, target, force=force) for target in targets)
+
+
+def find_targets(
+    source: str | Path,
+    components: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    *,
+    store: Store,
+    ready: Callable[[], None] | None = None,
+) -> tuple[Target, ...]:
+    """The targets of a model directory, with their fingerprints; the store only remembers digests.
+
+    Args:
+        source, components, precisions: see `plan`.
+        ready: is called as soon as it is likely that there will be something to build.
+
+    Raises:
+        InputError: see `plan`.
+    """
+    wanted = select_precisions(precisions)
+    checkpoint = open_checkpoint(open_source(source))
+    parts = {part: checkpoint.options(part) for part in select_components(checkpoint.family, components)}
+    paths = {part: checkpoint.source.directory / part.weights for part in parts}
+    prefixes = {part.prefix for part in checkpoint.family.components}
+    if ready is not None and not all(store.digests.known(path, prefixes) for path in paths.values()):
+        ready()
+    weights = store.digests.tensors(dict.fromkeys(paths.values()), prefixes)
+    return tuple(
+        Target(
+            checkpoint.source,
+            part,
+            options,
+            precision,
+            fingerprint(part, options, precision, Target.device, weights[paths[part]].tensors),
+            weights[paths[part]].identity,
+            checkpoint.config.sha256,
+        )
+        for part, options in parts.items()
+        for precision in wanted
+    )
+
+
+def compare_one(store: Store, target: Target, *, force: bool = False) -> Planned:
+    """What an export would do with one target."""
+    if force:
+        return Planned(target, "stale", ("forced",))
+    key = target.fingerprint.key
+    found, problem = _load(store, key)
+    if found is not None:
+        condition = store.condition(found.sha256)
+        if condition == "whole":
+            return Planned(target, "fresh", record=found)
+        return Planned(target, "stale", (f"object {condition}",))
+    before = latest.read(store, _reference(target))
+    if before == key:
+        return Planned(target, "stale", (problem,))
+    return Planned(target, *_since(store, before, target.fingerprint))
+
+
+def _since(store: Store, before: str | None, now: Fingerprint) -> tuple[Literal["stale", "new"], tuple[str, ...]]:
+    """What has changed since the record that a target was last exported with."""
+    try:
+        known = _load(store, before)[0] if before else None
+    except LaterSchemaError:
+        return "stale", ("its last record is a later version's",)
+    if known is None:
+        return ("stale", ("its last record is missing",)) if before else ("new", ())
+    return "stale", tuple(differences(known.fingerprint, now))
+
+
+def _load(store: Store, key: str) -> tuple[Record | None, str]:
+    """The record of a fingerprint, or why there is none; one that is damaged is set aside."""
+    try:
+        return record.load(store, key), "record missing"
+    except LaterSchemaError:
+        raise
+    except RecordError:
+        store.set_aside(record.name_of(key))
+        return None, "record damaged"
+
+
+def remember(store: Store, target: Target) -> None:
+    """Let the next plan compare a target with what it is now."""
+    latest.write(store, str(target.source.directory), _kind(target), target.fingerprint.key)
+
+
+def _reference(target: Target) -> str:
+    return latest.name_of(str(target.source.directory), _kind(target))
+
+
+def _kind(target: Target) -> str:
+    return f"{target.name} {target.device}"
+
+
+def _check(source: Source, parts: Mapping[Component, Mapping[str, Any]], progress: worker.Progress) -> None:
+    """Fit the weights of components to their options; runs in a process of its own."""
+    from cosyjit.weights import load_encoder
+
+    progress("check")
+    for component, options in parts.items():
+        load_encoder(source, component, options)

@@ -1,0 +1,182 @@
+"""The sets of artifacts that directories show or showed, as the store keeps them.
+
+A publication is a document named by the SHA-256 of its own content, which names the one before it: a chain, which
+nobody can change in the middle. The store's `heads/` have the last of each directory.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import xxhash
+
+from cosyjit import documents
+from cosyjit.store import Store
+
+_FILE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.zip"
+
+
+class Published(NamedTuple):
+    """An artifact in a publication: the SHA-256 of its bytes, how many there are, and the key of its fingerprint."""
+
+    sha256: str
+    bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A set of artifacts that a directory shows or showed.
+
+    Attributes:
+        number: counted in its directory from 1.
+        published: when, as RFC 3339 has it.
+        source: the model directory that the last artifacts to come in were made from.
+        artifacts: by the file names of the runtime.
+        previous: the identity of the publication before it; None for the first.
+        restores: the number of an earlier publication which it is the same as, after a rollback.
+    """
+
+    number: int
+    published: str
+    source: str
+    artifacts: Mapping[str, Published]
+    previous: str | None = None
+    restores: int | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The document."""
+        artifacts = {name: each._asdict() for name, each in sorted(self.artifacts.items())}
+        return documents.dump(
+            {
+                "schema": documents.SCHEMA,
+                "number": self.number,
+                "published": self.published,
+                "source": self.source,
+                "artifacts": artifacts,
+                "previous": self.previous,
+                "restores": self.restores,
+            }
+        )
+
+    @property
+    def identity(self) -> str:
+        """The SHA-256 of the document."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def parse(content: bytes, where: str) -> Publication:
+    """The publication that a document describes.
+
+    Raises:
+        LaterSchemaError: a later version has written it.
+        RecordError: it is damaged. The messages begin with `where`.
+    """
+    document = documents.load(content, where)
+    documents.check_schema(document.get("schema"), where)
+    try:
+        publication = _publication(document)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+    if publication.content != content:
+        raise documents.damaged(where, "not as cosyjit writes it")
+    return publication
+
+
+def _publication(document: Mapping[str, Any]) -> Publication:
+    previous, restores = document["previous"], document["restores"]
+    return Publication(
+        number=int(document["number"]),
+        published=documents.text(document["published"]),
+        source=documents.text(document["source"]),
+        artifacts={documents.text(name, _FILE_NAME): _published(each) for name, each in document["artifacts"].items()},
+        previous=None if previous is None else documents.digest(previous, 64),
+        restores=None if restores is None else int(restores),
+    )
+
+
+def _published(document: Mapping[str, Any]) -> Published:
+    sha256, fingerprint = documents.digest(document["sha256"], 64), documents.digest(document["fingerprint"], 32)
+    return Published(sha256, int(document["bytes"]), fingerprint)
+
+
+def name_of(identity: str) -> str:
+    """The name of a publication in a store."""
+    return f"publications/{identity}.json"
+
+
+def load(store: Store, identity: str) -> Publication | None:
+    """A publication of the store; None if it is not there, or not what its name says."""
+    content = store.read(name_of(identity))
+    if content is None or hashlib.sha256(content).hexdigest() != identity:
+        return None
+    return parse(content, f"{store}/{name_of(identity)}")
+
+
+class Head(NamedTuple):
+    """The last publication of a directory, by its identity, and whether it has been shown there."""
+
+    directory: Path
+    publication: str
+    shown: bool
+
+
+def save(store: Store, publication: Publication, directory: Path, *, shown: bool) -> None:
+    """Keep a publication, as the last of its directory; before it is shown there, and again afterwards."""
+    if load(store, publication.identity) is None:
+        store.write(name_of(publication.identity), publication.content)
+    head = Head(directory.absolute(), publication.identity, shown)
+    if _read_head(store, directory) != head:
+        document = {**head._asdict(), "directory": str(head.directory), "schema": documents.SCHEMA}
+        store.write(_head(directory), documents.dump(document))
+
+
+def _head(directory: Path) -> str:
+    return f"heads/{xxhash.xxh3_128_hexdigest(os.fsencode(directory.absolute()))}.json"
+
+
+def head(store: Store, directory: Path) -> Publication | None:
+    """The last publication of a directory that the store knows to have been shown there."""
+    found = _read_head(store, directory)
+    last = load(store, found.publication) if found is not None else None
+    if last is None or found is None or found.shown:
+        return last
+    return load(store, last.previous) if last.previous else None
+
+
+def _read_head(store: Store, directory: Path) -> Head | None:
+    content = store.read(_head(directory))
+    return None if content is None else _parse_head(content, f"{store}/{_head(directory)}")
+
+
+def heads(store: Store) -> Iterator[Head]:
+    """The last publications of all directories."""
+    for entry in store.entries("heads"):
+        content = store.read(entry.name)
+        if content is not None:
+            yield _parse_head(content, f"{store}/{entry.name}")
+
+
+def _parse_head(content: bytes, where: str) -> Head:
+    document = documents.load(content, where)
+    documents.check_schema(document.get("schema"), where)
+    try:
+        directory, publication = (
+            Path(documents.text(document["directory"])),
+            documents.digest(document["publication"], 64),
+        )
+        return Head(directory, publication, document["shown"] is True)
+    except (LookupError, ValueError) as error:
+        raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+
+
+def chain(store: Store, publication: Publication | None) -> Iterator[Publication]:
+    """A publication and those before it, as far back as the store has them."""
+    while publication is not None:
+        yield publication
+        previous = publication.previous
+        publication = None if previous is None else load(store, previous)

@@ -1,0 +1,222 @@
+"""The lineage of an artifact: what it was made from, by what, and how it came out.
+
+A record is an in-toto Statement v1 (https://in-toto.io/Statement/v1) with the SLSA provenance v1 predicate
+(https://slsa.dev/spec/v1.0/provenance). A short form of it, which names no time, path or run, stands in the artifact
+itself, so that equal inputs keep equal bytes and a stray file can be traced.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any, Final, NamedTuple
+
+from cosyjit import documents
+from cosyjit.digests import TensorDigest
+from cosyjit.errors import RecordError
+from cosyjit.fingerprint import Fingerprint, canonical
+from cosyjit.store import Store
+
+STATEMENT: Final = "https://in-toto.io/Statement/v1"
+PREDICATE: Final = "https://slsa.dev/provenance/v1"
+BUILD: Final = "urn:cosyjit:torchscript:v1"
+BUILDER: Final = "urn:cosyjit:builder"
+
+_SHORT_FORM_SCHEMA: Final = 1
+"""A part of every artifact's bytes, and so no other number's."""
+
+SHORT_FORM: Final = "cosyjit.json"
+"""The name of the short form among a TorchScript archive's extra files."""
+
+
+class Material(NamedTuple):
+    """A file that an artifact was made from: its name, where it was, and the SHA-256 of its bytes."""
+
+    name: str
+    uri: str
+    sha256: str
+
+
+def current_versions() -> dict[str, str]:
+    """Of what builds here."""
+    return {"cosyjit": version("cosyjit"), "torch": version("torch"), "python": platform.python_version()}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an artifact was made from.
+
+    Attributes:
+        name: the file name by which the runtime finds it.
+        sha256: the digest of its bytes.
+        fingerprint: all that decides these.
+        component: what it is.
+        source: the model directory.
+        materials: the files that were read.
+        started, finished: when, as RFC 3339 has it.
+        figures: what was measured: bytes, weight_bytes, seconds.
+        run: the identifiers of the Prefect run, where there was one.
+        versions: of cosyjit, torch and Python.
+    """
+
+    name: str
+    sha256: str
+    fingerprint: Fingerprint
+    component: str
+    source: str
+    materials: tuple[Material, ...]
+    started: str
+    finished: str
+    figures: Mapping[str, float]
+    run: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=current_versions)
+
+    @property
+    def bytes(self) -> int:
+        """The artifact's size."""
+        return int(self.figures["bytes"])
+
+    @property
+    def statement(self) -> dict[str, Any]:
+        """The in-toto statement."""
+        fingerprint = self.fingerprint
+        return {
+            "_type": STATEMENT,
+            "subject": [{"name": self.name, "digest": {"sha256": self.sha256}}],
+            "predicateType": PREDICATE,
+            "predicate": {
+                "buildDefinition": {
+                    "buildType": BUILD,
+                    "externalParameters": {
+                        "source": self.source,
+                        "component": self.component,
+                        "precision": fingerprint.precision,
+                        "device": fingerprint.device,
+                    },
+                    "internalParameters": {
+                        "fingerprint": fingerprint.key,
+                        "parts": fingerprint.parts,
+                        "tensors": fingerprint.tensors,
+                    },
+                    "resolvedDependencies": [
+                        {"name": each.name, "uri": each.uri, "digest": {"sha256": each.sha256}}
+                        for each in self.materials
+                    ],
+                },
+                "runDetails": {
+                    "builder": {"id": BUILDER, "version": dict(self.versions)},
+                    "metadata": {
+                        **({"invocationId": "/".join(self.run.values())} if self.run else {}),
+                        "startedOn": self.started,
+                        "finishedOn": self.finished,
+                        "cosyjit_run": dict(self.run),
+                        "cosyjit_figures": dict(self.figures),
+                    },
+                },
+                "cosyjit_schema": documents.SCHEMA,
+            },
+        }
+
+
+def now() -> str:
+    """The time, as RFC 3339 has it."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse(content: bytes, where: str) -> Record:
+    """The record that a file describes.
+
+    Raises:
+        LaterSchemaError: a later version has written it.
+        RecordError: it is damaged. The messages begin with `where`.
+    """
+    document = documents.load(content, where)
+    try:
+        predicate = document["predicate"]
+        documents.check_schema(predicate["cosyjit_schema"], where)
+        return _record(document, predicate)
+    except RecordError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+
+
+def _record(document: Mapping[str, Any], predicate: Mapping[str, Any]) -> Record:
+    (subject,) = document["subject"]
+    definition, details = predicate["buildDefinition"], predicate["runDetails"]
+    external, internal, metadata = (
+        definition["externalParameters"],
+        definition["internalParameters"],
+        details["metadata"],
+    )
+    parts = internal["parts"]
+    record = Record(
+        name=documents.text(subject["name"]),
+        sha256=documents.digest(subject["digest"]["sha256"], 64),
+        fingerprint=Fingerprint(
+            tensors={
+                name: TensorDigest(dtype, tuple(shape), digest)
+                for name, (dtype, shape, digest) in internal["tensors"].items()
+            },
+            **{part: parts[part] for part in ("config", "precision", "device", "recipe", "encoders", "torch")},
+        ),
+        component=documents.text(external["component"]),
+        source=documents.text(external["source"]),
+        materials=tuple(
+            Material(
+                documents.text(each["name"]),
+                documents.text(each["uri"]),
+                documents.digest(each["digest"]["sha256"], 64),
+            )
+            for each in definition["resolvedDependencies"]
+        ),
+        started=documents.text(metadata["startedOn"]),
+        finished=documents.text(metadata["finishedOn"]),
+        figures={name: _number(value) for name, value in metadata["cosyjit_figures"].items()},
+        run={name: documents.text(value) for name, value in metadata["cosyjit_run"].items()},
+        versions={name: documents.text(value) for name, value in details["builder"]["version"].items()},
+    )
+    if record.bytes < 0 or record.fingerprint.key != internal["fingerprint"]:
+        raise ValueError("the fingerprint is not that of its parts")
+    if canonical(record.statement) != canonical(document):
+        raise ValueError("not as cosyjit writes it")
+    return record
+
+
+def _number(value: object) -> int | float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is no number")
+    return value  # type: ignore[return-value]
+
+
+def name_of(key: str) -> str:
+    """The name of the record of a fingerprint in a store."""
+    return f"records/{key}.json"
+
+
+def load(store: Store, key: str) -> Record | None:
+    """The record of a fingerprint; None if there is none.
+
+    Raises:
+        LaterSchemaError: a later version has written it.
+        RecordError: it is damaged, or another fingerprint's.
+    """
+    name = name_of(key)
+    content = store.read(name)
+    if content is None:
+        return None
+    record = parse(content, f"{store}/{name}")
+    if record.fingerprint.key != key:
+        raise documents.damaged(f"{store}/{name}", "another fingerprint's")
+    return record
+
+
+def save(store: Store, record: Record) -> None:
+    """Write a record, after the object that it names."""
+    store.write(name_of(record.fingerprint.key), documents.dump(record.statement))
+
+
+def short_form(fingerprint: Fingerprint) -> bytes:
+    """What an artifact says of itself."""
+    return canonical({"fingerprint": fingerprint.key, "parts": fingerprint.parts, "schema": _SHORT_FORM_SCHEMA})

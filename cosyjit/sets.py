@@ -1,0 +1,218 @@
+"""How a directory shows one whole set of files at any moment, and switches to another one in a single step.
+
+    llm.llm.fp32.zip              -> .cosyjit/current/llm.llm.fp32.zip
+    cosyjit.json                  -> .cosyjit/current/cosyjit.json
+    .cosyjit/current              -> sets/<set>
+    .cosyjit/sets/<set>/cosyjit.json
+    .cosyjit/sets/<set>/llm.llm.fp32.zip -> ../../files/<sha256>
+    .cosyjit/files/<sha256>
+
+The names are symbolic links through `current`, which is replaced by renaming. What it does not lead to, nobody sees.
+
+As in a plain copy, nothing is waited for to reach the disk: the system writes it in its own time. What a loss of power
+cuts short before that has another size than it had, so that it is seen, and brought from the store again.
+"""
+
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from cosyjit import files
+from cosyjit.errors import OutputError
+
+MANIFEST: Final = "cosyjit.json"
+"""The name of the document that describes a set, among its files."""
+
+_STATE: Final = ".cosyjit"
+_GRACE: Final = 0.1
+"""In s, how long the set before is left where it is: for readers that are amid following the links to it."""
+
+_BEFORE: Final = "before."
+"""What the names of sets begin with that hold what stood here before the first one."""
+
+
+def current(directory: Path) -> str | None:
+    """The name of the set that a directory shows; None if it shows none."""
+    try:
+        name = (directory / _STATE / "current").readlink().name
+    except OSError:
+        return None
+    return None if name.startswith(_BEFORE) else name
+
+
+def document(directory: Path, name: str) -> Path:
+    """Where the document of a set is."""
+    return directory / _STATE / "sets" / name / MANIFEST
+
+
+def file(directory: Path, digest: str) -> Path:
+    """Where the file of a digest is, if it is in a set or going to be."""
+    return directory / _STATE / "files" / digest
+
+
+def show(directory: Path, name: str, content: bytes, members: Mapping[str, str]) -> None:
+    """Make a set of files that are there, and switch to it. To be called within `writing`, alone.
+
+    Args:
+        name: of the set.
+        content: of its document.
+        members: the names to show, and the digests of their files.
+
+    Raises:
+        OutputError: a name is a directory's; nothing was changed.
+        OSError: the directory cannot be written to; it shows one whole set.
+    """
+    names = [*members, MANIFEST]
+    check_names(directory, names)
+    manifest = document(directory, name)
+    files.make_directory(manifest.parent)
+    for member, digest in members.items():
+        _link(f"../../files/{digest}", manifest.with_name(member))
+    if not manifest.exists() or manifest.read_bytes() != content:
+        with files.replacing(manifest) as opened:
+            opened.write(content)
+    _adopt(directory, names)
+    for member in names:
+        _link(f"{_STATE}/current/{member}", directory / member)
+    _switch(directory, name)
+    time.sleep(_GRACE)
+    clean(directory)
+
+
+def check_names(directory: Path, names: Collection[str]) -> None:
+    """
+    Raises:
+        OutputError: one of the names is a directory's.
+    """
+    for path in (directory / name for name in names):
+        if path.is_dir() and not path.is_symlink():
+            raise OutputError(f"{path}: is a directory; move it away, or publish into another directory")
+
+
+def _adopt(directory: Path, names: Collection[str]) -> None:
+    """Turn files that stand under these names into links, while each name goes on showing what it does.
+
+    They are left by other exporters, or by cosyjit's own earlier publications if someone replaced a link.
+    """
+    strange = [name for name in names if os.path.lexists(directory / name) and not _is_ours(directory / name)]
+    if not strange:
+        return
+    folder = directory / _STATE / "sets" / f"{_BEFORE}{uuid.uuid4().hex}"
+    files.make_directory(folder)
+    for path in _members(directory):
+        if path.name in strange:
+            continue
+        if path.is_symlink():
+            (folder / path.name).symlink_to(path.readlink())
+        else:
+            _keep(path, folder / path.name)
+    for name in strange:
+        path = directory / name
+        if path.is_symlink():
+            (folder / name).symlink_to(directory.absolute() / path.readlink())
+        else:
+            _keep(path, folder / name)
+    _switch(directory, folder.name)
+    for name in strange:
+        _link(f"{_STATE}/current/{name}", directory / name)
+
+
+def _keep(path: Path, to: Path) -> None:
+    """A second name, or where there are no links a copy, of a file."""
+    try:
+        os.link(path, to)
+    except OSError:
+        with files.replacing(to) as file:
+            files.copy(path, file)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_symlink() and str(path.readlink()) == f"{_STATE}/current/{path.name}"
+
+
+def _leads_to_ours(path: Path) -> bool:
+    return path.is_symlink() and str(path.readlink()).startswith(f"{_STATE}/current/")
+
+
+def _switch(directory: Path, name: str) -> None:
+    current = directory / _STATE / "current"
+    if current.is_dir() and not current.is_symlink():  # in a copy of a directory, whose links have become files
+        current.rename(current.with_name("sets") / f"{_BEFORE}{uuid.uuid4().hex}")
+    _link(f"sets/{name}", current)
+
+
+def _members(directory: Path) -> list[Path]:
+    folder = directory / _STATE / "current"
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _link(target: str, path: Path) -> None:
+    """Make a path a symbolic link to a target, in one step."""
+    if path.is_symlink() and str(path.readlink()) == target:
+        return
+    temporary = path.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
+    try:
+        temporary.symlink_to(target)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def clean(directory: Path) -> None:
+    """Remove names, sets and files that are not shown, and what a process that was killed was writing.
+
+    To be called within `writing`, alone.
+    """
+    for path in _left(directory):
+        files.remove(path)
+    names = {path.name for path in _members(directory)}
+    for path in directory.iterdir():
+        if path.name not in names and _is_ours(path):
+            path.unlink()
+    if not os.path.lexists(directory / _STATE / "current"):
+        files.remove(directory / _STATE)
+
+
+def _left(directory: Path) -> Iterator[Path]:
+    """What was being made when a process was killed, and then the sets and files that nothing shown leads to."""
+    state = directory / _STATE
+    yield from (path for path in directory.glob(f".*{files.TEMPORARY}") if _leads_to_ours(path))
+    for folder in (state, state / "current"):
+        yield from folder.glob(f".*{files.TEMPORARY}")
+    links = [path for path in (state / "current", *_members(directory)) if path.is_symlink()]
+    shown = {path.readlink().name for path in links}
+    for folder in (state / "sets", state / "files"):
+        yield from (path for path in (folder.iterdir() if folder.is_dir() else []) if path.name not in shown)
+
+
+@contextmanager
+def writing(directory: Path, *, shared: bool = False) -> Iterator[Path]:
+    """The folder that a directory's sets are in, locked: alone, or with others that only bring files."""
+    state = directory / _STATE
+    try:
+        while True:
+            files.make_directory(state)
+            fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                if _same(fd, state):  # else another process has removed it while we waited
+                    yield state
+                    return
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise OutputError(
+            f"{directory}: cannot be written to ({error.strerror}); publish into another directory"
+        ) from None
+
+
+def _same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

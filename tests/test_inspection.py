@@ -1,0 +1,207 @@
+"""Whether what a directory shows is undamaged, and what its source would give now."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cosyjit import Status, Store, audit_directory, publish, status
+from cosyjit.errors import PublicationError
+from cosyjit.planning import compare
+from tests.calls import shown, snapshot
+from tests.kept import flip, keep, object_of, record_of, retrain, rewrite
+
+Copy = Callable[[Path], Path]
+
+ZIP = "flow.encoder.fp16.zip"
+
+
+@pytest.fixture
+def source(tiny: Path, copy_of: Copy) -> Path:
+    """A model directory of the test's own."""
+    return copy_of(tiny)
+
+
+@pytest.fixture
+def directory(source: Path, store: Store, tmp_path: Path) -> Path:
+    """Where all components of a model directory are published."""
+    path = tmp_path / "published"
+    path.mkdir()
+    publish.publish(store, path, keep(store, compare(source, precisions=["fp16"], store=store)), str(source))
+    return path
+
+
+def conditions(found: Status) -> dict[str, str]:
+    return {each.name: each.condition for each in found.names}
+
+
+def states(found: Status) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return {each.name: (each.state, each.reasons) for each in found.names}
+
+
+def others(found: Status) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The names that are not current."""
+    return {name: state for name, state in states(found).items() if state != ("current", ())}
+
+
+def test_what_was_published_is_whole_and_current(source: Path, directory: Path, store: Store) -> None:
+    before = snapshot(directory)
+    found = status(directory, store)
+    assert found.well
+    assert found.manifest == "whole"
+    assert (
+        set(conditions(found))
+        == {each.target.file_name for each in compare(source, precisions=["fp16"], store=store)}
+        == set(shown(directory))
+    )
+    assert set(conditions(found).values()) == {"whole"}
+    assert others(found) == {}
+    assert (found.publication.number, found.publication.source) == (1, str(source))
+    assert snapshot(directory) == before
+
+
+def overwrite_as_another_exporter_does(path: Path) -> None:
+    with path.open("wb") as file:  # through the link
+        file.write(b"another exporter's")
+
+
+def replace_by_a_file(path: Path) -> None:
+    path.with_name("new").write_bytes(b"another exporter's")
+    path.with_name("new").replace(path)
+
+
+def replace_by_a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "condition"),
+    [
+        (overwrite_as_another_exporter_does, "damaged"),
+        (replace_by_a_file, "damaged"),
+        (lambda path: flip(path.resolve()), "damaged"),
+        (lambda path: os.truncate(path, 3), "damaged"),
+        (os.unlink, "missing"),
+        (lambda path: path.resolve().unlink(), "missing"),
+        (replace_by_a_link, "missing"),
+    ],
+    ids=["overwritten", "replaced", "flipped", "cut", "removed", "file removed", "link"],
+)
+def test_a_published_file_that_is_not_what_it_was_is_seen_and_mended_from_the_store(
+    source: Path, directory: Path, store: Store, damage: Callable[[Path], object], condition: str
+) -> None:
+    before = shown(directory)
+    assert status(directory, store).well  # and its digests are remembered
+    damage(directory / ZIP)
+    found = status(directory, store)
+    assert not found.well
+    assert conditions(found) == {**dict.fromkeys(before, "whole"), ZIP: condition}
+    assert (others(found), found.manifest) == ({}, "whole")
+    assert [(fault.name, fault.problem) for fault in audit_directory(store, directory)] == [
+        (str(directory / ZIP), condition)
+    ]
+    publish.publish(store, directory, found.publication.artifacts, str(source))
+    assert status(directory, store).well
+    assert shown(directory) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "condition"),
+    [
+        (os.unlink, "missing"),
+        (lambda path: path.write_text("{}"), "damaged"),
+        (lambda path: path.write_text(path.read_text().replace('"number": 1', '"number": 7')), "damaged"),
+        (lambda path: path.write_text("no JSON"), "damaged"),
+    ],
+    ids=["removed", "emptied", "edited", "no JSON"],
+)
+def test_a_manifest_that_is_not_what_it_was_is_seen_and_the_store_knows_better(
+    directory: Path, store: Store, damage: Callable[[Path], object], condition: str
+) -> None:
+    before = status(directory, store)
+    damage(directory / "cosyjit.json")
+    found = status(directory, store)
+    assert (found.manifest, found.well) == (condition, False)
+    assert (found.publication, found.names) == (before.publication, before.names)
+    assert [fault.name for fault in audit_directory(store, directory)] == [str(directory / "cosyjit.json")]
+
+
+def test_retrained_weights_make_what_was_published_from_them_stale(source: Path, directory: Path, store: Store) -> None:
+    count = retrain(source, "llm.pt", "llm.")
+    found = status(directory, store)
+    assert not found.well
+    assert set(conditions(found).values()) == {"whole"}
+    assert others(found).keys() == {"llm.llm.fp16.zip"}
+    for state, (reason,) in others(found).values():
+        assert state == "stale"
+        assert reason.startswith(f"{count} of {count} tensors changed: ")
+
+
+def test_another_option_makes_what_was_published_stale_even_if_it_does_not_fit(
+    source: Path, directory: Path, store: Store
+) -> None:
+    rewrite(source, "num_blocks: 3", "num_blocks: 4")
+    stale = ("stale", ("num_blocks 3 -> 4",))
+    assert others(status(directory, store)) == {"llm.llm.fp16.zip": stale}
+
+
+def test_without_its_record_a_stale_artifact_has_no_better_reason(source: Path, directory: Path, store: Store) -> None:
+    retrain(source, "flow.pt", "encoder.")
+    for artifact in status(directory, store).publication.artifacts.values():
+        record_of(store, artifact.fingerprint).unlink()
+    assert set(others(status(directory, store)).values()) == {("stale", ("record missing",))}
+
+
+def test_a_source_that_is_gone_cannot_be_compared_with(source: Path, directory: Path, store: Store) -> None:
+    shutil.rmtree(source)
+    found = status(directory, store)
+    assert not found.well
+    assert set(conditions(found).values()) == {"whole"}
+    ((state, (reason,)),) = set(states(found).values())
+    assert state == "unknown"
+    assert reason.startswith(f"{source}: does not exist")
+
+
+def test_a_part_of_a_source_is_compared_with_that_part_alone(source: Path, store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    path.mkdir()
+    publish.publish(store, path, keep(store, compare(source, ["flow.encoder"], ["bf16"], store=store)), str(source))
+    (source / "llm.pt").unlink()
+    found = status(path, store)
+    assert states(found) == {"flow.encoder.bf16.zip": ("current", ())}
+    assert found.well
+
+
+def test_status_changes_nothing_though_the_store_is_damaged(directory: Path, store: Store) -> None:
+    published = status(directory, store).publication
+    first, second, *_ = published.artifacts.values()
+    flip(object_of(store, first.sha256))
+    record_of(store, second.fingerprint).write_text("no JSON")
+    assert store.local is not None
+    before = {name: content for name, content in snapshot(store.local).items() if not name.startswith("digests")}
+    assert status(directory, store).well  # what is shown is as it was
+    assert {
+        name: content for name, content in snapshot(store.local).items() if not name.startswith("digests")
+    } == before
+
+
+def test_nothing_published_is_an_error_that_names_directory_and_store(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(PublicationError, match=f"^{tmp_path}: nothing is published here from {store}"):
+        status(tmp_path, store)
+    with pytest.raises(PublicationError, match="nothing is published here"):
+        status(tmp_path / "nowhere", store)
+
+
+def test_a_store_that_cannot_be_read_is_not_needed_where_nothing_has_changed(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert status(directory, Store(tmp_path / "file")).well
+
+
+def test_a_record_of_a_later_version_does_not_hide_that_all_is_well(directory: Path, store: Store) -> None:
+    for artifact in status(directory, store).publication.artifacts.values():
+        path = record_of(store, artifact.fingerprint)
+        path.write_text(path.read_text().replace('"cosyjit_schema": 1', '"cosyjit_schema": 2'))
+    assert status(directory, store).well

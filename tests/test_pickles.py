@@ -1,0 +1,206 @@
+"""The reader of pickles: what the standard library reads of data, and nothing that runs."""
+
+import collections
+import contextlib
+import io
+import pickle
+import resource
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosyjit.pickles import ForbiddenError, Globals, loads
+from tests.calls import start
+from tests.gadgets import PICKLED
+
+DOCUMENTED: Final = (ForbiddenError, ValueError, TypeError, AttributeError, LookupError, struct.error)
+"""What a damaged pickle may raise."""
+
+KEYS: Final = st.text(max_size=5) | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False)
+SCALARS: Final = KEYS | st.integers(-(2**2039), 2**2039 - 1) | st.text(st.characters(codec="utf-8"))
+DATA: Final = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.lists(inner, max_size=5).map(tuple) | st.dictionaries(KEYS, inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def nothing(identifier: object) -> object:
+    raise AssertionError(f"the pickle refers to {identifier}")
+
+
+def read(pickled: bytes, known: Globals | None = None, persistent: Callable[[Any], Any] = nothing) -> Any:
+    return loads(pickled, known or {}, persistent)
+
+
+@given(DATA)
+def test_plain_data_is_what_the_standard_library_reads(value: Any) -> None:
+    for pickled in (pickle.dumps(value, 2), pickle._dumps(value, 2)):  # type: ignore[attr-defined]  # that in Python
+        found, expected = read(pickled), pickle.loads(pickled)
+        assert found == expected == value
+        assert repr(found) == repr(expected)  # which tells 1, 1.0 and True apart, at any depth
+
+
+@given(st.floats())
+def test_floats_keep_every_bit(value: float) -> None:
+    assert struct.pack("<d", read(pickle.dumps(value, 2))) == struct.pack("<d", value)
+
+
+def test_lone_surrogates_come_through() -> None:
+    assert read(pickle.dumps("a\ud800", 2)) == "a\ud800"
+
+
+def test_long_lists_and_many_remembered_objects_come_through() -> None:
+    words = [f"word {i}" for i in range(3000)]
+    value = {"all": words, "again": words[::-1], "by word": {word: [word] for word in words}}
+    found = read(pickle.dumps(value, 2))
+    assert found == value
+    assert found["all"][0] is found["again"][-1]
+
+
+def test_what_is_shared_stays_shared() -> None:
+    inner: list[Any] = [1]
+    inner.append(inner)
+    found = read(pickle.dumps({"a": inner, "b": inner}, 2))
+    assert found["a"] is found["b"]
+    assert found["a"][1] is found["a"]
+
+
+def test_strings_of_python_2_are_latin_1() -> None:
+    assert read(b"\x80\x02U\x03a\xe9b.") == "aéb"
+
+
+def test_known_names_are_called_with_what_the_pickle_gives() -> None:
+    pickled = pickle.dumps([collections.OrderedDict(a=1), Path, complex(1, 2)], 2)
+    known = {("collections", "OrderedDict"): dict, ("pathlib", "Path"): "a path", ("__builtin__", "complex"): max}
+    assert read(pickled, known) == [{"a": 1}, "a path", 2.0]
+
+
+def test_what_the_pickle_only_refers_to_is_asked_for() -> None:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return ("set", sorted(value)) if isinstance(value, set) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, 2).dump([{2, 1}, {"a": {3}}])
+    found = read(buffer.getvalue(), persistent=lambda identifier: identifier)
+    assert found == [("set", [1, 2]), {"a": ("set", [3])}]
+
+
+def test_attributes_are_left_out() -> None:
+    value = collections.OrderedDict(a=1)
+    value._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]  # as torch's state dictionaries have it
+    assert read(pickle.dumps(value, 2), {("collections", "OrderedDict"): dict}) == {"a": 1}
+
+
+@pytest.mark.parametrize("gadget", PICKLED)
+def test_what_would_run_code_is_refused_and_named(gadget: Callable[[str], object], tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    pickled = pickle.dumps({"a": [1, gadget(str(marker))]}, 2)
+    with pytest.raises(ForbiddenError, match=r"^(posix\.system|tests\.gadgets\.(touch|Restored))$"):
+        read(pickled, {("collections", "OrderedDict"): dict})
+    assert not marker.exists()
+    pickle.loads(pickled)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", ["builtins\neval", "os\nsystem", "collections\nOrderedDict.update", "\n", "a\nb"])
+def test_every_name_that_is_not_known_is_refused(name: str) -> None:
+    with pytest.raises(ForbiddenError) as error:
+        read(b"\x80\x02c" + name.encode() + b"\n.", {("collections", "OrderedDict"): dict})
+    assert str(error.value) == ".".join(name.split("\n"))
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_other_protocols_are_refused(protocol: int) -> None:
+    with pytest.raises(ValueError, match=r"^the pickle is of another protocol than 2$"):
+        read(pickle.dumps({"a": [1]}, protocol))
+
+
+@pytest.mark.parametrize("code", sorted(set(range(256)) - set(b"q\x72hKX(tRQ\x85\x86\x87)\x89MJjc}ubN\x88\x8aGU]aes.")))
+def test_other_instructions_are_refused(code: int) -> None:
+    with pytest.raises(ValueError, match=rf"^instruction {code:#04x} in the pickle$"):
+        read(b"\x80\x02]" + bytes([code]) + b"aaaa\n.")
+
+
+@pytest.mark.parametrize("rest", [b"", b".", b"]", b"]].", b"(.", b"K", b"X\xff\xff\xff\xffa.", b"\x8a\xff\x01.", b"c"])
+def test_what_is_cut_short_or_left_over_is_damage(rest: bytes) -> None:
+    with pytest.raises(DOCUMENTED):
+        read(b"\x80\x02" + rest)
+
+
+def attempt(pickled: bytes) -> None:
+    with contextlib.suppress(*DOCUMENTED):
+        read(pickled, {("collections", "OrderedDict"): dict, ("a", "b"): len}, lambda identifier: identifier[0])
+
+
+VALUE: Final = {"a": [1, 300, -7, 2**40, 1.5, None, True, "é"], "b": (1, (2, 3)), "c": collections.OrderedDict(x=[()])}
+SAMPLE: Final = pickle.dumps(VALUE, 2)
+
+
+def test_the_sample_that_is_damaged_is_whole() -> None:
+    assert read(SAMPLE, {("collections", "OrderedDict"): dict}) == VALUE
+
+
+@pytest.mark.parametrize("length", range(len(SAMPLE)))
+def test_a_truncated_pickle_is_damage(length: int) -> None:
+    with pytest.raises(DOCUMENTED):
+        read(SAMPLE[:length], {("collections", "OrderedDict"): dict})
+
+
+@given(st.data())
+def test_damage_raises_nothing_but_what_is_documented(data: st.DataObject) -> None:
+    content = bytearray(SAMPLE)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(2, len(content) - 1))] = data.draw(st.integers(0, 255))
+    attempt(bytes(content))
+
+
+INSTRUCTIONS: Final = st.lists(
+    st.sampled_from(
+        [*(bytes([code]) for code in b"(tRQ\x85\x86\x87)\x89}ubN\x88]aes"), b"q\0", b"h\0", b"K\1", b"U\1a", b"ca\nb\n"]
+    ),
+    max_size=30,
+)
+
+
+@given(st.binary(max_size=50) | INSTRUCTIONS.map(b"".join))
+def test_anything_raises_nothing_but_what_is_documented(content: bytes) -> None:
+    attempt(b"\x80\x02" + content)
+    attempt(b"\x80\x02" + content + b".")
+
+
+def test_a_huge_index_of_the_memo_costs_no_memory() -> None:
+    pickled = b"\x80\x02]r\xff\xff\xff\xffj\xff\xff\xff\xff\x86."
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read(pickled) == ([], [])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+DEEP: Final = b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns."
+"""A dictionary whose key is a tuple in a tuple in a tuple."""
+
+WIDE: Final = b"\x80\x02})" + b"q\1h\1\x86" * 64 + b"Ns."
+"""A dictionary whose key is a pair of twice the same pair, and so on: to hash it takes 2^64 steps."""
+
+
+@pytest.mark.parametrize("pickled", [DEEP, WIDE], ids=["deep", "wide"])
+def test_a_key_that_is_costly_to_hash_neither_ends_nor_holds_up_the_process(pickled: bytes, tmp_path: Path) -> None:
+    (tmp_path / "pickled").write_bytes(pickled)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+        "resource.setrlimit(resource.RLIMIT_CPU, (10, 10))\n"
+        "from cosyjit.pickles import loads\n"
+        "try: loads(open(sys.argv[1], 'rb').read(), {}, None)\n"
+        "except (ValueError, TypeError): print('refused')"
+    )
+    with start(code, tmp_path / "pickled") as process:
+        out, _ = process.communicate()
+    assert (process.returncode, out) == (0, "refused\n")

@@ -1,0 +1,367 @@
+"""Where the tensors of real `torch.save` files are, and which files are refused."""
+
+import collections
+import contextlib
+import io
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cosyjit.errors import CheckpointError
+from cosyjit.tensors import ITEM_SIZES, Index, Other, StoredTensor, opened, read_index
+from tests.encoders.jit import torchscript
+from tests.gadgets import PICKLED
+
+PATH: Final = Path("llm.pt")
+
+
+def saved(value: object, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def indexed(content: bytes) -> Index:
+    return read_index(io.BytesIO(content), PATH)
+
+
+def tensor_of(content: bytes, entry: StoredTensor | Other) -> Tensor:
+    """A tensor made of nothing but what the index says of it and the file's bytes there."""
+    assert isinstance(entry, StoredTensor)
+    numbers = bytearray(content[entry.start : entry.start + entry.extent])
+    assert len(numbers) == entry.extent
+    flat = torch.frombuffer(numbers, dtype=torch.uint8) if numbers else torch.empty(0, dtype=torch.uint8)
+    dtype = getattr(torch, entry.dtype)
+    return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, entry.shape, entry.stride)
+
+
+def assert_as_torch_loads(content: bytes) -> Index:
+    """The index has torch's tensors: names, order, types, shapes, strides and numbers."""
+    index = indexed(content)
+    expected = torch.load(io.BytesIO(content), weights_only=True)
+    assert list(index) == list(expected)
+    for name, tensor in expected.items():
+        entry, found = index[name], tensor_of(content, index[name])
+        assert isinstance(entry, StoredTensor)
+        assert (found.dtype, found.shape, found.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
+        assert entry.bytes == tensor.numel() * tensor.element_size()
+        assert entry.item_size == tensor.element_size()
+        assert tensor.numel() == 0 or entry.contiguous == tensor.is_contiguous()
+        torch.testing.assert_close(found, tensor.detach(), rtol=0, atol=0, equal_nan=True)
+    return index
+
+
+DTYPES: Final = [getattr(torch, name) for name in ITEM_SIZES]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_each_type_of_number_is_found(dtype: torch.dtype) -> None:
+    numbers = (torch.arange(6) - 2).to(dtype).reshape(2, 3)
+    index = assert_as_torch_loads(saved({"a": numbers, "b": numbers.clone().t(), "c": numbers[0, 0].clone()}))
+    assert {entry.dtype for entry in index.values() if isinstance(entry, StoredTensor)} == {
+        str(dtype).removeprefix("torch.")
+    }
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(5.0),
+        torch.empty(0),
+        torch.empty(0, 3),
+        torch.empty(3, 0, 2).transpose(0, 2),
+        torch.ones(1, 1, 1),
+        torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+        torch.arange(24.0)[5:17],
+        torch.arange(24.0).reshape(4, 6)[1:3, 2:5],
+        torch.arange(24.0)[::5],
+        torch.arange(24.0)[3],
+        torch.arange(24.0).as_strided((2, 3), (0, 1), 2),
+        torch.arange(24.0).as_strided((4, 4), (1, 1)),
+        torch.arange(24.0)[7:7],
+        torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).t()),
+        torch.nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False),
+        torch.ones(3, requires_grad=True),
+    ],
+    ids=lambda tensor: f"{tuple(tensor.shape)} {tensor.stride()} {tensor.storage_offset()}",
+)
+def test_each_form_of_tensor_is_found(tensor: Tensor) -> None:
+    assert_as_torch_loads(saved({"a": tensor}))
+
+
+@given(st.data())
+@settings(max_examples=50)
+def test_any_cut_and_permutation_is_found(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
+    tensor = torch.arange(torch.Size(shape).numel()).to(data.draw(st.sampled_from(DTYPES))).reshape(shape)
+    for axis, size in enumerate(shape):
+        start = data.draw(st.integers(0, size))
+        tensor = tensor.narrow(axis, start, data.draw(st.integers(0, size - start)))
+    assert_as_torch_loads(saved({"a": tensor.permute(data.draw(st.permutations(range(len(shape)))))}))
+
+
+def test_tensors_that_share_their_numbers_are_found_in_one_place() -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    index = assert_as_torch_loads(saved({"a": whole, "tied": whole, "row": whole[1], "turned": whole.t()}))
+    a, tied, row, turned = (entry for entry in index.values() if isinstance(entry, StoredTensor))
+    assert a.start == tied.start == turned.start == row.start - 16
+
+
+def test_a_state_dictionary_with_versions_of_its_modules_is_one() -> None:
+    state = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict()
+    assert isinstance(state, collections.OrderedDict)
+    assert hasattr(state, "_metadata")
+    assert "1.num_batches_tracked" in assert_as_torch_loads(saved(state))
+
+
+def test_a_file_of_many_tensors_is_read() -> None:
+    assert len(assert_as_torch_loads(saved({f"layer.{i}.weight": torch.full((2,), i) for i in range(700)}))) == 700
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny2"])
+def test_the_files_of_a_model_are_read(model: str, request: pytest.FixtureRequest) -> None:
+    for path in request.getfixturevalue(model).glob("*.pt"):
+        with opened(path) as file:
+            index = read_index(file, path)
+        assert index == assert_as_torch_loads(path.read_bytes())
+
+
+def test_entries_that_are_no_tensors_have_the_names_of_their_types() -> None:
+    state = {"epoch": 3, "best": 1.5, "tag": "x", "nothing": None, "nested": {"a": torch.ones(2)}, "row": [1], 7: 1}
+    kinds = {"epoch": "int", "best": "float", "tag": "str", "nothing": "NoneType", "nested": "dict", "row": "list"}
+    assert indexed(saved(state)) == {name: Other(kind) for name, kind in kinds.items()}
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.eye(3).to_sparse(), torch.empty(2, device="meta")], ids=["sparse", "without numbers"]
+)
+def test_tensors_without_numbers_in_a_row_are_others(tensor: Tensor) -> None:
+    index = indexed(saved({"a": tensor, "b": torch.ones(2)}))
+    assert index["a"] == Other("Tensor")
+    assert isinstance(index["b"], StoredTensor)
+
+
+def test_a_tensor_that_was_saved_unresolved_is_no_plain_tensor() -> None:
+    # torch marks it to be conjugated, or negated, when it is loaded; the file holds the other numbers.
+    values = torch.complex(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    for tensor in (values.conj(), values.conj().imag):
+        with pytest.raises(CheckpointError):
+            indexed(saved({"a": tensor}))
+
+
+# What is refused.
+
+
+def refused(content: bytes, *words: str) -> str:
+    with pytest.raises(CheckpointError) as error:
+        indexed(content)
+    message = str(error.value)
+    assert type(error.value) is CheckpointError
+    assert message.startswith(f"{PATH}: ")
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message
+    return message
+
+
+def rewritten(content: bytes, changes: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """The archive with other contents of some members, or members besides."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+        members = {name: old.read(name) for name in old.namelist()}
+        for name, member in {**members, **{f"archive/{name}": member for name, member in changes.items()}}.items():
+            new.writestr(name, member)
+    return buffer.getvalue()
+
+
+WHOLE: Final = saved({"a": torch.arange(6.0).reshape(2, 3)})
+with zipfile.ZipFile(io.BytesIO(WHOLE)) as _archive:
+    PICKLE: Final = _archive.read("archive/data.pkl")
+
+
+def described(old: bytes, new: bytes) -> bytes:
+    """A file of a 2 x 3 tensor whose pickle says something else of it."""
+    assert PICKLE.count(old) == 1
+    return rewritten(WHOLE, {"data.pkl": PICKLE.replace(old, new)})
+
+
+def test_an_archive_written_by_others_is_read() -> None:
+    assert_as_torch_loads(rewritten(WHOLE, {}))
+    assert_as_torch_loads(rewritten(WHOLE, {"byteorder": b"little", "more": b"anything"}))
+
+
+def test_compressed_members_are_refused() -> None:
+    refused(rewritten(WHOLE, {}, zipfile.ZIP_DEFLATED), "is damaged, or no zip file of torch.save", "is compressed")
+
+
+def test_big_byte_order_is_refused() -> None:
+    refused(rewritten(WHOLE, {"byteorder": b"big"}), "byte order b'big'")
+
+
+def test_a_storage_that_is_shorter_than_its_description_is_refused() -> None:
+    refused(rewritten(WHOLE, {"data/0": bytes(23)}), "storage 0 is cut short")
+
+
+def test_a_storage_that_is_missing_is_refused() -> None:
+    refused(described(b"X\1\0\0\x000", b"X\1\0\0\x001"), "is damaged")
+
+
+class Said(NamedTuple):
+    """A part of the pickle of a 2 x 3 tensor, and what stands there instead."""
+
+    part: bytes
+    instead: bytes
+
+
+def integer(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def long(value: int) -> bytes:
+    return b"\x8a\xff" + value.to_bytes(255, "little", signed=True)
+
+
+def number(value: float) -> bytes:
+    return b"G" + struct.pack(">d", value)
+
+
+SHAPE: Final = b"K\2K\3\x86"
+OFFSET: Final = b"QK\0"
+STRIDE: Final = b"K\3K\1\x86"
+NUMBERS: Final = b"K\6t"
+SAID: Final = {
+    "taller": Said(SHAPE, b"K\3K\3\x86"),
+    "far larger": Said(SHAPE, integer(2**31 - 1) + integer(2**31 - 1) + b"\x86"),
+    "larger than any memory": Said(SHAPE, long(2**2000) + b"K\3\x86"),
+    "negative size": Said(SHAPE, integer(-2) + b"K\3\x86"),
+    "negative sizes": Said(SHAPE, integer(-2) + integer(-3) + b"\x86"),
+    "later": Said(OFFSET, b"QK\1"),
+    "behind its storage": Said(OFFSET, b"Q" + integer(2**31 - 1)),
+    "before its storage": Said(OFFSET, b"Q" + integer(-1)),
+    "longer steps": Said(STRIDE, b"K\4K\1\x86"),
+    "backwards": Said(STRIDE, integer(-3) + b"K\1\x86"),
+    "the same row again and again": Said(SHAPE + b"q\x08" + STRIDE, b"K\x64K\3\x86q\x08K\0K\1\x86"),
+    "fewer steps than sizes": Said(STRIDE, b"K\3\x85"),
+    "more steps than sizes": Said(STRIDE, b"K\3K\1K\1\x87"),
+    "storage past the member": Said(NUMBERS, b"K\7t"),
+    "storage past any file": Said(NUMBERS, long(2**2000) + b"t"),
+    "storage of less than nothing": Said(NUMBERS, integer(-6) + b"t"),
+    "storage of another kind": Said(b"storageq", b"storbgeq"),
+    "size as text": Said(SHAPE, b"U\x012K\3\x86"),
+    "size as a broken number": Said(SHAPE, number(2.0) + b"K\3\x86"),
+    "size as a truth": Said(SHAPE, b"\x88K\3\x86"),
+    "offset as a broken number": Said(OFFSET, b"Q" + number(0.0)),
+    "offset as no number": Said(OFFSET, b"Q" + number(float("nan"))),
+    "step as no number": Said(STRIDE, number(float("nan")) + b"K\1\x86"),
+    "storage of no number": Said(NUMBERS, number(float("nan")) + b"t"),
+    "shape as a list": Said(SHAPE, b"]K\2aK\3a"),
+}
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_a_tensor_that_the_file_does_not_hold_is_refused(said: Said) -> None:
+    refused(described(said.part, said.instead), "is damaged, or no zip file of torch.save")
+
+
+def test_sizes_of_the_archive_past_the_file_are_refused() -> None:
+    content = bytearray(WHOLE)
+    with zipfile.ZipFile(io.BytesIO(WHOLE)) as archive:
+        central = archive.start_dir
+    at = content.index(b"archive/data/0", central) - 46
+    assert content[at : at + 4] == b"PK\x01\x02"
+    struct.pack_into("<II", content, at + 20, len(content), len(content))
+    refused(bytes(content), "archive/data/0 is cut short")
+
+
+def test_a_pickle_too_large_for_any_checkpoint_is_not_read() -> None:
+    refused(rewritten(WHOLE, {"data.pkl": bytes((64 << 20) + 1)}), "archive/data.pkl has 67108865 bytes")
+
+
+def test_a_torchscript_archive_is_refused() -> None:
+    class Scripted(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    buffer = io.BytesIO()
+    with torchscript():
+        torch.jit.save(torch.jit.script(Scripted()), buffer)
+    refused(buffer.getvalue(), "is a TorchScript archive; save the model's state dictionary")
+
+
+def test_a_legacy_file_is_refused() -> None:
+    legacy = saved({"a": torch.ones(2)}, _use_new_zipfile_serialization=False)
+    refused(legacy, "is damaged, or no zip file of torch.save", "or save it again")
+
+
+@pytest.mark.parametrize("gadget", PICKLED)
+def test_what_would_run_code_is_refused(gadget: Callable[[str], object], tmp_path: Path) -> None:
+    refused(saved({"a": torch.ones(2), "b": gadget(str(tmp_path / "marker"))}), "which loading could run as code (")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [([torch.ones(2)], "list"), (torch.ones(2), "Tensor"), (None, "NoneType"), (5, "int")]
+)
+def test_what_is_no_dictionary_is_named(value: object, kind: str) -> None:
+    assert refused(saved(value)) == f"{PATH}: holds a {kind}; save it as a flat state dictionary"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn], ids=str)
+def test_a_tensor_of_another_type_of_number_does_not_keep_the_others_from_being_read(dtype: torch.dtype) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        index = indexed(saved({"a": torch.ones(3).to(dtype), "b": torch.ones(2)}))
+    assert isinstance(index["a"], Other)
+    assert isinstance(index["b"], StoredTensor)
+
+
+def test_a_file_that_is_missing_or_cannot_be_read_is_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "llm.pt"
+    with pytest.raises(CheckpointError, match=r"llm\.pt: does not exist; put the weights file beside"), opened(path):
+        pass
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=r"llm\.pt: cannot be read \(Is a directory\); make it re"), opened(path):
+        pass
+
+
+SMALL: Final = saved({"a": torch.arange(6.0).reshape(2, 3).t(), "b": torch.ones(1, dtype=torch.bool)})
+
+
+def assert_sound(content: bytes) -> None:
+    """Whatever comes out lies within the file; or it is a CheckpointError of one line."""
+    with contextlib.suppress(CheckpointError):
+        for entry in indexed(content).values():
+            assert isinstance(entry, Other) or 0 <= entry.start <= entry.start + entry.extent <= len(content)
+            assert isinstance(entry, Other) or entry.bytes <= len(content)
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_a_flip_anywhere_raises_nothing_else(flip: int) -> None:
+    content = bytearray(SMALL)
+    for i in range(len(content)):
+        content[i] ^= flip
+        assert_sound(bytes(content))
+        content[i] ^= flip
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_damage_to_the_description_raises_nothing_else(data: st.DataObject) -> None:
+    content = bytearray(PICKLE)
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(2, len(content) - 1))] = data.draw(st.integers(0, 255) | st.sampled_from(PICKLE))
+    assert_sound(rewritten(WHOLE, {"data.pkl": bytes(content)}))
+
+
+def test_a_file_cut_anywhere_is_refused() -> None:
+    for length in range(0, len(SMALL), 7):
+        refused(SMALL[:length])
