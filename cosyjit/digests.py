@@ -9,7 +9,7 @@ import math
 import operator
 import os
 import threading
-import time
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -22,6 +22,7 @@ import xxhash
 
 from cosyjit.errors import CheckpointError
 from cosyjit.files import replacing, sha256_of
+from cosyjit.identity import Identity
 from cosyjit.tensors import Index, Other, StoredTensor, opened, read_index
 
 _BUFFER: Final = 1 << 20
@@ -29,9 +30,6 @@ _BUFFER: Final = 1 << 20
 
 _BATCH: Final = 8 << 20
 """What a thread takes at a time, in bytes of tensors."""
-
-_TICK: Final = 20 * 10**6
-"""In ns, more than the step of the clock by which Linux stamps files. FAT's, of 2 s, shows as whole seconds."""
 
 _FORMATS: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 """The formats of `memoryview` for words of so many bytes."""
@@ -42,37 +40,13 @@ _ONE_AT_A_TIME: Final = threading.Lock()
 """Held while a file's SHA-256 is taken: several builds that ask for it at once wait for the same answer."""
 
 
-class Identity(NamedTuple):
-    """What changes when a file does. Its time of change, unlike that of modification, cannot be set by anyone."""
-
-    inode: int
-    size: int
-    modified: int
-    changed: int
-
-    @classmethod
-    def of(cls, file: Path | int) -> "Identity":
-        """That of a path, or of a descriptor."""
-        stat = os.stat(file)  # noqa: PTH116  (a descriptor has no path)
-        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-    def settled(self) -> bool:
-        """Whether any later change will show, for it lies further back than the file system's clock is coarse.
-
-        Waits for that, if a moment is enough.
-        """
-        age = time.time_ns() - max(self.modified, self.changed)
-        if 0 <= age < _TICK:
-            time.sleep((_TICK - age) / 1e9)
-            age = _TICK
-        coarse = self.modified % 10**9 == 0 and self.changed % 10**9 == 0
-        return age >= (2 * 10**9 if coarse else _TICK)
-
-
 @cache
 def _start() -> str:
-    """What tells this start of the machine from others."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    """What tells this start of the machine from others; where that cannot be told, this process from others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 def _is_missing(path: Path) -> bool:

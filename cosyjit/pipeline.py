@@ -93,9 +93,9 @@ def make(
     try:
         publish.bring(store, directory, _published(target, found), link=link)
     except StoreError:
-        if state == "built":
+        if state == "built" or store.condition(found.sha256) == "whole":
             raise
-        # It was not what it seemed when it was planned: built after all.
+        # The object is not what it seemed when it was planned: built after all.
         again = Planned(target, "stale", ("object missing or damaged",))
         return make(again, store, directory, link=link, progress=progress, run=run)
     return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)

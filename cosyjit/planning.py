@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from cosyjit import latest, record, worker
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.digests import Identity
 from cosyjit.errors import CheckpointError, LaterSchemaError, RecordError
 from cosyjit.families import Component, Precision, select_components, select_precisions
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
+from cosyjit.identity import Identity
 from cosyjit.record import Record
 from cosyjit.source import Source, open_source
 from cosyjit.store import Store

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from cosyjit import files
-from cosyjit.digests import Digests, Identity
+from cosyjit.digests import Digests
 from cosyjit.errors import CheckpointError, StoreError
+from cosyjit.identity import Identity
 from cosyjit.storage import Entry, Local, Storage, storage
 
 STAGING: Final = "cosyjit-"

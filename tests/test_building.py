@@ -134,8 +134,14 @@ def test_weights_that_change_after_the_plan_are_an_error_and_never_an_artifact(
     (tmp_path / "work").mkdir()
 
     def interfere(entered: str | None) -> None:
-        if entered == stage:
-            CHANGES[name](directory / "flow.pt")
+        if entered != stage:
+            return
+        building = builds(os.getpid()) if entered else []  # held meanwhile, or it may be done first
+        for pid in building:
+            os.kill(pid, signal.SIGSTOP)
+        CHANGES[name](directory / "flow.pt")
+        for pid in building:
+            os.kill(pid, signal.SIGCONT)
 
     interfere(None)
     with pytest.raises(CheckpointError, match=r"/flow\.pt: was changed") as caught:

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cosyjit.digests import Digests, Identity, TensorDigest, _kind
+from cosyjit.digests import Digests, TensorDigest, _kind
 from cosyjit.errors import CheckpointError
+from cosyjit.identity import Identity
 from cosyjit.tensors import ITEM_SIZES
 from tests.calls import ROOT, finished, spawn, start, wait_for
 

@@ -16,7 +16,7 @@ PACKAGE: Final = ROOT / "cosyjit"
 FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
-    {"errors", "pickles", "settings"},
+    {"errors", "identity", "pickles", "settings"},
     {"documents", "families", "files", "tensors"},
     {"sets", "storage"},
     {"encoders", "config", "digests", "source"},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import pytest
@@ -234,6 +235,39 @@ def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, sto
     assert states(export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path / "linked", link=True)) == [
         "cached"
     ]
+
+
+def test_links_to_another_disk_fail_their_targets_and_build_nothing(tiny: Path, tmp_path: Path) -> None:
+    components, precisions = ["flow.encoder"], ["fp16"]
+    export(tiny, components=components, precisions=precisions, directory=tmp_path / "out")
+    memory = Path("/dev/shm")  # noqa: S108  (another file system, wherever tests run)
+    with TemporaryDirectory(dir=memory) as other:
+        told: list[str] = []
+        (outcome,) = export(
+            tiny,
+            components=components,
+            precisions=precisions,
+            directory=other,
+            link=True,
+            progress=lambda _, stage: told.append(stage),
+        )
+        assert (outcome.state, told) == ("failed", ["cached"])
+        assert "no links into" in str(outcome.error)
+        assert list(Path(other).iterdir()) == []
+
+
+def test_an_object_that_goes_between_the_plan_and_its_use_is_built_after_all(
+    tiny: Path, tmp_path: Path, store: Store
+) -> None:
+    one = (["flow.encoder"], ["fp16"])
+    export(tiny, components=one[0], precisions=one[1], directory=tmp_path / "first", store=store)
+    planned = plan(tiny, *one, store=store)
+    assert planned[0].record is not None
+    object_of(store, planned[0].record.sha256).unlink()
+    with store.in_use(), ready(planned, store, tmp_path / "second"):
+        outcomes = conclude([make(planned[0], store, tmp_path / "second")], store, tmp_path / "second")
+    assert states(outcomes) == ["built"]
+    assert shown(tmp_path / "second") == shown(tmp_path / "first")
 
 
 def test_exports_into_one_directory_at_the_same_time_both_succeed(tiny: Path, tmp_path: Path, store: Store) -> None:

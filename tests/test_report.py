@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from cosyjit import Fault, Outcome, Planned, Publication, Published, Record, Shown, Status, Target, report
-from cosyjit.digests import Identity, TensorDigest
+from cosyjit.digests import TensorDigest
 from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.fingerprint import Fingerprint, fingerprint
+from cosyjit.identity import Identity
 from cosyjit.lineage import Trace
 from cosyjit.record import Material, short_form
 from cosyjit.report import closing, counts, outcomes_json, outcomes_table, summary
