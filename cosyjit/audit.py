@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cosyjit import publication, publish, record
+from cosyjit import documents, publication, publish, record
 from cosyjit.errors import RecordError, StoreError
 from cosyjit.files import absolute, sha256_of
 from cosyjit.store import Store, object_name
@@ -65,7 +65,7 @@ def _records(store: Store) -> Iterator[Fault]:
     objects = store.objects()
     for name in (entry.name for entry in store.entries("records")):
         try:
-            found = record.load(store, name.rpartition("/")[2].removesuffix(".json"))
+            found = record.load(store, documents.stem(name))
         except RecordError as error:
             yield Fault(name, str(error))
             continue
@@ -78,7 +78,7 @@ def _publications(store: Store) -> Iterator[Fault]:
     names = {entry.name for entry in store.entries("publications")}
     for name in sorted(names):
         try:
-            found = publication.load(store, name.rpartition("/")[2].removesuffix(".json"))
+            found = publication.load(store, documents.stem(name))
         except RecordError as error:
             yield Fault(name, str(error))
             continue

@@ -30,6 +30,23 @@ def load(content: bytes, where: str) -> dict[str, Any]:
     return document
 
 
+def read(content: bytes, where: str) -> dict[str, Any]:
+    """As `load`, for a document that has its schema number at the top.
+
+    Raises:
+        LaterSchemaError: a later version has written it.
+        RecordError: it is damaged.
+    """
+    document = load(content, where)
+    check_schema(document.get("schema"), where)
+    return document
+
+
+def stem(name: str) -> str:
+    """What a document in a store is named for: a fingerprint, or a digest."""
+    return name.rpartition("/")[2].removesuffix(".json")
+
+
 def check_schema(schema: object, where: str) -> None:
     """
     Raises:

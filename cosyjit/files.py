@@ -119,12 +119,12 @@ def sha256_of(file: _Readable) -> str:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock that a file stands for, alone or with others that share it; a process that is killed frees it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield fd
+        yield
     finally:
         os.close(fd)
 

@@ -68,7 +68,7 @@ class _Search:
     def found(self, keep: int) -> Iterator[Entry]:
         """All that can go, documents before what they name."""
         publications = {name: self._publication(name) for name in self._below("publications")}
-        records = {name: self._record(_stem(name)) for name in self._below("records")}
+        records = {name: self._record(documents.stem(name)) for name in self._below("records")}
         references = {name: latest.read(self._store, name) for name in self._below("latest")}
         reached = list(self._in_reach(keep))
 
@@ -105,7 +105,7 @@ class _Search:
                 yield from islice(publication.chain(self._store, last), keep)
 
     def _publication(self, name: str) -> Publication:
-        found = publication.load(self._store, _stem(name))
+        found = publication.load(self._store, documents.stem(name))
         if found is None:  # what was before it would seem to be out of reach
             raise documents.damaged(f"{self._store}/{name}", "other content than its name says")
         return found
@@ -130,8 +130,3 @@ class _Search:
         paths = self._store.digests.of_missing({local / name for name in going})
         missing = {f"digests/{path.name}" for path in paths}
         yield from (each for name, each in self._below("digests").items() if name in missing)
-
-
-def _stem(name: str) -> str:
-    """What a document is named for."""
-    return name.rpartition("/")[2].removesuffix(".json")

@@ -30,9 +30,7 @@ def read(store: Store, name: str) -> str | None:
     if content is None:
         return None
     try:
-        document = documents.load(content, f"{store}/{name}")
-        documents.check_schema(document.get("schema"), f"{store}/{name}")
-        return documents.digest(document.get("fingerprint"), 32)
+        return documents.digest(documents.read(content, f"{store}/{name}").get("fingerprint"), 32)
     except LaterSchemaError:
         raise
     except (RecordError, ValueError):

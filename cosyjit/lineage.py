@@ -64,7 +64,7 @@ def _find(store: Store, reference: str) -> Record | None:
         return found
     for entry in store.entries("records"):
         if reference.encode() in (store.read(entry.name) or b""):
-            found = record.load(store, entry.name.rpartition("/")[2].removesuffix(".json"))
+            found = record.load(store, documents.stem(entry.name))
             if found is not None and found.sha256 == reference:
                 return found
     return None
@@ -82,13 +82,12 @@ def _short_form(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if name.partition("/")[2] == f"extra/{record.SHORT_FORM}")
-            document = documents.load(archive.read(name), str(path))
+            document = documents.read(archive.read(name), str(path))
     except RecordError:
         raise
     except Exception as error:  # noqa: BLE001  (a damaged archive makes zipfile raise almost anything)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RecordError(f"{path}: is no artifact of cosyjit ({reason}); name one that it has built") from None
-    documents.check_schema(document.get("schema"), str(path))
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
         raise documents.damaged(str(path), "the fingerprint is not that of its parts")
     return document

@@ -132,9 +132,8 @@ def _materials(target: Target, store: Store) -> tuple[Material, ...]:
     config, weights = target.source.config, target.weights_file
     digest = store.digests.sha256(weights)
     target.check_unchanged()
-    return Material(config.name, config.as_uri(), target.config_sha256), Material(
-        weights.name, weights.as_uri(), digest
-    )
+    digests = {config: target.config_sha256, weights: digest}
+    return tuple(Material(path.name, path.as_uri(), each) for path, each in digests.items())
 
 
 def _published(target: Target, made: Record) -> Published:

@@ -76,8 +76,7 @@ def parse(content: bytes, where: str) -> Publication:
         LaterSchemaError: a later version has written it.
         RecordError: it is damaged. The messages begin with `where`.
     """
-    document = documents.load(content, where)
-    documents.check_schema(document.get("schema"), where)
+    document = documents.read(content, where)
     try:
         publication = _publication(document)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -162,14 +161,10 @@ def heads(store: Store) -> Iterator[Head]:
 
 
 def _parse_head(content: bytes, where: str) -> Head:
-    document = documents.load(content, where)
-    documents.check_schema(document.get("schema"), where)
+    document = documents.read(content, where)
     try:
-        directory, publication = (
-            Path(documents.text(document["directory"])),
-            documents.digest(document["publication"], 64),
-        )
-        return Head(directory, publication, document["shown"] is True)
+        directory = Path(documents.text(document["directory"]))
+        return Head(directory, documents.digest(document["publication"], 64), document["shown"] is True)
     except (LookupError, ValueError) as error:
         raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
 

@@ -9,8 +9,8 @@
 
 The names are symbolic links through `current`, which is replaced by renaming. What it does not lead to, nobody sees.
 
-As in a plain copy, nothing is waited for to reach the disk: the system writes it in its own time. What a loss of power
-cuts short before that has another size than it had, so that it is seen, and brought from the store again.
+As in a plain copy, nothing is waited for to reach the disk: the system writes it in its own time. After a start of the
+machine the digests of these files are taken anew, so that what a loss of power cut short is seen.
 """
 
 import fcntl
@@ -191,8 +191,8 @@ def _left(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(directory: Path, *, shared: bool = False) -> Iterator[Path]:
-    """The folder that a directory's sets are in, locked: alone, or with others that only bring files."""
+def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files."""
     state = directory / _STATE
     try:
         while True:
@@ -201,7 +201,7 @@ def writing(directory: Path, *, shared: bool = False) -> Iterator[Path]:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
                 if _same(fd, state):  # else another process has removed it while we waited
-                    yield state
+                    yield
                     return
             finally:
                 os.close(fd)
