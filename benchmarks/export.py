@@ -28,7 +28,7 @@ from cosyjit.pipeline import Outcome
 from cosyjit.store import Store
 from cosyjit.synth import synth
 
-STAGES = ("load", "script", "save", "sync")
+STAGES = ("load", "script", "save", "verify")
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""From a target to its zip, in a process of its own."""
+"""From a target to its zip, proven, in processes of its own."""
 
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosyjit import record, worker
@@ -14,13 +15,15 @@ from cosyjit.planning import Target
 
 @dataclass(frozen=True)
 class Artifact:
-    """A built zip, not yet stored.
+    """A built zip that is what its encoder is, not yet stored.
 
     Attributes:
         path: where it is staged.
         sha256: the digest of its bytes, in hex.
         bytes: its size.
-        seconds: what building it took.
+        seconds: what building and verifying it took.
+        figures: what was measured of it: its errors, as `cosyjit.verify.Figures` has them; of half precisions, how many
+            numbers became 0; and what verifying took of the seconds.
     """
 
     target: Target
@@ -28,10 +31,11 @@ class Artifact:
     sha256: str
     bytes: int
     seconds: float
+    figures: Mapping[str, float] = field(hash=False)
 
 
 def build(target: Target, directory: Path, progress: worker.Progress | None = None) -> Artifact:
-    """Build a target in a process of its own, whether or not the store has it.
+    """Build a target in a process of its own, whether or not the store has it, and verify it in another one.
 
     Args:
         target: from `plan`.
@@ -40,40 +44,75 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
 
     Raises:
         InputError: the model directory has changed since it was planned.
-        BuildError: the process was killed.
+        BuildError: a process was killed.
+        VerificationError: the artifact is not what its encoder is.
     """
     begun = time.perf_counter()
     path = directory.absolute() / target.name
     path.mkdir()
     try:
-        archive, sha256 = worker.run(_build, target, path, progress=progress)
+        archive, underflows = worker.run(_build, target, path, progress=progress)
+        built = time.perf_counter()
+        with ThreadPoolExecutor(1) as pool:
+            sha256 = pool.submit(_sync, archive)
+            errors = worker.run(_verify, target, archive, progress=progress)
+            figures = {**errors, "underflows": underflows, "verify_seconds": round(time.perf_counter() - built, 3)}
+            artifact = Artifact(
+                target, archive, sha256.result(), archive.stat().st_size, time.perf_counter() - begun, figures
+            )
     except CosyjitError:
         target.check_unchanged()  # else that is the reason, whatever it has led to
         raise
     if progress is not None:
         progress("built")
-    return Artifact(target, archive, sha256, archive.stat().st_size, time.perf_counter() - begun)
+    return artifact
 
 
-def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[Path, str]:
-    """Cast, script, freeze, optimize and save a target; runs in a process of its own."""
+def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[Path, int]:
+    """Cast, script, freeze, optimize and save a target; runs in a process of its own.
+
+    Returns:
+        The zip, and how many numbers became 0 in the cast.
+    """
     import torch
 
-    from cosyjit.script import cast, optimize, save
+    from cosyjit.encoders.quantized import quantize
+    from cosyjit.script import cast, check_cast, optimize, save
     from cosyjit.weights import load_encoder
 
     progress("load")
     torch.set_num_threads(1)  # as many builds run side by side as there are processors
     target.check_unchanged()
     encoder, tensors = load_encoder(target.source, target.component, target.options)
-    encoder.load_state_dict(cast(tensors, getattr(torch, target.precision.dtype)), assign=True)
+    weights = cast(tensors, getattr(torch, target.precision.dtype))
+    underflows = check_cast(tensors, weights, target.precision)
+    if underflows:
+        progress(f"cast: {underflows:,} numbers become 0")
+    encoder.load_state_dict(weights, assign=True)
+    if target.precision.quantized:
+        quantize(encoder)
     progress("script")
     module = optimize(encoder, target.component.methods)
     progress("save")
     path = save(module, directory, {record.SHORT_FORM: record.short_form(target.fingerprint)})
     target.check_unchanged()
-    progress("sync")
-    return path, _sync(path)
+    return path, underflows
+
+
+def _verify(target: Target, path: Path, progress: worker.Progress) -> dict[str, float]:
+    """Compare an artifact with its encoder; runs in a process of its own."""
+    import torch
+
+    from cosyjit.verify import verify
+    from cosyjit.weights import load_encoder
+
+    progress("verify")
+    torch.set_num_threads(1)
+    encoder, tensors = load_encoder(target.source, target.component, target.options)
+    encoder.load_state_dict(tensors, assign=True)
+    figures = verify(path, encoder, target.component, target.precision, target.weight_bytes)
+    target.check_unchanged()
+    return {"absolute_error": figures.absolute, "relative_error": figures.relative, "cosine": figures.cosine}
 
 
 def _sync(path: Path) -> str:

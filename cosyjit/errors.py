@@ -14,6 +14,7 @@
     │   │       └── LaterSchemaError   one that a later version of cosyjit has written
     │   └── PublicationError           a directory, or a number, under which nothing is published
     └── BuildError                     one target could not be built; the others can
+        └── VerificationError          what was built is not what its encoder is, or would not be
 
 Each message is one line that names the thing, the value and the way out. All of them survive pickling: every
 constructor passes its own arguments on to `Exception`.
@@ -112,3 +113,7 @@ class PublicationError(InputError):
 
 class BuildError(CosyjitError):
     """One target could not be built; the others can."""
+
+
+class VerificationError(BuildError):
+    """What was built is not what its encoder is, or would not be; it is neither stored nor published."""

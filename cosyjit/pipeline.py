@@ -49,7 +49,7 @@ class Outcome:
 
 
 Progress = Callable[[Target, str], None]
-"""Is told each target and the name of the stage that it enters: load, script, save, sync, built; or cached."""
+"""Is told each target and the name of the stage that it enters: load, script, save, verify, built; or cached."""
 
 
 def make(
@@ -120,6 +120,7 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
                 "bytes": artifact.bytes,
                 "weight_bytes": target.weight_bytes,
                 "seconds": round(artifact.seconds, 3),
+                **artifact.figures,
             },
             run=run,
         )

@@ -1,6 +1,5 @@
 """What is to be exported, and what of it the store has already: without torch, where nothing has changed."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal
 from cosyjit import latest, record, worker
 from cosyjit.checkpoint import open_checkpoint
 from cosyjit.errors import CheckpointError, LaterSchemaError, RecordError
-from cosyjit.families import Component, Precision, select_components, select_precisions
+from cosyjit.families import Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.identity import Identity
 from cosyjit.record import Record
@@ -70,7 +69,7 @@ class Target:
     @property
     def weight_bytes(self) -> int:
         """What the weights take, and so, nearly, the artifact."""
-        return self.precision.bytes * sum(math.prod(each.shape) for each in self.fingerprint.tensors.values())
+        return sum(self.precision.size(name, each.shape) for name, each in self.fingerprint.tensors.items())
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,10 @@ def find_targets(
     Raises:
         InputError: see `plan`.
     """
-    wanted = select_precisions(precisions)
     checkpoint = open_checkpoint(open_source(source))
-    parts = {part: checkpoint.options(part) for part in select_components(checkpoint.family, components)}
-    paths = {part: checkpoint.source.directory / part.weights for part in parts}
+    selected = select(checkpoint.family, components, precisions)
+    options = {part: checkpoint.options(part) for part, _ in selected}
+    paths = {part: checkpoint.source.directory / part.weights for part in options}
     prefixes = {part.prefix for part in checkpoint.family.components}
     if ready is not None and not all(store.digests.known(path, prefixes) for path in paths.values()):
         ready()
@@ -173,14 +172,13 @@ def find_targets(
         Target(
             checkpoint.source,
             part,
-            options,
+            options[part],
             precision,
-            fingerprint(part, options, precision, Target.device, weights[paths[part]].tensors),
+            fingerprint(part, options[part], precision, Target.device, weights[paths[part]].tensors),
             weights[paths[part]].identity,
             checkpoint.config.sha256,
         )
-        for part, options in parts.items()
-        for precision in wanted
+        for part, precision in selected
     )
 
 

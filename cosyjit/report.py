@@ -16,6 +16,7 @@ from cosyjit.lineage import Trace
 from cosyjit.pipeline import Outcome
 from cosyjit.planning import Planned, Target
 from cosyjit.publication import Publication
+from cosyjit.record import Record
 from cosyjit.storage import Entry
 
 
@@ -23,12 +24,21 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each target of an export."""
     table = Table("component", "precision", "state", "why")
     table.add_column("bytes", justify="right")
+    table.add_column("error", justify="right")
+    table.add_column("cosine", justify="right")
     table.add_column("seconds", justify="right")
     for each in outcomes:
         size = decimal(each.record.bytes) if each.record else ""
         seconds = f"{each.seconds:.1f}" if each.state == "built" else ""
-        table.add_row(*_names(each.target), each.state, _words(each.reasons), size, seconds)
+        table.add_row(*_names(each.target), each.state, _words(each.reasons), size, *_errors(each.record), seconds)
     return table
+
+
+def _errors(made: Record | None) -> tuple[str, str]:
+    """The largest absolute error, and the smallest cosine, of an artifact that was verified."""
+    figures = made.figures if made else {}
+    error, cosine = figures.get("absolute_error"), figures.get("cosine")
+    return "" if error is None else f"{error:.1e}", "" if cosine is None else f"{cosine:.6f}"
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -50,8 +60,10 @@ def closing(outcomes: Sequence[Outcome]) -> list[str]:
     failed = [f"{each.target.name}: {each.error}" for each in outcomes if each.state == "failed"]
     if failed:
         return [*failed, "Nothing was published; what was published before is as it was. What could be built is kept."]
+    lost = {each.target.name: each.record.figures.get("underflows", 0) for each in outcomes if each.record}
+    notes = [f"{name}: {count:,.0f} numbers became 0 in the cast" for name, count in lost.items() if count]
     directories = {str(each.path.parent): None for each in outcomes if each.path}
-    return [f"Published in {directory}" for directory in directories]
+    return [*notes, *(f"Published in {directory}" for directory in directories)]
 
 
 def outcomes_json(outcomes: Sequence[Outcome]) -> str:
@@ -68,6 +80,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "path": str(outcome.path) if outcome.path else None,
         "sha256": made.sha256 if made else None,
         "bytes": made.bytes if made else None,
+        "figures": dict(made.figures) if made else None,
         "seconds": round(outcome.seconds, 3) if made else None,
         "error": outcome.error,
     }

@@ -1,17 +1,26 @@
 """From an encoder to a TorchScript zip: cast, script, freeze, optimize, save."""
 
+import io
+import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from cosyjit.encoders.quantized import QuantizedLinear, pack
+from cosyjit.errors import VerificationError
+from cosyjit.families import Precision
+
 ARCHIVE: Final = "archive.zip"
 """The name that artifacts are saved under: TorchScript writes a file's name into the file, and equal artifacts are to
 have equal bytes whatever they are called later."""
+
+_CONSTANTS: Final = re.compile(rb"(?:^  \w+ : Final\[.*\n)+", re.MULTILINE)
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -22,27 +31,128 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def optimize(encoder: nn.Module, methods: Sequence[str] = ()) -> torch.jit.ScriptModule:
+def check_cast(tensors: Mapping[str, Tensor], cast_ones: Mapping[str, Tensor], precision: Precision) -> int:
+    """How many numbers of tensors become 0 when they are cast.
+
+    Raises:
+        VerificationError: some become infinite, and so would what is computed with them.
+    """
+    underflows, overflows = 0, {}
+    for name, tensor in tensors.items():
+        after = cast_ones[name]
+        if after.dtype != tensor.dtype:
+            underflows += int(tensor.count_nonzero() - after.count_nonzero())
+            if infinite := int(after.isinf().sum() - tensor.isinf().sum()):
+                overflows[name] = infinite
+    if overflows:
+        names = ", ".join(list(overflows)[:3]) + (", …" if len(overflows) > 3 else "")  # noqa: PLR2004
+        raise VerificationError(
+            f"{sum(overflows.values()):,} numbers of {len(overflows)} tensors overflow in {precision.dtype} ({names}); "
+            f"{precision.instead}"
+        )
+    return underflows
+
+
+def optimize(
+    encoder: nn.Module, methods: Sequence[str] = (), weights: Mapping[str, Tensor] | None = None
+) -> torch.jit.ScriptModule:
     """Script, freeze and optimize for inference an encoder in eval mode, `forward` and the other methods named.
 
     Freezing takes the weights themselves into the graphs, without a copy. No process-wide JIT switch is touched.
+
+    Args:
+        encoder: left as it is.
+        methods: to be kept beside `forward`.
+        weights: instead of the encoder's own, by the names of `weights_of`.
     """
-    with _deprecations_ignored():
-        scripted = torch.jit.script(encoder)
+    with deprecations_ignored():
+        scripted = _without_places(encoder)
+        _fill(scripted, {**(weights or weights_of(encoder)), **_packed(encoder)})
         frozen = torch.jit.freeze(scripted, preserved_attrs=list(methods))
         return torch.jit.optimize_for_inference(frozen, other_methods=list(methods))
+
+
+def _without_places(encoder: nn.Module) -> torch.jit.ScriptModule:
+    """An encoder, scripted, with stand-ins for weights and no note of where its source stands on this machine.
+
+    Scripting notes the file and line that each operation comes from, and an artifact would carry that. Code that has
+    been through an archive knows only its place there. The constants of a class, which scripting takes from a set, are
+    put in order, since later notes quote that code.
+    """
+    scripted = torch.jit.script(encoder)
+    _fill(scripted, stand_ins(encoder))
+    if packed := _packed(encoder):
+        one = torch.ones(1, 1, dtype=torch.float32)
+        _fill(scripted, dict.fromkeys(packed, pack(one, one[0])))
+    written, read = io.BytesIO(), io.BytesIO()
+    torch.jit.save(scripted, written)
+    with zipfile.ZipFile(written) as archive, zipfile.ZipFile(read, "w") as kept:
+        for member in archive.infolist():
+            if not member.filename.endswith(".debug_pkl"):
+                content = archive.read(member)
+                if member.filename.endswith(".py"):
+                    content = _CONSTANTS.sub(_in_order, content)
+                kept.writestr(member, content)
+    read.seek(0)
+    return torch.jit.load(read)
+
+
+def _in_order(lines: re.Match[bytes]) -> bytes:
+    return b"".join(sorted(lines[0].splitlines(keepends=True)))
+
+
+def weights_of(encoder: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, by the names of the attributes, which `state_dict` may change."""
+    return {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+
+
+def _packed(encoder: nn.Module) -> dict[str, Any]:
+    """The weights that are no tensors but objects of quantized kernels, likewise."""
+    found = encoder.named_modules()
+    return {f"{name}.packed": module.packed for name, module in found if isinstance(module, QuantizedLinear)}
+
+
+def stand_ins(encoder: nn.Module) -> dict[str, Tensor]:
+    """For each of an encoder's weights its number, in the weight's shape and type, without the memory for that.
+
+    The first row of a matrix has a fraction besides: its transpose is another tensor, which freezing keeps apart.
+    """
+    found = {}
+    for number, (name, weight) in enumerate(weights_of(encoder).items()):
+        column = weight.new_full((*weight.shape[:1], *[1] * (weight.ndim - 1)) if weight.ndim > 1 else (), number)
+        if weight.ndim > 1:
+            column[0] += 0.25
+        found[name] = column.expand(weight.shape)
+    return found
+
+
+def number_of(constant: Tensor) -> tuple[int, bool] | None:
+    """Which stand-in a tensor is, and whether transposed; None if it is none, or was computed from some."""
+    if not constant.numel():
+        return None
+    moving = [axis for axis, size in enumerate(constant.shape) if size > 1 and constant.stride(axis)]
+    if len(moving) > (constant.ndim > 1):
+        return None
+    return int(constant[(0,) * constant.ndim]), moving == [1]
+
+
+def _fill(module: torch.jit.ScriptModule, weights: Mapping[str, Any]) -> None:
+    parts: dict[str, Any] = dict(module.named_modules())
+    for name, weight in weights.items():
+        part, _, attribute = name.rpartition(".")
+        setattr(parts[part], attribute, weight)
 
 
 def save(module: torch.jit.ScriptModule, directory: Path, extra: Mapping[str, bytes] | None = None) -> Path:
     """Save as `ARCHIVE` in a directory, with extra files inside. Returns the file's path."""
     path = directory / ARCHIVE
-    with _deprecations_ignored():
+    with deprecations_ignored():
         torch.jit.save(module, path, _extra_files=dict(extra or {}))
     return path
 
 
 @contextmanager
-def _deprecations_ignored() -> Iterator[None]:
+def deprecations_ignored() -> Iterator[None]:
     """torch 2.5 deprecated TorchScript in favour of torch.compile, but TorchScript is what the runtime loads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)

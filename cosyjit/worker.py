@@ -129,6 +129,17 @@ _MAIN: Final = "import sys; fd, *sys.path = sys.argv[1:]; from cosyjit.worker im
 may be a stranger's."""
 
 
+_ENVIRONMENT: Final = {
+    # numpy, which torch imports where it is installed, would start the threads of its OpenBLAS.
+    "OPENBLAS_NUM_THREADS": "1",
+    # torch asks for large pages of memory, where the system gives them: faults of small ones took half of the time to
+    # load an artifact.
+    "THP_MEM_ALLOC_ENABLE": "1",
+    # What is less than an error is not told by torch's C++, such as, in each process, that quantization will change.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+
 class _Server:
     """The connection of this process to its server, which is started at the first call, and anew after it died."""
 
@@ -163,8 +174,7 @@ class _Server:
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # standard output is for results
-                    # numpy, which torch imports where it is installed, would start the threads of its OpenBLAS.
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                    env={**os.environ, **_ENVIRONMENT},
                     start_new_session=True,
                 )
             except OSError as error:
@@ -191,7 +201,7 @@ atexit.register(_SERVER.stop)
 def serve(fd: int) -> None:
     """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it."""
     gc.disable()
-    for name in ("torch", "cosyjit.script", "cosyjit.weights"):
+    for name in ("torch", "cosyjit.verify", "cosyjit.weights"):
         importlib.import_module(name)  # once, for all the children
     gc.freeze()  # none of this is garbage: spare the children the look, and the copies of pages that it makes
     control = socket.socket(fileno=fd)

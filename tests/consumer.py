@@ -32,6 +32,7 @@ MODES = {
     "fp16 under autocast": Mode("fp16", torch.float32, torch.float16),
     "bf16": Mode("bf16", torch.bfloat16, None),
     "bf16 under autocast": Mode("bf16", torch.float32, torch.bfloat16),
+    "int8": Mode("int8", torch.float32, None),
 }
 
 
@@ -86,6 +87,12 @@ FAMILIES: dict[str, tuple[tuple[str, ...], Callable[[Models, Tensors], Iterator[
 """The names of each family's encoders, and the calls of them."""
 
 
+def find(zips: Path, name: str, precision: str) -> Path:
+    """The zip of an encoder; one that is not made at a precision is used in fp32."""
+    path = zips / f"{name}.{precision}.zip"
+    return path if path.exists() else zips / f"{name}.fp32.zip"
+
+
 def main(family: str, zips: str, inputs: str, outputs: str) -> None:
     """Load the zips and make all calls in every mode."""
     names, calls = FAMILIES[family]
@@ -94,7 +101,7 @@ def main(family: str, zips: str, inputs: str, outputs: str) -> None:
     with torch.inference_mode():
         for title, mode in MODES.items():
             models = {
-                name: torch.jit.load(Path(zips) / f"{name}.{mode.precision}.zip", map_location="cpu") for name in names
+                name: torch.jit.load(find(Path(zips), name, mode.precision), map_location="cpu") for name in names
             }
             xs = {name: tensor.to(mode.inputs) for name, tensor in given.items()}
             with nullcontext() if mode.autocast is None else torch.autocast("cpu", dtype=mode.autocast):

@@ -98,7 +98,7 @@ def retrain(directory: Path, name: str, prefix: str) -> int:
     def move(state: dict[str, Any]) -> None:
         nonlocal moved
         for key in [key for key in state if key.startswith(prefix)]:
-            state[key] = state[key] + 1
+            state[key] = state[key] * 1.25
             moved += 1
 
     change(directory, name, move)

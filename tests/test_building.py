@@ -48,7 +48,7 @@ def test_a_build_gives_the_digest_and_the_size_of_the_file_and_tells_its_stages(
     assert artifact.sha256 == hashlib.sha256(content).hexdigest()
     assert artifact.bytes == len(content) > wanted.weight_bytes
     assert artifact.seconds > 0
-    assert told == ["load", "script", "save", "sync", "built"]
+    assert [stage for stage in told if not stage.startswith("cast:")] == ["load", "script", "save", "verify", "built"]
     assert artifact.path.parent == tmp_path / wanted.name
     assert list(tmp_path.rglob("*.*")) == [tmp_path / wanted.name, artifact.path]
 

@@ -1,7 +1,9 @@
 """The families as data, how one is recognised, and how parts of it are selected."""
 
+import math
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +24,7 @@ from cosyjit.families import (
     Family,
     Precision,
     family_of,
-    select_components,
-    select_precisions,
+    select,
 )
 from cosyjit.source import open_source
 
@@ -36,27 +37,47 @@ COSYVOICE3: Final = family_of("cosyvoice.llm.llm.CosyVoice3LM", "")
 ENCODER: Final = "cosyvoice.transformer.encoder"
 
 
-def names(components: tuple[Component, ...]) -> list[str]:
-    return [component.name for component in components]
+def pairs(
+    family: Family, components: list[str] | None = None, precisions: list[str] | None = None
+) -> list[tuple[str, str]]:
+    return [(component.name, precision.name) for component, precision in select(family, components, precisions)]
 
 
-def refusal(family: Family, wanted: list[str] | None) -> str:
+COMPONENTS: Final = [component.name for component in COSYVOICE.components]
+
+
+def refusal(family: Family, components: list[str] | None = None, precisions: list[str] | None = None) -> str:
     with pytest.raises(SelectionError) as error:
-        select_components(family, wanted)
+        select(family, components, precisions)
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
 
 
 def test_the_table_is_what_the_public_runtime_reads() -> None:
     assert [family.name for family in FAMILIES] == ["CosyVoice", "CosyVoice2", "CosyVoice3"]
-    assert COSYVOICE.components == (
-        Component("llm.text_encoder", f"{ENCODER}.ConformerEncoder", "llm.pt", "text_encoder."),
-        Component("llm.llm", f"{ENCODER}.TransformerEncoder", "llm.pt", "llm.", ("forward_chunk",)),
-        Component("flow.encoder", f"{ENCODER}.ConformerEncoder", "flow.pt", "encoder."),
-    )
+    found = [
+        (family.name, part.name, part.class_name, part.weights, part.prefix, part.methods)
+        for family in FAMILIES
+        for part in family.components
+    ]
     upsample = "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder"
-    assert COSYVOICE2.components == (Component("flow.encoder", upsample, "flow.pt", "encoder."),)
+    assert found == [
+        ("CosyVoice", "llm.text_encoder", f"{ENCODER}.ConformerEncoder", "llm.pt", "text_encoder.", ()),
+        ("CosyVoice", "llm.llm", f"{ENCODER}.TransformerEncoder", "llm.pt", "llm.", ("forward_chunk",)),
+        ("CosyVoice", "flow.encoder", f"{ENCODER}.ConformerEncoder", "flow.pt", "encoder.", ()),
+        ("CosyVoice2", "flow.encoder", upsample, "flow.pt", "encoder.", ()),
+    ]
     assert COSYVOICE3.components == ()
+
+
+@pytest.mark.parametrize("component", [component for family in FAMILIES for component in family.components])
+def test_each_component_has_tolerances_that_grow_with_the_coarseness_of_the_precision(component: Component) -> None:
+    assert list(component.tolerances)[:3] == ["fp32", "fp16", "bf16"]
+    assert set(component.tolerances) <= set(PRECISIONS)
+    for finer, coarser in pairwise(component.tolerances[name] for name in ("fp32", "fp16", "bf16")):
+        assert finer.absolute < coarser.absolute
+        assert finer.relative < coarser.relative
+        assert 1 > finer.cosine > coarser.cosine >= 0.997
 
 
 @pytest.mark.parametrize("component", [component for family in FAMILIES for component in family.components])
@@ -69,7 +90,24 @@ def test_each_component_has_an_encoder_with_its_methods(component: Component) ->
 def test_each_precision_is_a_torch_type_of_its_size(precision: Precision) -> None:
     dtype = getattr(torch, precision.dtype)
     assert dtype.is_floating_point
-    assert dtype.itemsize == precision.bytes
+    assert precision.quantized or dtype.itemsize == precision.bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "int8"),
+    [
+        ("encoders.0.feed_forward.w_1.weight", (8, 4), 32),
+        ("embed.out.0.weight", (8, 4), 32),
+        ("encoders.0.self_attn.linear_pos.weight", (8, 4), 128),
+        ("encoders.0.self_attn.pos_bias_u", (8, 4), 128),
+        ("encoders.0.feed_forward.w_1.bias", (8,), 32),
+        ("after_norm.weight", (8,), 32),
+    ],
+)
+def test_weights_take_what_their_precision_makes_of_them(name: str, shape: tuple[int, ...], int8: int) -> None:
+    sizes = {each.name: each.size(name, shape) for each in PRECISIONS.values()}
+    numbers = math.prod(shape)
+    assert sizes == {"fp32": 4 * numbers, "fp16": 2 * numbers, "bf16": 2 * numbers, "int8": int8}
 
 
 def test_an_unknown_language_model_is_refused_with_the_known_ones() -> None:
@@ -103,25 +141,43 @@ def test_a_configuration_with_another_language_model_is_refused(tiny: Path, copy
     assert str(error.value).startswith(f"{config}: ")
 
 
-def test_all_components_are_selected_by_default() -> None:
-    assert select_components(COSYVOICE, None) == COSYVOICE.components
-    assert select_components(COSYVOICE2, None) == COSYVOICE2.components
+def test_by_default_all_components_are_selected_at_the_runtimes_two_precisions() -> None:
+    assert DEFAULT_PRECISIONS == ("fp32", "fp16")
+    assert pairs(COSYVOICE) == [(name, precision) for name in COMPONENTS for precision in ("fp32", "fp16")]
+    assert pairs(COSYVOICE2) == [("flow.encoder", "fp32"), ("flow.encoder", "fp16")]
 
 
-@given(st.lists(st.sampled_from(names(COSYVOICE.components)), min_size=1))
-def test_selected_components_come_once_and_in_the_order_of_the_family(wanted: list[str]) -> None:
-    selected = names(select_components(COSYVOICE, wanted))
-    assert selected == [name for name in names(COSYVOICE.components) if name in wanted]
+@given(
+    st.lists(st.sampled_from(COMPONENTS), min_size=1),
+    st.lists(st.sampled_from(["fp32", "fp16", "bf16"]), min_size=1),
+)
+def test_what_is_selected_comes_once_and_in_the_order_of_the_tables(wanted: list[str], precisions: list[str]) -> None:
+    assert pairs(COSYVOICE, wanted, precisions) == [
+        (name, precision)
+        for name in COMPONENTS
+        if name in wanted
+        for precision in ("fp32", "fp16", "bf16")
+        if precision in precisions
+    ]
 
 
-@given(st.lists(st.sampled_from(list(PRECISIONS)), min_size=1))
-def test_selected_precisions_come_once_and_in_one_order(wanted: list[str]) -> None:
-    selected = [precision.name for precision in select_precisions(wanted)]
-    assert selected == [name for name in ("fp32", "fp16", "bf16") if name in wanted]
+def test_a_component_is_taken_at_the_precisions_that_it_has() -> None:
+    assert pairs(COSYVOICE, None, ["int8"]) == [("llm.llm", "int8")]
+    assert pairs(COSYVOICE, ["llm.llm", "flow.encoder"], ["int8", "fp32"]) == [
+        ("llm.llm", "fp32"),
+        ("llm.llm", "int8"),
+        ("flow.encoder", "fp32"),
+    ]
 
 
-def test_the_runtimes_two_precisions_are_the_default() -> None:
-    assert [precision.name for precision in select_precisions(None)] == list(DEFAULT_PRECISIONS) == ["fp32", "fp16"]
+@pytest.mark.parametrize("precisions", [["int8"], ["fp32", "int8"]])
+def test_a_precision_that_no_selected_component_has_is_refused(precisions: list[str]) -> None:
+    assert refusal(COSYVOICE, ["llm.text_encoder", "flow.encoder"], precisions) == (
+        "'int8' is no precision of llm.text_encoder, flow.encoder; choose from fp32, fp16, bf16"
+    )
+    assert refusal(COSYVOICE2, None, precisions) == (
+        "'int8' is no precision of flow.encoder; choose from fp32, fp16, bf16"
+    )
 
 
 @pytest.mark.parametrize("name", ["llm.text_encoder", "flow.Encoder", "flow", ""])
@@ -132,16 +188,14 @@ def test_an_unknown_component_is_refused_with_the_known_ones(name: str) -> None:
 
 
 def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(SelectionError, match=r"^'int8' is no precision; choose from fp32, fp16, bf16$"):
-        select_precisions(["fp16", "int8"])
+    assert refusal(COSYVOICE, None, ["fp16", "fp8"]) == ("'fp8' is no precision; choose from fp32, fp16, bf16, int8")
 
 
 def test_an_empty_selection_is_refused() -> None:
     assert refusal(COSYVOICE, []) == (
         "no component of CosyVoice is selected; choose from llm.text_encoder, llm.llm, flow.encoder"
     )
-    with pytest.raises(SelectionError, match=r"^no precision is selected; choose from fp32, fp16, bf16$"):
-        select_precisions([])
+    assert refusal(COSYVOICE, None, []) == "no precision is selected; choose from fp32, fp16, bf16, int8"
 
 
 @pytest.mark.parametrize("wanted", [None, [], ["flow.encoder"]])

@@ -21,7 +21,7 @@ LAYERS: Final = (
     {"sets", "storage"},
     {"encoders", "config", "digests", "source"},
     {"checkpoint", "fingerprint", "script", "standins", "store", "weights"},
-    {"latest", "record", "publication", "worker"},
+    {"latest", "record", "publication", "verify", "worker"},
     {"lineage", "planning", "publish"},
     {"audit", "building", "gc", "inspection"},
     {"pipeline"},
@@ -33,7 +33,7 @@ LAYERS: Final = (
 line, and `cosyjit` itself, which gathers the public names."""
 
 OTHERS: Final = {
-    "torch": {"encoders", "weights", "script", "standins", "synth", "building"},
+    "torch": {"encoders", "weights", "script", "standins", "synth", "building", "verify"},
     "fsspec": {"storage"},
     "xxhash": {"digests", "fingerprint", "latest", "publication"},
     "hyperpyyaml": {"config"},
@@ -137,7 +137,7 @@ def test_each_dependency_is_imported_where_it_belongs() -> None:
 def test_torch_and_what_needs_it_are_imported_where_they_run_only(name: str) -> None:
     tree = parsed(PACKAGE / f"{name}.py")
     inside = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in imports(node)}
-    needing = {"weights", "script", "encoders", "standins", "synth"}
+    needing = {"weights", "script", "encoders", "standins", "synth", "verify"}
     heavy = {each for each in imports(tree) if each.split(".")[0] == "torch" or {*each.split(".")[:2]} & needing}
     assert heavy
     assert heavy <= inside

@@ -104,8 +104,8 @@ def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) 
         tiny, precisions=["fp32"], directory=tmp_path, progress=lambda target, stage: told.append((target.name, stage))
     )
     for each in plan(tiny, precisions=["fp32"]):
-        stages = [stage for name, stage in told if name == each.target.name]
-        assert stages == ["load", "script", "save", "sync", "built"]
+        stages = [stage for name, stage in told if name == each.target.name and not stage.startswith("cast:")]
+        assert stages == ["load", "script", "save", "verify", "built"]
 
 
 def test_a_record_says_what_an_artifact_was_made_from_and_how_it_came_out(

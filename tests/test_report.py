@@ -33,6 +33,17 @@ def target(name: str, precision: str = "fp32", directory: str = "/models/m") -> 
     return Target(source, component, {}, half, made, Identity(1, 2, 3, 4), DIGEST)
 
 
+FIGURES: Final = {
+    "bytes": 4_007_654,
+    "weight_bytes": 1_000_000,
+    "seconds": 12.346,
+    "absolute_error": 0.01234,
+    "relative_error": 0.002,
+    "cosine": 0.99987654,
+    "underflows": 0,
+    "verify_seconds": 4.5,
+}
+
 TENSOR: Final = TensorDigest("float32", (500, 500), "f" * 32)
 
 
@@ -46,7 +57,7 @@ def record(made: Target, **changes: Any) -> Record:
         "materials": (Material("llm.pt", "file:///models/m/llm.pt", "1" * 64),),
         "started": "2026-01-02T03:04:05.678Z",
         "finished": "2026-01-02T03:04:06.789Z",
-        "figures": {"bytes": 4_007_654, "weight_bytes": 1_000_000, "seconds": 12.346},
+        "figures": FIGURES,
         "versions": {"cosyjit": "1", "torch": "2", "python": "3"},
     }
     return Record(**{**known, **changes})
@@ -93,6 +104,7 @@ def test_json_of_what_was_built_has_every_field_and_no_other() -> None:
                 "path": "/models/m/llm.llm.fp16.zip",
                 "sha256": DIGEST,
                 "bytes": 4_007_654,
+                "figures": FIGURES,
                 "seconds": 12.346,
                 "error": None,
             }
@@ -113,6 +125,7 @@ def test_json_of_what_failed_has_null_for_what_there_is_not() -> None:
                 "path": None,
                 "sha256": None,
                 "bytes": None,
+                "figures": None,
                 "seconds": None,
                 "error": "the build process was killed by SIGKILL",
             }
@@ -142,11 +155,24 @@ def test_json_of_nothing_is_an_empty_list() -> None:
 
 def test_the_table_has_a_row_for_each_target_with_what_is_known_of_it() -> None:
     assert cells(outcomes_table([built("llm.llm", "fp16"), cached("llm.llm"), failed("flow.encoder", "no")])) == [
-        ["component", "precision", "state", "why", "bytes", "seconds"],
-        ["llm.llm", "fp16", "built", "torch 1 -> 2", "4.0 MB", "12.3"],
-        ["llm.llm", "fp32", "cached", "", "4.0 MB", ""],
-        ["flow.encoder", "fp32", "failed", "", "", ""],
+        ["component", "precision", "state", "why", "bytes", "error", "cosine", "seconds"],
+        ["llm.llm", "fp16", "built", "torch 1 -> 2", "4.0 MB", "1.2e-02", "0.999877", "12.3"],
+        ["llm.llm", "fp32", "cached", "", "4.0 MB", "1.2e-02", "0.999877", ""],
+        ["flow.encoder", "fp32", "failed", "", "", "", "", ""],
     ]
+
+
+def test_the_table_has_no_error_of_an_artifact_from_before_there_was_a_gate() -> None:
+    made = target("llm.llm")
+    kept = record(made, figures={"bytes": 4_007_654, "weight_bytes": 1_000_000, "seconds": 12.346})
+    row = cells(outcomes_table([Outcome(made, "cached", (), kept, 0.1)]))[1]
+    assert row == ["llm.llm", "fp32", "cached", "", "4.0 MB", "", "", ""]
+
+
+def test_numbers_that_became_0_are_told_of() -> None:
+    made = target("llm.llm", "fp16")
+    outcome = Outcome(made, "built", (), record(made, figures={**FIGURES, "underflows": 1234}), 1.0, Path("/m/a.zip"))
+    assert report.closing([outcome]) == ["llm.llm.fp16: 1,234 numbers became 0 in the cast", "Published in /m"]
 
 
 def test_counts_leave_out_what_there_is_none_of() -> None:

@@ -2,6 +2,6 @@
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the code here and in `cosyjit.script`. Raised when an artifact made from the same weights would come out another
 one; a part of every fingerprint."""

@@ -22,16 +22,39 @@ ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
 }
 
 
+_LONG_ROW: Final = 2048
+
+
 class Linear(nn.Linear):
-    """`nn.Linear` for (B, T, in_features), written as one `addmm` on the transposed view of the weight.
+    """`nn.Linear` for (B, T, in_features), written as products with views of the weight.
 
     `torch.jit.optimize_for_inference` turns every `aten::linear` of a frozen graph into a product with a transposed
-    copy of its weight, one copy per preserved method. An `addmm` is left alone, so that all methods of an artifact
-    share the one stored weight, at the same speed.
+    copy of its weight, one copy per preserved method. An `addmm` or `baddbmm` is left alone, so that all methods of an
+    artifact share the one stored weight.
+
+    On a CPU in float32 the weight is taken in slices, as a batch of products: MKL spreads a batch over threads, and a
+    single product with one row not at all. One row that is not too long is the second factor, for so MKL reads weights
+    at memory speed. (Measured on an AMD EPYC with torch 2.13: 16 GB/s as an `addmm`, 25 with the row first, 31 with it
+    second, of the 32 that a sum reads; rows of 4,096 were slower so.)
     """
 
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.slices = math.gcd(out_features, 8)
+        self.row_second = in_features <= _LONG_ROW
+
     def forward(self, input: Tensor) -> Tensor:
-        y = torch.addmm(self.bias, input.flatten(0, 1), self.weight.t())
+        rows = input.flatten(0, 1)
+        if input.is_cuda or input.dtype != torch.float32:
+            y = torch.addmm(self.bias, rows, self.weight.t())
+        else:
+            bias = self.bias.view(self.slices, -1, 1)
+            weight = self.weight.view(self.slices, -1, rows.size(1))
+            rows = rows.expand(self.slices, -1, -1)
+            if rows.size(1) == 1 and self.row_second:
+                y = torch.baddbmm(bias, weight, rows.transpose(1, 2))
+            else:
+                y = torch.baddbmm(bias.transpose(1, 2), rows, weight.transpose(1, 2)).transpose(0, 1).flatten(1)
         return y.view(input.size(0), input.size(1), -1)
 
 

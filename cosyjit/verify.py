@@ -1,0 +1,309 @@
+"""The gate that an artifact passes before it is stored: the saved file against the eager float32 encoder.
+
+The file is loaded as its consumer loads it, in a process that has not built it, and called in all the ways of the
+runtime on fixed random inputs. Half precision takes minutes on a processor without arithmetic for it; there it
+computes a few frames, and the rest is proven by what the file holds: the numbers are the float32 ones cast, and the
+code is that of a float32 artifact but for the type's name.
+"""
+
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from inspect import signature
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cosyjit import script
+from cosyjit.errors import VerificationError
+from cosyjit.families import Component, Precision, Tolerance
+
+_SEQUENCES: Final = ([1], [2], [17], [64], [333], [17, 8, 1])
+"""The lengths of whole sequences, in frames; several make a padded batch."""
+_OTHER_FORMS: Final = ([64], [17, 8, 1])
+"""Those for other forms of `forward`."""
+_STREAM: Final = (17, 1, 1, 1, 1, 1, 4, 1, 1, 1, 1, 1)
+"""How many frames the calls of a stream have: a prompt, single frames, a chunk, single frames."""
+
+_FEW_SEQUENCES: Final = ([2],)
+_FEW_STREAM: Final = (2, *[1] * 10)
+
+_MOST: Final = 1.05, 1_000_000
+"""An artifact may have so many times the bytes of its weights, and so many more: code, and a place for each tensor."""
+_LEAST: Final = 0.95
+
+Labelled = tuple[str, Tensor]
+
+
+class Figures(NamedTuple):
+    """How far an artifact is from its encoder.
+
+    Attributes:
+        absolute: the largest difference of two numbers.
+        relative: the largest norm of a call's difference, in norms of what is expected.
+        cosine: the smallest cosine of the angle between what a call gives and what is expected.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    cosine: float = 1.0
+
+
+class Mode(NamedTuple):
+    """The type of the inputs, and that of autocast if it is on."""
+
+    name: str
+    inputs: torch.dtype
+    autocast: torch.dtype | None = None
+
+
+class Call(NamedTuple):
+    """One way to use an encoder: what to call it, and what it gives, by labels, for inputs of a type."""
+
+    name: str
+    run: Callable[[Any, torch.dtype], Iterator[Labelled]]
+
+
+def verify(path: Path, encoder: nn.Module, component: Component, precision: Precision, weight_bytes: int) -> Figures:
+    """Compare an artifact with the encoder that it was made from.
+
+    Args:
+        path: the zip.
+        encoder: filled, float32, not scripted.
+        component, precision: of the artifact.
+        weight_bytes: what the artifact's weights take.
+
+    Raises:
+        VerificationError: it does not load, lacks something, or computes something else; the message says in which
+            call, and what to try.
+    """
+    gate = _Gate(component.tolerances[precision.name], precision)
+    gate.check_size(path.stat().st_size, weight_bytes)
+    module = gate.load(path)
+    gate.check_methods(module, ("forward", *component.methods))
+    dtype: torch.dtype = getattr(torch, precision.dtype)
+    whole = _has_arithmetic(dtype)
+    if not whole:
+        gate.check_structure(path, module, encoder, component.methods)
+    modes = [Mode(f"{precision.dtype} inputs", dtype)]
+    if dtype != torch.float32:
+        modes.append(Mode("float32 inputs under autocast", torch.float32, dtype))
+    with torch.inference_mode():
+        for call in _calls(encoder, component.methods, whole=whole):
+            expected = list(call.run(encoder, torch.float32))
+            for mode in modes:
+                with torch.autocast("cpu", mode.autocast) if mode.autocast else nullcontext():
+                    found = list(call.run(module, mode.inputs))
+                gate.compare(f"{call.name}, {mode.name}", found, expected)
+    return gate.figures
+
+
+def _has_arithmetic(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies numbers of a type by itself, and so as fast as float32 at least."""
+    supported = {
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,  # noqa: SLF001  (torch has no public name for it)
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,  # noqa: SLF001
+    }
+    return bool(supported.get(dtype, lambda: True)())
+
+
+# The calls.
+
+
+def _calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool) -> Iterator[Call]:
+    """All the ways to use an encoder; with `whole` false, over a few frames."""
+    size: Any = encoder.get_submodule("embed.out.0").in_features
+    forms: dict[str, dict[str, Any]] = {"": {}}
+    if "streaming" in signature(encoder.forward).parameters:
+        forms |= {", streaming": {"streaming": True}, ", streaming with context": {"streaming": True, "context": 3}}
+    for form, options in forms.items():
+        for lengths in (_OTHER_FORMS if options else _SEQUENCES) if whole else _FEW_SEQUENCES:
+            words = " and ".join(map(str, lengths))
+            yield Call(f"forward over {words} frames{form}", _forward(lengths, size, options))
+    for method in methods:
+        yield Call(method, _METHODS[method](_STREAM if whole else _FEW_STREAM, size))
+
+
+def _random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _forward(
+    lengths: Sequence[int], size: int, options: dict[str, Any]
+) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
+    xs = _random(max(lengths), len(lengths), max(lengths), size)
+    context = _random(3, len(lengths), options["context"], size) if "context" in options else None
+
+    def run(model: Any, dtype: torch.dtype) -> Iterator[Labelled]:
+        given = options if context is None else {**options, "context": context.to(dtype)}
+        ys, mask = model(xs.to(dtype), torch.tensor(lengths, dtype=torch.int32), **given)
+        yield from (("mask", mask), ("ys", ys[mask.squeeze(1)]))
+
+    return run
+
+
+def _forward_chunk(steps: Sequence[int], size: int) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
+    xs = _random(len(steps), 1, sum(steps), size)
+
+    def run(model: Any, dtype: torch.dtype) -> Iterator[Labelled]:
+        att_cache, cnn_cache = torch.zeros(0, 0, 0, 0), torch.zeros(0, 0, 0, 0)
+        offset = 0
+        for number, chunk in enumerate(xs.to(dtype).split(list(steps), dim=1), start=1):
+            frames = chunk.size(1)
+            seen = torch.ones(1, frames, offset + frames).tril(offset).bool()
+            ys, att_cache, cnn_cache = model.forward_chunk(
+                chunk,
+                offset=offset,
+                required_cache_size=-1,
+                att_cache=att_cache,
+                cnn_cache=cnn_cache,
+                att_mask=seen,
+            )
+            offset += frames
+            yield f"ys of call {number}, {frames} frames behind {offset - frames}", ys
+        yield from (("att_cache", att_cache), ("cnn_cache", cnn_cache))
+
+    return run
+
+
+_METHODS: Final = {"forward_chunk": _forward_chunk}
+"""How to stream through each method that an artifact may keep."""
+
+
+# The checks.
+
+
+class _Gate:
+    """The checks of one artifact, and its figures so far."""
+
+    def __init__(self, tolerance: Tolerance, precision: Precision) -> None:
+        self.tolerance = tolerance
+        self.precision = precision
+        self.figures = Figures()
+
+    def fail(self, problem: str) -> VerificationError:
+        return VerificationError(f"{problem}; {self.precision.instead}")
+
+    def check_size(self, size: int, weight_bytes: int) -> None:
+        factor, more = _MOST
+        if not _LEAST * weight_bytes <= size <= factor * weight_bytes + more:
+            raise self.fail(f"the artifact has {size:,} bytes for weights of {weight_bytes:,}")
+
+    def load(self, path: Path) -> Any:
+        try:
+            with script.deprecations_ignored():
+                return torch.jit.load(path, map_location="cpu")
+        except Exception as error:  # noqa: BLE001  (torch raises what it likes over a damaged archive)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise self.fail(f"the artifact does not load ({lines[0]})") from None
+
+    def check_methods(self, module: Any, methods: Sequence[str]) -> None:
+        missing = [name for name in methods if not hasattr(module, name)]
+        if missing:
+            raise self.fail(f"the artifact has no method {', '.join(missing)}")
+
+    def check_structure(self, path: Path, module: Any, encoder: nn.Module, methods: Sequence[str]) -> None:
+        """See that an artifact is the float32 one but for the type of its numbers."""
+        dtype: torch.dtype = getattr(torch, self.precision.dtype)
+        weights = list(script.weights_of(encoder).values())
+        archive = io.BytesIO()
+        with script.deprecations_ignored():
+            torch.jit.save(script.optimize(encoder, methods, script.stand_ins(encoder)), archive)
+            archive.seek(0)
+            wanted = torch.jit.load(archive)
+        if _code(path) != _as_written_for(dtype, _code(archive)):
+            raise self.fail("the artifact's code is not that of the float32 one")
+        seen = set()  # most constants are those of several methods
+        for method in ("forward", *methods):
+            found = _constants(module, method)
+            for name, stand_in in _constants(wanted, method).items():
+                stood_for = script.number_of(stand_in)
+                if stood_for is None or (found[name].data_ptr(), stood_for) in seen:
+                    continue
+                number, transposed = stood_for
+                if not _is_cast(found[name], weights[number], dtype, transposed):
+                    shape = tuple(found[name].shape)
+                    raise self.fail(f"a constant of the artifact's {method}, {shape}, is not the cast of its tensor")
+                seen.add((found[name].data_ptr(), stood_for))
+
+    def compare(self, call: str, found: list[Labelled], expected: list[Labelled]) -> None:
+        """Take the figures of a call, and see that they are within the tolerance."""
+        for (label, ours), (_, theirs) in zip(found, expected, strict=True):
+            where = f"{call}: {label}"
+            if ours.shape != theirs.shape:
+                raise self.fail(f"{where} is {tuple(ours.shape)} instead of {tuple(theirs.shape)}")
+            if theirs.dtype == torch.bool:
+                if not torch.equal(ours, theirs):
+                    raise self.fail(f"{where} is another one")
+            elif theirs.numel():
+                self._measure(where, ours.double(), theirs.double())
+
+    def _measure(self, where: str, ours: Tensor, theirs: Tensor) -> None:
+        for whose, tensor in {"": ours, " of the encoder itself": theirs}.items():
+            unfit = tensor.numel() - int(tensor.isfinite().sum())
+            if unfit:
+                raise self.fail(f"{where}{whose} has {unfit:,} of {tensor.numel():,} numbers NaN or infinite")
+        off, norm, other = float((ours - theirs).norm()), float(theirs.norm()), float(ours.norm())
+        figures = Figures(
+            absolute=float((ours - theirs).abs().max()),
+            relative=off / norm if norm else float(off > 0),
+            cosine=float((ours * theirs).sum()) / (norm * other) if norm and other else float(norm == other),
+        )
+        scale = max(1.0, norm / theirs.numel() ** 0.5)
+        bounds = {
+            "largest absolute error": (figures.absolute, self.tolerance.absolute * scale),
+            "relative error": (figures.relative, self.tolerance.relative),
+            "distance of the cosine from 1": (1 - figures.cosine, 1 - self.tolerance.cosine),
+        }
+        for name, (value, bound) in bounds.items():
+            if value > bound:
+                raise self.fail(f"{where}: the {name} is {value:.2g}, more than {bound:.2g}")
+        self.figures = Figures(
+            max(self.figures.absolute, figures.absolute),
+            max(self.figures.relative, figures.relative),
+            min(self.figures.cosine, figures.cosine),
+        )
+
+
+# What a file holds.
+
+
+def _code(archive: Path | io.BytesIO) -> str:
+    """The code in an archive, without the numbers by which torch tells classes of one name apart."""
+    with zipfile.ZipFile(archive) as opened:
+        members = sorted(name for name in opened.namelist() if name.endswith(".py"))
+        code = "".join(opened.read(name).decode() for name in members)
+    return re.sub(r"\.___torch_mangle_\d+", "", code)
+
+
+_NUMBERS: Final = {torch.float16: 5, torch.float32: 6, torch.bfloat16: 15}
+"""The types in TorchScript's code: numbers of torch's `ScalarType`, which files have kept since they are written."""
+
+
+def _as_written_for(dtype: torch.dtype, code: str) -> str:
+    """Code for float32 as it would be for another type: only what is cast to the type of the weights differs."""
+    return re.sub(rf"(torch\.to\(.*, ){_NUMBERS[torch.float32]}\)", rf"\g<1>{_NUMBERS[dtype]})", code)
+
+
+def _constants(module: Any, method: str) -> dict[str, Tensor]:
+    """The tensors in a method's code, by their names there."""
+    _, constants = (module if method == "forward" else getattr(module, method)).code_with_constants
+    names = getattr(constants, "const_mapping", constants)  # of `forward` it is no dictionary
+    return {name: value for name, value in names.items() if isinstance(value, Tensor)}
+
+
+def _is_cast(found: Tensor, original: Tensor, dtype: torch.dtype, transposed: bool) -> bool:
+    wanted = original.to(dtype) if original.is_floating_point() else original
+    if transposed:
+        found = found.t()
+    # Of a vector, freezing may hold a view of another shape.
+    return found.dtype == wanted.dtype and torch.equal(_bits(found.reshape(wanted.shape)), _bits(wanted))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """A tensor of two-byte numbers as one of integers, which are compared much faster."""
+    return tensor.view(torch.int16) if tensor.element_size() == 2 else tensor  # noqa: PLR2004
