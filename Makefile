@@ -24,11 +24,12 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Needs 8 GB of disk, and some minutes; BENCH names a directory for the full-size stand-in and what is made of it.
+# Needs 12 GB of disk, and some minutes; BENCH names a directory for the full-size stand-in and what is made of it.
 BENCH ?= build/bench
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export $(BENCH)
 	$(BIN)/python -m benchmarks.incremental $(BENCH)
+	$(BIN)/python -m benchmarks.decode $(BENCH)
 
 clean:
 	rm -rf build $(VENV)

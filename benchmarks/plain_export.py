@@ -16,7 +16,8 @@ from cosyjit.checkpoint import open_checkpoint
 from cosyjit.source import open_source
 
 
-def _save(encoder: nn.Module, methods: tuple[str, ...], path: Path) -> None:
+def save(encoder: nn.Module, methods: tuple[str, ...], path: Path) -> None:
+    """Script, freeze and optimize an encoder, and save it, as the public exporter does."""
     scripted = torch.jit.script(encoder)
     frozen = torch.jit.freeze(scripted, preserved_attrs=list(methods))
     torch.jit.optimize_for_inference(frozen).save(str(path))
@@ -34,8 +35,8 @@ def main(source: Path, out: Path) -> None:
         state = states[part.weights]
         encoder.load_state_dict({k.removeprefix(part.prefix): v for k, v in state.items() if k.startswith(part.prefix)})
         half = copy.deepcopy(encoder).half()
-        _save(encoder, part.methods, out / f"{part.name}.fp32.zip")
-        _save(half, part.methods, out / f"{part.name}.fp16.zip")
+        save(encoder, part.methods, out / f"{part.name}.fp32.zip")
+        save(half, part.methods, out / f"{part.name}.fp16.zip")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def export(
     component
         What to export, such as llm.text_encoder; may be repeated. All components by default.
     precision
-        fp32, fp16 or bf16; may be repeated. fp32 and fp16 by default.
+        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default.
     publish
         Where to put the zips. Beside the checkpoint by default.
     store

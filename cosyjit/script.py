@@ -20,6 +20,9 @@ ARCHIVE: Final = "archive.zip"
 """The name that artifacts are saved under: TorchScript writes a file's name into the file, and equal artifacts are to
 have equal bytes whatever they are called later."""
 
+_SHOWN: Final = 3
+"""How many names of tensors a message gives."""
+
 _CONSTANTS: Final = re.compile(rb"(?:^  \w+ : Final\[.*\n)+", re.MULTILINE)
 
 
@@ -35,22 +38,25 @@ def check_cast(tensors: Mapping[str, Tensor], cast_ones: Mapping[str, Tensor], p
     """How many numbers of tensors become 0 when they are cast.
 
     Raises:
-        VerificationError: some become infinite, and so would what is computed with them.
+        VerificationError: some are NaN or infinite, or become so, and so would what is computed with them.
     """
-    underflows, overflows = 0, {}
-    for name, tensor in tensors.items():
-        after = cast_ones[name]
-        if after.dtype != tensor.dtype:
-            underflows += int(tensor.count_nonzero() - after.count_nonzero())
-            if infinite := int(after.isinf().sum() - tensor.isinf().sum()):
-                overflows[name] = infinite
-    if overflows:
-        names = ", ".join(list(overflows)[:3]) + (", …" if len(overflows) > 3 else "")  # noqa: PLR2004
-        raise VerificationError(
-            f"{sum(overflows.values()):,} numbers of {len(overflows)} tensors overflow in {precision.dtype} ({names}); "
-            f"{precision.instead}"
-        )
-    return underflows
+    _refuse_unfit(tensors, "are NaN or infinite", "export a checkpoint whose weights are sound")
+    _refuse_unfit(cast_ones, f"overflow in {precision.dtype}", precision.instead)
+    changed = [name for name, tensor in tensors.items() if cast_ones[name].dtype != tensor.dtype]
+    return sum(int(tensors[name].count_nonzero() - cast_ones[name].count_nonzero()) for name in changed)
+
+
+def _refuse_unfit(tensors: Mapping[str, Tensor], what: str, way_out: str) -> None:
+    counts = {name: _unfit(tensor) for name, tensor in tensors.items()}
+    names = [name for name, count in counts.items() if count]
+    if names:
+        shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+        raise VerificationError(f"{sum(counts.values()):,} numbers of {len(names)} tensors {what} ({shown}); {way_out}")
+
+
+def _unfit(tensor: Tensor) -> int:
+    """How many numbers are not finite. A sum that is finite is of such alone, and takes a tenth of the time."""
+    return 0 if tensor.sum().isfinite() else tensor.numel() - int(tensor.isfinite().sum())
 
 
 def optimize(

@@ -47,7 +47,7 @@ def export(
     Args:
         source: A model directory.
         components: What to export, such as llm.text_encoder. All components by default.
-        precisions: fp32, fp16, bf16. By default fp32 and fp16.
+        precisions: fp32, fp16, bf16 and, of llm.llm, int8. By default fp32 and fp16.
         publish: Where to put the zips. Beside the checkpoint by default.
         force: Build even what has not changed.
     """
