@@ -108,30 +108,14 @@ FAMILIES: Final = (
         language_model="cosyvoice.llm.llm.TransformerLM",
         components=(
             Component("llm.text_encoder", _CONFORMER, "llm.pt", "text_encoder.", (), _TOLERANCES),
-            Component(
-                "llm.llm",
-                _TRANSFORMER,
-                "llm.pt",
-                "llm.",
-                ("forward_chunk",),
-                _LLM_TOLERANCES,
-            ),
+            Component("llm.llm", _TRANSFORMER, "llm.pt", "llm.", ("forward_chunk",), _LLM_TOLERANCES),
             Component("flow.encoder", _CONFORMER, "flow.pt", "encoder.", (), _TOLERANCES),
         ),
     ),
     Family(
         name="CosyVoice2",
         language_model="cosyvoice.llm.llm.Qwen2LM",
-        components=(
-            Component(
-                "flow.encoder",
-                _UPSAMPLE,
-                "flow.pt",
-                "encoder.",
-                (),
-                _TOLERANCES,
-            ),
-        ),
+        components=(Component("flow.encoder", _UPSAMPLE, "flow.pt", "encoder.", (), _TOLERANCES),),
     ),
     Family(name="CosyVoice3", language_model="cosyvoice.llm.llm.CosyVoice3LM", components=()),
 )
