@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosyjit import record, worker
-from cosyjit.errors import CosyjitError
+from cosyjit.errors import CosyjitError, OutputError
 from cosyjit.files import sha256_of
 from cosyjit.planning import Target
 
@@ -44,6 +44,7 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
 
     Raises:
         InputError: the model directory has changed since it was planned.
+        OutputError: the artifact cannot be brought to the disk.
         BuildError: a process was killed.
         VerificationError: the artifact is not what its encoder is.
     """
@@ -54,15 +55,16 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
         archive, underflows = worker.run(_build, target, path, progress=progress)
         built = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:
-            sha256 = pool.submit(_sync, archive)
+            synced = pool.submit(_sync, archive)
             errors = worker.run(_verify, target, archive, progress=progress)
             figures = {**errors, "underflows": underflows, "verify_seconds": round(time.perf_counter() - built, 3)}
-            artifact = Artifact(
-                target, archive, sha256.result(), archive.stat().st_size, time.perf_counter() - begun, figures
-            )
+            sha256 = synced.result()
+        artifact = Artifact(target, archive, sha256, archive.stat().st_size, time.perf_counter() - begun, figures)
     except CosyjitError:
         target.check_unchanged()  # else that is the reason, whatever it has led to
         raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written to ({error.strerror}); make room, or mend the disk") from None
     if progress is not None:
         progress("built")
     return artifact
@@ -84,7 +86,8 @@ def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[
     torch.set_num_threads(1)  # as many builds run side by side as there are processors
     target.check_unchanged()
     encoder, tensors = load_encoder(target.source, target.component, target.options)
-    weights = cast(tensors, getattr(torch, target.precision.dtype))
+    # By way of float32, which the artifact is compared with: from float64, half precision may come out otherwise.
+    weights = cast(cast(tensors, torch.float32), getattr(torch, target.precision.dtype))
     underflows = check_cast(tensors, weights, target.precision)
     if underflows:
         progress(f"cast: {underflows:,} numbers become 0")
@@ -103,14 +106,16 @@ def _verify(target: Target, path: Path, progress: worker.Progress) -> dict[str, 
     """Compare an artifact with its encoder; runs in a process of its own."""
     import torch
 
+    from cosyjit.script import cast
     from cosyjit.verify import verify
     from cosyjit.weights import load_encoder
 
     progress("verify")
     torch.set_num_threads(1)
     encoder, tensors = load_encoder(target.source, target.component, target.options)
-    encoder.load_state_dict(tensors, assign=True)
-    figures = verify(path, encoder, target.component, target.precision, target.weight_bytes)
+    encoder.load_state_dict(cast(tensors, torch.float32), assign=True)
+    sizes = target.least_bytes, target.weight_bytes
+    figures = verify(path, encoder, target.component, target.precision, *sizes)
     target.check_unchanged()
     return {"absolute_error": figures.absolute, "relative_error": figures.relative, "cosine": figures.cosine}
 

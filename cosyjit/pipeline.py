@@ -49,7 +49,9 @@ class Outcome:
 
 
 Progress = Callable[[Target, str], None]
-"""Is told each target and the name of the stage that it enters: load, script, save, verify, built; or cached."""
+"""Is told each target and the name of the stage that it enters: load, script, save, verify, built; or cached.
+
+Where numbers become 0 in a cast, "cast: …" says how many."""
 
 
 def make(

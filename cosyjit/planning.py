@@ -71,6 +71,12 @@ class Target:
         """What the weights take, and so, nearly, the artifact."""
         return sum(self.precision.size(name, each.shape) for name, each in self.fingerprint.tensors.items())
 
+    @property
+    def least_bytes(self) -> int:
+        """The same if of equal weights one is kept."""
+        names = {each: name for name, each in self.fingerprint.tensors.items()}
+        return sum(self.precision.size(name, each.shape) for each, name in names.items())
+
 
 @dataclass(frozen=True)
 class Planned:

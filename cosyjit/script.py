@@ -86,7 +86,7 @@ def _without_places(encoder: nn.Module) -> torch.jit.ScriptModule:
     put in order, since later notes quote that code.
     """
     scripted = torch.jit.script(encoder)
-    _fill(scripted, stand_ins(encoder))
+    _fill(scripted, stand_ins(weights_of(encoder)))
     if packed := _packed(encoder):
         one = torch.ones(1, 1, dtype=torch.float32)
         _fill(scripted, dict.fromkeys(packed, pack(one, one[0])))
@@ -118,18 +118,36 @@ def _packed(encoder: nn.Module) -> dict[str, Any]:
     return {f"{name}.packed": module.packed for name, module in found if isinstance(module, QuantizedLinear)}
 
 
-def stand_ins(encoder: nn.Module) -> dict[str, Tensor]:
-    """For each of an encoder's weights its number, in the weight's shape and type, without the memory for that.
+def stand_ins(weights: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
+    """For each weight its number, in its shape, without the memory for that; those of floats are float32.
 
     The first row of a matrix has a fraction besides: its transpose is another tensor, which freezing keeps apart.
+
+    Args:
+        weights: whose place is taken.
+        alike: let weights that are equal have one number, and one that is its own transpose no fraction: freezing takes
+            equal constants as one.
     """
     found = {}
-    for number, (name, weight) in enumerate(weights_of(encoder).items()):
-        column = weight.new_full((*weight.shape[:1], *[1] * (weight.ndim - 1)) if weight.ndim > 1 else (), number)
-        if weight.ndim > 1:
-            column[0] += 0.25
+    firsts: dict[object, list[tuple[int, Tensor]]] = {}
+    for number, (name, weight) in enumerate(weights.items()):
+        others = firsts.setdefault((weight.shape, weight.detach().sum().item()), []) if alike else []
+        chosen = next((first for first, other in others if torch.equal(weight, other)), number)
+        others.append((number, weight))
+        rows = (weight.size(0), *[1] * (weight.ndim - 1)) if weight.ndim > 1 else ()
+        column = torch.full(rows, chosen, dtype=torch.float32 if weight.is_floating_point() else weight.dtype)
+        if weight.ndim > 1 and not (alike and _is_symmetric(weight)):
+            column[0] += _FRACTION
         found[name] = column.expand(weight.shape)
     return found
+
+
+_FRACTION: Final = 0.25
+
+
+def _is_symmetric(matrix: Tensor) -> bool:
+    square = matrix.ndim == 2 and matrix.size(0) == matrix.size(1)  # noqa: PLR2004
+    return square and torch.equal(matrix[0], matrix[:, 0]) and torch.equal(matrix, matrix.t())
 
 
 def number_of(constant: Tensor) -> tuple[int, bool] | None:
@@ -139,7 +157,11 @@ def number_of(constant: Tensor) -> tuple[int, bool] | None:
     moving = [axis for axis, size in enumerate(constant.shape) if size > 1 and constant.stride(axis)]
     if len(moving) > (constant.ndim > 1):
         return None
-    return int(constant[(0,) * constant.ndim]), moving == [1]
+    row = constant[tuple(slice(None) if axis in moving else 0 for axis in range(constant.ndim))].flatten().double()
+    number = int(row[-1])
+    over = row - number
+    is_one = number >= 0 and float(over[0]) in {0.0, _FRACTION} and not over[1:].any()
+    return (number, moving == [1]) if is_one else None
 
 
 def _fill(module: torch.jit.ScriptModule, weights: Mapping[str, Any]) -> None:

@@ -68,21 +68,24 @@ class Call(NamedTuple):
     run: Callable[[Any, torch.dtype], Iterator[Labelled]]
 
 
-def verify(path: Path, encoder: nn.Module, component: Component, precision: Precision, weight_bytes: int) -> Figures:
+def verify(
+    path: Path, encoder: nn.Module, component: Component, precision: Precision, least_bytes: int, weight_bytes: int
+) -> Figures:
     """Compare an artifact with the encoder that it was made from.
 
     Args:
         path: the zip.
         encoder: filled, float32, not scripted.
         component, precision: of the artifact.
-        weight_bytes: what the artifact's weights take.
+        least_bytes: what the artifact's weights take if of equal ones only one is kept.
+        weight_bytes: what they take if all are.
 
     Raises:
         VerificationError: it does not load, lacks something, or computes something else; the message says in which
             call, and what to try.
     """
     gate = _Gate(component.tolerances[precision.name], precision)
-    gate.check_size(path.stat().st_size, weight_bytes)
+    gate.check_size(path.stat().st_size, least_bytes, weight_bytes)
     module = gate.load(path)
     gate.check_methods(module, ("forward", *component.methods))
     dtype: torch.dtype = getattr(torch, precision.dtype)
@@ -100,11 +103,9 @@ def verify(path: Path, encoder: nn.Module, component: Component, precision: Prec
 
 def _has_arithmetic(dtype: torch.dtype) -> bool:
     """Whether this processor multiplies numbers of a type by itself, and so as fast as float32 at least."""
-    supported = {
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,  # noqa: SLF001  (torch has no public name for it)
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,  # noqa: SLF001
-    }
-    return bool(supported.get(dtype, lambda: True)())
+    # torch has no public name for it.
+    name = {torch.float16: "_is_mkldnn_fp16_supported", torch.bfloat16: "_is_mkldnn_bf16_supported"}.get(dtype)
+    return name is None or bool(getattr(torch.ops.mkldnn, name, lambda: False)())
 
 
 # The calls.
@@ -184,9 +185,9 @@ class _Gate:
     def fail(self, problem: str) -> VerificationError:
         return VerificationError(f"{problem}; {self.precision.instead}")
 
-    def check_size(self, size: int, weight_bytes: int) -> None:
+    def check_size(self, size: int, least_bytes: int, weight_bytes: int) -> None:
         factor, more = _MOST
-        if not _LEAST * weight_bytes <= size <= factor * weight_bytes + more:
+        if not _LEAST * least_bytes <= size <= factor * weight_bytes + more:
             raise self.fail(f"the artifact has {size:,} bytes for weights of {weight_bytes:,}")
 
     def load(self, path: Path) -> Any:
@@ -226,10 +227,11 @@ class _Gate:
     def check_structure(self, path: Path, module: Any, encoder: nn.Module, methods: Sequence[str]) -> None:
         """See that an artifact is the float32 one but for the type of its numbers."""
         dtype: torch.dtype = getattr(torch, self.precision.dtype)
-        weights = list(script.weights_of(encoder).values())
+        weights = script.cast(script.weights_of(encoder), dtype)
+        numbered = list(weights.values())
         archive = io.BytesIO()
         with script.deprecations_ignored():
-            torch.jit.save(script.optimize(encoder, methods, script.stand_ins(encoder)), archive)
+            torch.jit.save(script.optimize(encoder, methods, script.stand_ins(weights, alike=True)), archive)
             archive.seek(0)
             wanted = torch.jit.load(archive)
         if _code(path) != _as_written_for(dtype, _code(archive)):
@@ -242,7 +244,7 @@ class _Gate:
                 if stood_for is None or (found[name].data_ptr(), stood_for) in seen:
                     continue
                 number, transposed = stood_for
-                if not _is_cast(found[name], weights[number], dtype, transposed):
+                if not _is(found[name], numbered[number], transposed):
                     shape = tuple(found[name].shape)
                     raise self.fail(f"a constant of the artifact's {method}, {shape}, is not the cast of its tensor")
                 seen.add((found[name].data_ptr(), stood_for))
@@ -318,11 +320,10 @@ def _constants(module: Any, method: str) -> dict[str, Tensor]:
     return {name: value for name, value in names.items() if isinstance(value, Tensor)}
 
 
-def _is_cast(found: Tensor, original: Tensor, dtype: torch.dtype, transposed: bool) -> bool:
-    wanted = original.to(dtype) if original.is_floating_point() else original
+def _is(found: Tensor, wanted: Tensor, transposed: bool) -> bool:
+    """Whether a constant is a weight, or a transposed one, to the bit; of a vector, freezing may hold another shape."""
     if transposed:
         found = found.t()
-    # Of a vector, freezing may hold a view of another shape.
     return found.dtype == wanted.dtype and torch.equal(_bits(found.reshape(wanted.shape)), _bits(wanted))
 
 

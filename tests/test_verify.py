@@ -28,7 +28,7 @@ from cosyjit.verify import Figures
 from tests import faulty
 from tests.built import component_of, eager, opened
 from tests.calls import run_here, shown
-from tests.encoders.cases import CONFIGURATIONS
+from tests.encoders.cases import CONFIGURATIONS, Configuration
 from tests.encoders.vectors import ours
 from tests.kept import change, litter
 from tests.stored import files_of
@@ -83,7 +83,7 @@ def judged(path: Path, directory: Path, name: str, precision: str, encoder: nn.M
     wanted = PRECISIONS[precision]
     encoder = encoder or eager(directory, name)
     weight_bytes = sum(wanted.size(each, tensor.shape) for each, tensor in encoder.state_dict().items())
-    return verify.verify(path, encoder, component_in(directory, name), wanted, weight_bytes)
+    return verify.verify(path, encoder, component_in(directory, name), wanted, weight_bytes, weight_bytes)
 
 
 def refusal(
@@ -203,7 +203,9 @@ def test_a_file_that_is_no_zip_does_not_load(tiny: Path, tmp_path: Path) -> None
 def test_an_artifact_much_smaller_than_its_weights_is_refused(precision: str, tiny: Path, tmp_path: Path) -> None:
     encoder = half(tiny, "llm.llm", precision)
     weight_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
-    path = script.save(script.optimize(encoder, ["forward_chunk"], script.stand_ins(encoder)), tmp_path)
+    path = script.save(
+        script.optimize(encoder, ["forward_chunk"], script.stand_ins(script.weights_of(encoder))), tmp_path
+    )
     assert refusal(path, tiny, "llm.llm", precision) == (
         f"the artifact has {path.stat().st_size:,} bytes for weights of {weight_bytes:,}"
     )
@@ -454,13 +456,67 @@ def test_results_of_another_type_are_refused(tiny: Path, tmp_path: Path) -> None
 def test_the_code_of_a_half_artifact_is_the_float32_one_whatever_the_options(
     name: str, precision: str, tmp_path: Path
 ) -> None:
-    encoder = ours(*CONFIGURATIONS[name])
-    half = build_encoder(*CONFIGURATIONS[name])
+    see_the_structure(CONFIGURATIONS[name], precision, tmp_path)
+
+
+def see_the_structure(configuration: Configuration, precision: str, into: Path) -> None:
+    encoder = ours(*configuration)
+    half = build_encoder(*configuration)
     half.load_state_dict(casts(encoder.state_dict(), precision)[1], assign=True)
     methods = [method for method in verify._METHODS if hasattr(encoder, method)]
-    path = script.save(script.optimize(half, methods), tmp_path)
+    path = script.save(script.optimize(half, methods), into)
     gate = verify._Gate(Tolerance(1, 1, 0), PRECISIONS[precision])
     gate.check_structure(path, gate.load(path), encoder, methods)
+
+
+# Checkpoints of other forms, all sound.
+
+PRECISIONS_OF_LLM: Final = ["fp32", "fp16", "bf16", "int8"]
+
+
+def exported(directory: Path) -> list[str | None]:
+    return [outcome.error for outcome in export(directory, precisions=PRECISIONS_OF_LLM)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_checkpoint_of_another_type_passes_at_every_precision(dtype: torch.dtype, tiny: Path, copy_of: Copy) -> None:
+    directory = copy_of(tiny)
+    for name in ("llm.pt", "flow.pt"):
+        change(directory, name, lambda state: state.update(script.cast(state, dtype)))
+    assert exported(directory) == [None] * 10
+
+
+def test_a_checkpoint_with_untrained_norms_and_without_biases_passes(tiny: Path, copy_of: Copy) -> None:
+    # Freezing keeps one constant of several equal ones.
+    directory = copy_of(tiny)
+
+    def reset(state: dict[str, Tensor]) -> None:
+        for name, tensor in state.items():
+            if tensor.ndim == 1:
+                tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("linear_out.weight"):
+                tensor.copy_(torch.eye(tensor.size(0)))
+
+    change(directory, "llm.pt", reset)
+    assert exported(directory) == [None] * 10
+
+
+def test_a_checkpoint_with_the_same_weights_in_every_block_passes(tiny: Path, copy_of: Copy) -> None:
+    directory = copy_of(tiny)
+
+    def tie(state: dict[str, Tensor]) -> None:
+        for name in state:
+            state[name] = state[re.sub(r"encoders\.\d+\.", "encoders.0.", name)].clone()
+
+    change(directory, "llm.pt", tie)
+    assert exported(directory) == [None] * 10
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_freezing_computes_is_taken_for_no_weight(precision: str, tmp_path: Path) -> None:
+    # A convolution of one frame, with the norm behind it folded into it, has the shape of a vector.
+    options = {"causal": True, "cnn_module_kernel": 1, "cnn_module_norm": "batch_norm"}
+    see_the_structure(CONFIGURATIONS["causal convolution"].having(**options), precision, tmp_path)
 
 
 # The cast.

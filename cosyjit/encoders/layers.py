@@ -55,7 +55,7 @@ class Linear(nn.Linear):
                 y = torch.baddbmm(bias, weight, rows.transpose(1, 2))
             else:
                 y = torch.baddbmm(bias.transpose(1, 2), rows, weight.transpose(1, 2)).transpose(0, 1).flatten(1)
-        return y.view(input.size(0), input.size(1), -1)
+        return y.view(input.size(0), input.size(1), self.out_features)
 
 
 class PositionwiseFeedForward(nn.Module):
