@@ -1,9 +1,6 @@
 """From an encoder to a TorchScript zip: cast, script, freeze, optimize, save."""
 
-import io
-import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +9,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from cosyjit.encoders.quantized import QuantizedLinear, pack
 from cosyjit.errors import VerificationError
 from cosyjit.families import Precision
 
@@ -22,8 +18,6 @@ have equal bytes whatever they are called later."""
 
 _SHOWN: Final = 3
 """How many names of tensors a message gives."""
-
-_CONSTANTS: Final = re.compile(rb"(?:^  \w+ : Final\[.*\n)+", re.MULTILINE)
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -72,50 +66,31 @@ def optimize(
         weights: instead of the encoder's own, by the names of `weights_of`.
     """
     with deprecations_ignored():
-        scripted = _without_places(encoder)
-        _fill(scripted, {**(weights or weights_of(encoder)), **_packed(encoder)})
+        scripted = torch.jit.script(encoder)
+        if weights is not None:
+            _fill(scripted, weights)
         frozen = torch.jit.freeze(scripted, preserved_attrs=list(methods))
-        return torch.jit.optimize_for_inference(frozen, other_methods=list(methods))
+        module = torch.jit.optimize_for_inference(frozen, other_methods=list(methods))
+    for method in ("forward", *methods):
+        graph: Any = (module if method == "forward" else getattr(module, method)).graph
+        _forget_places(graph, graph.create("prim::Constant"))
+    return module
 
 
-def _without_places(encoder: nn.Module) -> torch.jit.ScriptModule:
-    """An encoder, scripted, with stand-ins for weights and no note of where its source stands on this machine.
+def _forget_places(block: Any, blank: Any) -> None:
+    """Take from all nodes the note of the file and line that they come from, as a blank node has none.
 
-    Scripting notes the file and line that each operation comes from, and an artifact would carry that. Code that has
-    been through an archive knows only its place there. The constants of a class, which scripting takes from a set, are
-    put in order, since later notes quote that code.
+    An artifact would carry these notes, paths of this machine among them, and not the same ones each time.
     """
-    scripted = torch.jit.script(encoder)
-    _fill(scripted, stand_ins(weights_of(encoder)))
-    if packed := _packed(encoder):
-        one = torch.ones(1, 1, dtype=torch.float32)
-        _fill(scripted, dict.fromkeys(packed, pack(one, one[0])))
-    written, read = io.BytesIO(), io.BytesIO()
-    torch.jit.save(scripted, written)
-    with zipfile.ZipFile(written) as archive, zipfile.ZipFile(read, "w") as kept:
-        for member in archive.infolist():
-            if not member.filename.endswith(".debug_pkl"):
-                content = archive.read(member)
-                if member.filename.endswith(".py"):
-                    content = _CONSTANTS.sub(_in_order, content)
-                kept.writestr(member, content)
-    read.seek(0)
-    return torch.jit.load(read)
-
-
-def _in_order(lines: re.Match[bytes]) -> bytes:
-    return b"".join(sorted(lines[0].splitlines(keepends=True)))
+    for node in block.nodes():
+        node.copyMetadata(blank)
+        for inner in node.blocks():
+            _forget_places(inner, blank)
 
 
 def weights_of(encoder: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, by the names of the attributes, which `state_dict` may change."""
     return {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-
-
-def _packed(encoder: nn.Module) -> dict[str, Any]:
-    """The weights that are no tensors but objects of quantized kernels, likewise."""
-    found = encoder.named_modules()
-    return {f"{name}.packed": module.packed for name, module in found if isinstance(module, QuantizedLinear)}
 
 
 def stand_ins(weights: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
