@@ -34,10 +34,10 @@ def check_cast(tensors: Mapping[str, Tensor], cast_ones: Mapping[str, Tensor], p
     Raises:
         VerificationError: some are NaN or infinite, or become so, and so would what is computed with them.
     """
+    changed = {name: after for name, after in cast_ones.items() if after.dtype != tensors[name].dtype}
     _refuse_unfit(tensors, "are NaN or infinite", "export a checkpoint whose weights are sound")
-    _refuse_unfit(cast_ones, f"overflow in {precision.dtype}", precision.instead)
-    changed = [name for name, tensor in tensors.items() if cast_ones[name].dtype != tensor.dtype]
-    return sum(int(tensors[name].count_nonzero() - cast_ones[name].count_nonzero()) for name in changed)
+    _refuse_unfit(changed, f"overflow in {precision.dtype}", precision.instead)
+    return sum(int(tensors[name].count_nonzero() - after.count_nonzero()) for name, after in changed.items())
 
 
 def _refuse_unfit(tensors: Mapping[str, Tensor], what: str, way_out: str) -> None:
@@ -93,25 +93,21 @@ def weights_of(encoder: nn.Module) -> dict[str, Tensor]:
     return {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
 
 
-def stand_ins(weights: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
+def stand_ins(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For each weight its number, in its shape, without the memory for that; those of floats are float32.
 
-    The first row of a matrix has a fraction besides: its transpose is another tensor, which freezing keeps apart.
-
-    Args:
-        weights: whose place is taken.
-        alike: let weights that are equal have one number, and one that is its own transpose no fraction: freezing takes
-            equal constants as one.
+    The first row of a matrix has a fraction besides, so that its transpose is another tensor. Freezing takes equal
+    constants as one: so weights that are equal have one number, and one that is its own transpose has no fraction.
     """
     found = {}
     firsts: dict[object, list[tuple[int, Tensor]]] = {}
     for number, (name, weight) in enumerate(weights.items()):
-        others = firsts.setdefault((weight.shape, weight.detach().sum().item()), []) if alike else []
+        others = firsts.setdefault((weight.shape, weight.detach().sum().item()), [])
         chosen = next((first for first, other in others if torch.equal(weight, other)), number)
         others.append((number, weight))
         rows = (weight.size(0), *[1] * (weight.ndim - 1)) if weight.ndim > 1 else ()
         column = torch.full(rows, chosen, dtype=torch.float32 if weight.is_floating_point() else weight.dtype)
-        if weight.ndim > 1 and not (alike and _is_symmetric(weight)):
+        if weight.ndim > 1 and not _is_symmetric(weight):
             column[0] += _FRACTION
         found[name] = column.expand(weight.shape)
     return found
@@ -139,7 +135,7 @@ def number_of(constant: Tensor) -> tuple[int, bool] | None:
     return (number, moving == [1]) if is_one else None
 
 
-def _fill(module: torch.jit.ScriptModule, weights: Mapping[str, Any]) -> None:
+def _fill(module: torch.jit.ScriptModule, weights: Mapping[str, Tensor]) -> None:
     parts: dict[str, Any] = dict(module.named_modules())
     for name, weight in weights.items():
         part, _, attribute = name.rpartition(".")

@@ -1,9 +1,9 @@
 """The gate that an artifact passes before it is stored: the saved file against the eager float32 encoder.
 
 The file is loaded as its consumer loads it, in a process that has not built it, and called in all the ways of the
-runtime on fixed random inputs. What half precisions are too coarse to show is proven by what the file holds: the
-numbers are the float32 ones cast, and the code is that of a float32 artifact but for the type's name. On a processor
-without arithmetic for them they compute a few frames only, which without it take minutes.
+runtime on fixed random inputs. What half precisions are too coarse to show is proven by what the file holds: its
+weights are the float32 ones cast, and its code is that of a float32 artifact but for the type's name. On a processor
+without arithmetic for a half precision only a few frames are computed: all of them would take minutes.
 """
 
 import io
@@ -197,8 +197,7 @@ class _Gate:
             with script.deprecations_ignored():
                 module = torch.jit.load(path, map_location="cpu")
         except Exception as error:  # noqa: BLE001  (torch raises what it likes over a damaged archive)
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise self.fail(f"the artifact does not load ({lines[0]})") from None
+            raise self.fail(f"the artifact does not load ({_lines(error)[0]})") from None
         if damaged:
             raise self.fail(f"the artifact does not load ({damaged} is damaged)")
         return module
@@ -215,9 +214,7 @@ class _Gate:
             with torch.autocast("cpu", mode.autocast) if mode.autocast else nullcontext():
                 found = list(call.run(module, mode.inputs))
         except Exception as error:  # noqa: BLE001  (torch raises what it likes)
-            # After a trace of TorchScript's.
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise self.fail(f"{where}: {lines[-1].strip()}") from None
+            raise self.fail(f"{where}: {_lines(error)[-1]}") from None  # after a trace of TorchScript's
         for label, tensor in found:
             wanted = mode.inputs if label.startswith("ys") else mode.autocast or mode.inputs
             if tensor.dtype not in (wanted, torch.bool) and tensor.numel():
@@ -231,7 +228,7 @@ class _Gate:
         numbered = list(weights.values())
         archive = io.BytesIO()
         with script.deprecations_ignored():
-            torch.jit.save(script.optimize(encoder, methods, script.stand_ins(weights, alike=True)), archive)
+            torch.jit.save(script.optimize(encoder, methods, script.stand_ins(weights)), archive)
             archive.seek(0)
             wanted = torch.jit.load(archive)
         if _code(path) != _as_written_for(dtype, _code(archive)):
@@ -290,6 +287,10 @@ class _Gate:
             max(self.figures.relative, figures.relative),
             min(self.figures.cosine, figures.cosine),
         )
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
 
 
 # What a file holds.
