@@ -2,7 +2,8 @@
 
     CosyjitError
     ├── InputError                     what was given cannot be exported as it is; nothing was written
-    │   ├── SourceError                no such directory, no configuration in it, or two
+    │   ├── SourceError                no such directory or model, no configuration in it, or two
+    │   │   └── SourceUnavailableError a model hub that cannot be reached now, or is busy
     │   ├── ConfigError                a configuration that is no YAML, or cannot be resolved as data
     │   │   └── UnsupportedOptionError an encoder option that is unknown, missing, or of an unsupported value
     │   ├── CheckpointError            a weights file that is missing, damaged, or more than tensors
@@ -10,9 +11,11 @@
     │   ├── SelectionError             a family, component or precision that there is not
     │   ├── OutputError                a directory that cannot be written to
     │   ├── StoreError                 a store that cannot be read or written, or has not what is asked of it
+    │   │   ├── StoreUnavailableError  one that cannot be reached now, or is busy
     │   │   └── RecordError            a record or manifest that is damaged
     │   │       └── LaterSchemaError   one that a later version of cosyjit has written
     │   └── PublicationError           a directory, or a number, under which nothing is published
+    ├── TransientError                 what may pass by itself: the other parent of what is unavailable
     └── BuildError                     one target could not be built; the others can
         └── VerificationError          what was built is not what its encoder is, or would not be
 
@@ -33,12 +36,20 @@ class CosyjitError(Exception):
         return super().__str__()
 
 
+class TransientError(CosyjitError):
+    """What may pass by itself: worth another try, later."""
+
+
 class InputError(CosyjitError):
     """What was given cannot be exported as it is; nothing was written."""
 
 
 class SourceError(InputError):
-    """A source that is no model directory."""
+    """A source that is no model directory, and no model of a hub."""
+
+
+class SourceUnavailableError(SourceError, TransientError):
+    """A model hub that cannot be reached now, or is busy."""
 
 
 class ConfigError(InputError):
@@ -97,6 +108,10 @@ class OutputError(InputError):
 
 class StoreError(InputError):
     """A store that cannot be read or written, or has not what is asked of it."""
+
+
+class StoreUnavailableError(StoreError, TransientError):
+    """A store that cannot be reached now, or is busy."""
 
 
 class RecordError(StoreError):

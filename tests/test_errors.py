@@ -19,7 +19,7 @@ def below(kind: type[CosyjitError]) -> Iterator[type[CosyjitError]]:
         yield from below(derived)
 
 
-CLASSES: Final = [kind for kind in below(CosyjitError) if kind.__module__ == errors.__name__]
+CLASSES: Final = [kind for kind in dict.fromkeys(below(CosyjitError)) if kind.__module__ == errors.__name__]
 PLAIN: Final = [kind for kind in CLASSES if kind.__init__ is CosyjitError.__init__]
 
 LINES: Final = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1)
