@@ -115,9 +115,14 @@ def _verify(target: Target, path: Path, progress: worker.Progress) -> dict[str, 
     encoder, tensors = load_encoder(target.source, target.component, target.options)
     encoder.load_state_dict(cast(tensors, torch.float32), assign=True)
     sizes = target.least_bytes, target.weight_bytes
-    figures = verify(path, encoder, target.component, target.precision, *sizes)
+    figures, step = verify(path, encoder, target.component, target.precision, *sizes)
     target.check_unchanged()
-    return {"absolute_error": figures.absolute, "relative_error": figures.relative, "cosine": figures.cosine}
+    return {
+        "absolute_error": figures.absolute,
+        "relative_error": figures.relative,
+        "cosine": figures.cosine,
+        **({"step_seconds": round(step.seconds, 6), "speedup": round(step.speedup, 3)} if step else {}),
+    }
 
 
 def _sync(path: Path) -> str:

@@ -6,8 +6,6 @@ weights are the float32 ones cast, and its code is that of a float32 artifact bu
 without arithmetic for a half precision only a few frames are computed: all of them would take minutes.
 """
 
-import io
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,9 +16,10 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cosyjit import script
+from cosyjit import script, structure
 from cosyjit.errors import VerificationError
 from cosyjit.families import Component, Precision, Tolerance
+from cosyjit.speed import STEP, Step, measure
 
 _SEQUENCES: Final = ([1], [2], [17], [64], [333], [17, 8, 1])
 """The lengths of whole sequences, in frames; several make a padded batch."""
@@ -70,7 +69,7 @@ class Call(NamedTuple):
 
 def verify(
     path: Path, encoder: nn.Module, component: Component, precision: Precision, least_bytes: int, weight_bytes: int
-) -> Figures:
+) -> tuple[Figures, Step | None]:
     """Compare an artifact with the encoder that it was made from.
 
     Args:
@@ -79,6 +78,9 @@ def verify(
         component, precision: of the artifact.
         least_bytes: what the artifact's weights take if of equal ones only one is kept.
         weight_bytes: what they take if all are.
+
+    Returns:
+        How far it is from the encoder, and what a step of decoding takes, if it decodes in steps.
 
     Raises:
         VerificationError: it does not load, lacks something, or computes something else; the message says in which
@@ -92,13 +94,16 @@ def verify(
     modes = [Mode(f"{precision.dtype} inputs", dtype)]
     if dtype != torch.float32:
         modes.append(Mode("float32 inputs under autocast", torch.float32, dtype))
-        gate.check_structure(path, module, encoder, component.methods)
+        problem = structure.problem(path, module, encoder, component.methods, dtype)
+        if problem:
+            raise gate.fail(problem)
     with torch.inference_mode():
         for call in _calls(encoder, component.methods, whole=_has_arithmetic(dtype)):
             expected = list(call.run(encoder, torch.float32))
             for mode in modes:
                 gate.compare(f"{call.name}, {mode.name}", gate.found(call, module, mode), expected)
-    return gate.figures
+        step = measure(module, encoder, dtype) if STEP in component.methods else None
+    return gate.figures, step
 
 
 def _has_arithmetic(dtype: torch.dtype) -> bool:
@@ -167,7 +172,7 @@ def _forward_chunk(steps: Sequence[int], size: int) -> Callable[[Any, torch.dtyp
     return run
 
 
-_METHODS: Final = {"forward_chunk": _forward_chunk}
+_METHODS: Final = {STEP: _forward_chunk}
 """How to stream through each method that an artifact may keep."""
 
 
@@ -221,31 +226,6 @@ class _Gate:
                 raise self.fail(f"{where}: {label} is {tensor.dtype} instead of {wanted}")
         return found
 
-    def check_structure(self, path: Path, module: Any, encoder: nn.Module, methods: Sequence[str]) -> None:
-        """See that an artifact is the float32 one but for the type of its numbers."""
-        dtype: torch.dtype = getattr(torch, self.precision.dtype)
-        weights = script.cast(script.weights_of(encoder), dtype)
-        numbered = list(weights.values())
-        archive = io.BytesIO()
-        with script.deprecations_ignored():
-            torch.jit.save(script.optimize(encoder, methods, script.stand_ins(weights)), archive)
-            archive.seek(0)
-            wanted = torch.jit.load(archive)
-        if _code(path) != _as_written_for(dtype, _code(archive)):
-            raise self.fail("the artifact's code is not that of the float32 one")
-        seen = set()  # most constants are those of several methods
-        for method in ("forward", *methods):
-            found = _constants(module, method)
-            for name, stand_in in _constants(wanted, method).items():
-                stood_for = script.number_of(stand_in)
-                if stood_for is None or (found[name].data_ptr(), stood_for) in seen:
-                    continue
-                number, transposed = stood_for
-                if not _is(found[name], numbered[number], transposed):
-                    shape = tuple(found[name].shape)
-                    raise self.fail(f"a constant of the artifact's {method}, {shape}, is not the cast of its tensor")
-                seen.add((found[name].data_ptr(), stood_for))
-
     def compare(self, call: str, found: list[Labelled], expected: list[Labelled]) -> None:
         """Take the figures of a call, and see that they are within the tolerance."""
         for (label, ours), (_, theirs) in zip(found, expected, strict=True):
@@ -291,43 +271,3 @@ class _Gate:
 
 def _lines(error: Exception) -> list[str]:
     return [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-
-
-# What a file holds.
-
-
-def _code(archive: Path | io.BytesIO) -> str:
-    """The code in an archive, without the numbers by which torch tells classes of one name apart."""
-    with zipfile.ZipFile(archive) as opened:
-        members = sorted(name for name in opened.namelist() if name.endswith(".py"))
-        code = "".join(opened.read(name).decode() for name in members)
-    return re.sub(r"\.___torch_mangle_\d+", "", code)
-
-
-_NUMBERS: Final = {torch.float16: 5, torch.float32: 6, torch.bfloat16: 15}
-"""The types in TorchScript's code: numbers of torch's `ScalarType`, which files have kept since they are written."""
-
-
-def _as_written_for(dtype: torch.dtype, code: str) -> str:
-    """Code for float32 as it would be for another type: only what is cast to the type of the weights differs."""
-    casts = rf"(torch\.to\((?:[^()]|\([^()]*\))*, ){_NUMBERS[torch.float32]}\)"
-    return re.sub(casts, rf"\g<1>{_NUMBERS[dtype]})", code)
-
-
-def _constants(module: Any, method: str) -> dict[str, Tensor]:
-    """The tensors in a method's code, by their names there."""
-    _, constants = (module if method == "forward" else getattr(module, method)).code_with_constants
-    names = getattr(constants, "const_mapping", constants)  # of `forward` it is no dictionary
-    return {name: value for name, value in names.items() if isinstance(value, Tensor)}
-
-
-def _is(found: Tensor, wanted: Tensor, transposed: bool) -> bool:
-    """Whether a constant is a weight, or a transposed one, to the bit; of a vector, freezing may hold another shape."""
-    if transposed:
-        found = found.t()
-    return found.dtype == wanted.dtype and torch.equal(_bits(found.reshape(wanted.shape)), _bits(wanted))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """A tensor of two-byte numbers as one of integers, which are compared much faster."""
-    return tensor.view(torch.int16) if tensor.element_size() == 2 else tensor  # noqa: PLR2004

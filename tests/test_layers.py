@@ -20,9 +20,9 @@ LAYERS: Final = (
     {"documents", "families", "files", "tensors"},
     {"sets", "storage"},
     {"encoders", "config", "digests", "source"},
-    {"checkpoint", "fingerprint", "script", "standins", "store", "weights"},
-    {"latest", "record", "publication", "verify", "worker"},
-    {"lineage", "planning", "publish"},
+    {"checkpoint", "fingerprint", "script", "speed", "standins", "store", "weights"},
+    {"latest", "record", "publication", "structure", "worker"},
+    {"lineage", "planning", "publish", "verify"},
     {"audit", "building", "gc", "inspection"},
     {"pipeline"},
     {"report"},
@@ -33,7 +33,7 @@ LAYERS: Final = (
 line, and `cosyjit` itself, which gathers the public names."""
 
 OTHERS: Final = {
-    "torch": {"encoders", "weights", "script", "standins", "synth", "building", "verify"},
+    "torch": {"encoders", "weights", "script", "standins", "speed", "structure", "synth", "building", "verify"},
     "fsspec": {"storage"},
     "xxhash": {"digests", "fingerprint", "latest", "publication"},
     "hyperpyyaml": {"config"},

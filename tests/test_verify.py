@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cosyjit import Store, export, plan, script, verify
+from cosyjit import Store, export, plan, script, structure, verify
 from cosyjit.encoders.layers import Linear
 from cosyjit.encoders.quantized import QuantizedLinear, quantize
 from cosyjit.encoders.registry import build_encoder
@@ -83,7 +83,7 @@ def judged(path: Path, directory: Path, name: str, precision: str, encoder: nn.M
     wanted = PRECISIONS[precision]
     encoder = encoder or eager(directory, name)
     weight_bytes = sum(wanted.size(each, tensor.shape) for each, tensor in encoder.state_dict().items())
-    return verify.verify(path, encoder, component_in(directory, name), wanted, weight_bytes, weight_bytes)
+    return verify.verify(path, encoder, component_in(directory, name), wanted, weight_bytes, weight_bytes)[0]
 
 
 def refusal(
@@ -466,7 +466,8 @@ def see_the_structure(configuration: Configuration, precision: str, into: Path) 
     methods = [method for method in verify._METHODS if hasattr(encoder, method)]
     path = script.save(script.optimize(half, methods), into)
     gate = verify._Gate(Tolerance(1, 1, 0), PRECISIONS[precision])
-    gate.check_structure(path, gate.load(path), encoder, methods)
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].dtype)
+    assert structure.problem(path, gate.load(path), encoder, methods, dtype) is None
 
 
 # Checkpoints of other forms, all sound.
