@@ -6,7 +6,7 @@ DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test stress check bench clean
 
 # A tiny checkpoint from a seed, exported twice by the Prefect flow with a server of its own: six built, six cached.
 demo: $(INSTALLED)
@@ -17,7 +17,11 @@ demo: $(INSTALLED)
 	@ls $(DEMO)/CosyVoice-tiny/*.zip
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not stress"
+
+# What takes minutes: a service that is cancelled and killed, and several machines.
+stress: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m stress
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -30,6 +34,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export $(BENCH)
 	$(BIN)/python -m benchmarks.incremental $(BENCH)
 	$(BIN)/python -m benchmarks.decode $(BENCH)
+	$(BIN)/python -m benchmarks.service $(BENCH)
 
 clean:
 	rm -rf build $(VENV)

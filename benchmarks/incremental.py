@@ -3,10 +3,9 @@
     python -m benchmarks.incremental DIRECTORY [ROUNDS]
 
 On a full-size stand-in: fingerprints against XXH3-128 over the same mapped bytes, one stream per processor; the command
-line and the flow over an unchanged checkpoint; publishing against copying. All take turns; the figures are medians.
+line over an unchanged checkpoint; publishing against copying. All take turns; the figures are medians.
 """
 
-import json
 import mmap
 import os
 import shutil
@@ -112,56 +111,6 @@ def commands(source: Path, store: Path, work: Path, rounds: int) -> Table:
     return table
 
 
-_FLOWS = """
-import json, sys, time
-from prefect import flow, task
-from flows.export import export
-
-@task
-def nothing():
-    pass
-
-@flow
-def empty():
-    for future in [nothing.submit() for _ in range(6)]:
-        future.result()
-
-figures = {"empty": [], "export": []}
-for _ in range(int(sys.argv[2]) + 1):
-    for name, call in (("empty", empty), ("export", lambda: export(sys.argv[1], publish=sys.argv[3]))):
-        begun = time.perf_counter()
-        call()
-        figures[name].append(time.perf_counter() - begun)
-print(json.dumps(figures))
-"""
-
-
-def flows(source: Path, store: Path, work: Path, rounds: int) -> Table:
-    """The flow over an unchanged checkpoint, in a warm process, against a flow of six empty tasks."""
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    environment |= {
-        "COSYJIT_STORE": str(store),
-        "PREFECT_HOME": str(work / "prefect"),
-        "PREFECT_LOGGING_LEVEL": "ERROR",
-    }
-    script = work / "warm.py"
-    script.write_text(_FLOWS)
-    ran = subprocess.run(
-        [sys.executable, script, source, str(rounds), work / "shown"],
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    figures = json.loads(ran.stdout.splitlines()[-1])
-    table = Table("flow, nothing changed", "s", title_justify="left")
-    for name, seconds in figures.items():
-        table.add_row(name, f"{_median(seconds[1:]):.2f}")
-    table.add_row(
-        "more", f"{_median([a - b for a, b in zip(figures['export'], figures['empty'], strict=True)][1:]):.2f}"
-    )
-    return table
-
-
 def _copy(paths: list[Path], out: Path, *, sync: bool) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -208,7 +157,6 @@ def main(directory: Path, rounds: int) -> None:
     console = Console(highlight=False)
     console.print(fingerprints(source, work, rounds))
     console.print(publishing(source, store, work, rounds))
-    console.print(flows(source, store, work, rounds))
     console.print(commands(source, store, work, rounds))
     for left in (work, store):
         shutil.rmtree(left)

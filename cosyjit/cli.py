@@ -1,25 +1,25 @@
 """The command line: parse, call, print."""
 
+import logging
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console, RenderableType
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cosyjit import __version__, audit, inspection, pipeline, planning, report, settings
 from cosyjit import gc as collection
 from cosyjit import lineage as tracing
 from cosyjit import publish as publishing
-from cosyjit.errors import BuildError, CosyjitError
+from cosyjit.checkpoint import open_checkpoint
+from cosyjit.errors import BuildError, CosyjitError, ServerError
 from cosyjit.files import absolute
-from cosyjit.planning import Target
+from cosyjit.source import open_source
 from cosyjit.store import Store
+from cosyjit.terminal import Told, errors, show, stages
 
 FAILED = 1
 """The exit status when a target could not be built."""
@@ -31,8 +31,6 @@ INTERRUPTED = 130
 TERMINATED = 143
 """The exit statuses after Ctrl-C and SIGTERM, as shells have them."""
 
-_errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
-
 app = App(
     name="cosyjit",
     help="TorchScript artifacts of CosyVoice's encoders.",
@@ -40,19 +38,10 @@ app = App(
 )
 
 
-def _show(*things: RenderableType) -> None:
-    """On standard output: text as it is, tables as wide as a terminal is, or as they need where there is none."""
-    console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 300
-    for thing in things:
-        console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
-
-
 _Store = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Names = Annotated[list[str] | None, Parameter(negative="")]
-_Source = Annotated[Path, Parameter(name=["--source", "--model-dir", "--model_dir"])]
+_Source = Annotated[str, Parameter(name=["--source", "--model-dir", "--model_dir"])]
 
 
 @app.command
@@ -74,7 +63,8 @@ def export(
     Parameters
     ----------
     source
-        A model directory: cosyvoice.yaml or cosyvoice2.yaml with its weights files.
+        A model directory, cosyvoice.yaml or cosyvoice2.yaml with its weights files; or a ModelScope id, such as
+        iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
     component
         What to export, such as llm.text_encoder; may be repeated. All components by default.
     precision
@@ -90,7 +80,7 @@ def export(
     json
         Print one JSON object and nothing else.
     """
-    with _progress() as progress:
+    with stages() as progress:
         outcomes = pipeline.export(
             source,
             components=component,
@@ -99,11 +89,12 @@ def export(
             store=Store(store),
             force=force,
             link=link,
+            memory=settings.memory(),
             progress=progress,
         )
-    _show(report.outcomes_json(outcomes) if json else report.outcomes_table(outcomes))
+    show(report.outcomes_json(outcomes) if json else report.outcomes_table(outcomes))
     if not json:
-        _show(*report.closing(outcomes))
+        show(*report.closing(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
@@ -124,7 +115,7 @@ def plan(
         As for export.
     """
     planned = planning.plan(source, component, precision, store=Store(store))
-    _show(report.plan_json(planned) if json else report.plan_table(planned))
+    show(report.plan_json(planned) if json else report.plan_table(planned))
     return 0
 
 
@@ -143,11 +134,11 @@ def status(directory: Path, *, store: _Store = None, json: _Json = False) -> int
     """
     found = inspection.status(absolute(directory), Store(store))
     if json:
-        _show(report.status_json(found))
+        show(report.status_json(found))
     else:
         shown = found.publication
-        _show(report.status_table(found))
-        _show(f"Publication {shown.number} of {shown.published}, from {shown.source}; manifest {found.manifest}")
+        show(report.status_table(found))
+        show(f"Publication {shown.number} of {shown.published}, from {shown.source}; manifest {found.manifest}")
     return 0 if found.well else FAILED
 
 
@@ -163,7 +154,7 @@ def history(directory: Path, *, store: _Store = None, json: _Json = False) -> in
         As for export.
     """
     found = publishing.history(Store(store), absolute(directory))
-    _show(report.history_json(found) if json else report.history_table(found))
+    show(report.history_json(found) if json else report.history_table(found))
     return 0
 
 
@@ -181,7 +172,7 @@ def rollback(directory: Path, *, to: int | None = None, store: _Store = None) ->
         As for export.
     """
     after = publishing.rollback(Store(store), absolute(directory), to)
-    _show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
+    show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
     return 0
 
 
@@ -206,9 +197,9 @@ def verify(place: str | None = None, *, store: _Store = None, json: _Json = Fals
     else:
         faults = audit.audit_directory(kept, absolute(Path(place)))
     if json:
-        _show(report.faults_json(faults))
+        show(report.faults_json(faults))
     else:
-        _show(*[f"{fault.name}: {fault.problem}" for fault in faults] or ["Nothing is wrong"])
+        show(*[f"{fault.name}: {fault.problem}" for fault in faults] or ["Nothing is wrong"])
     return FAILED if faults else 0
 
 
@@ -235,9 +226,9 @@ def gc(
         As for export.
     """
     found = collection.collect(Store(store), keep=keep, older_than=older_than.total_seconds(), remove=delete)
-    _show(report.garbage_json(found, removed=delete) if json else report.garbage_table(found))
+    show(report.garbage_json(found, removed=delete) if json else report.garbage_table(found))
     if not json:
-        _show(report.garbage_line(found, removed=delete))
+        show(report.garbage_line(found, removed=delete))
     return 0
 
 
@@ -257,8 +248,29 @@ def lineage(artifact: str, *, store: _Store = None, json: _Json = False) -> int:
         Print the record as it is kept: an in-toto statement.
     """
     found = tracing.trace(Store(store), artifact)
-    _show(report.lineage_json(found) if json else report.lineage_tree(found))
+    show(report.lineage_json(found) if json else report.lineage_tree(found))
     return FAILED if found.record and not found.same_bytes else 0
+
+
+@app.command
+def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=settings.SERVER)] = None) -> int:
+    """Tell a Prefect server that a checkpoint was updated: deployments that wait for that export it.
+
+    Parameters
+    ----------
+    source
+        As for export.
+    server
+        The URL of the server's API, such as http://127.0.0.1:4200/api.
+    """
+    from cosyjit.server import Server  # an HTTP client, which nothing else here needs
+
+    if not server:
+        raise ServerError(f"no Prefect server is named; set {settings.SERVER} or give --server")
+    opened = open_checkpoint(open_source(source))
+    Server(server, *settings.credentials()).notify(opened.source.name, opened.family.name)
+    show(f"{server} knows that {opened.source.name} was updated")
+    return 0
 
 
 @app.command
@@ -284,32 +296,15 @@ def synth(
     """
     from cosyjit.synth import synth as write
 
-    _show(str(write(directory, family, size, seed)))
+    show(str(write(directory, family, size, seed)))
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[pipeline.Progress]:
-    """Draws on a terminal, for each target, the stage it is in; the callback is told of stages."""
-    tasks: dict[Target, TaskID] = {}
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[stage]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
-
-        def show(target: Target, stage: str) -> None:
-            if target not in tasks:
-                tasks[target] = bar.add_task(target.name, total=1, stage=stage)
-            bar.update(tasks[target], stage=stage, completed=int(stage in {"built", "cached"}))
-
-        yield show
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; each error that is the input's becomes one line on standard error."""
+    logger = logging.getLogger("cosyjit")
+    logger.handlers = [Told()]
+    logger.setLevel(logging.INFO)
     # As for Ctrl-C: what is under way is ended, and what is half written is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
@@ -317,6 +312,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (CosyjitError, CycloptsError) as error:
-        _errors.print(f"cosyjit: {' '.join(str(error).split())}", markup=False)
+        errors.print(f"cosyjit: {' '.join(str(error).split())}", markup=False)
         status = FAILED if isinstance(error, BuildError) else BAD_INPUT
     sys.exit(status)

@@ -7,11 +7,13 @@ cutting. A tag that would run something is by then a string that names it, so th
 and whatever stands elsewhere in the file does not matter.
 """
 
+import copy
 import hashlib
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -64,6 +66,7 @@ class Config:
             ConfigError: it is no YAML mapping.
         """
         self.where = where
+        self._text = text
         self.sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         try:
             root = _compose(text)
@@ -107,8 +110,7 @@ class Config:
         with self._resolving(name):
             if _descend(self._root, _path(name)) is None:
                 raise self._no_instance(name)
-            cutting = _Cutting(self._root, _path(name)).text()
-            found = _load(resolve_references(cutting).getvalue())
+            found = copy.deepcopy(_resolved(self._text, name))
             for part in _path(name):
                 found = (found.options if isinstance(found, Instance) else found)[part]
         if not isinstance(found, Instance):
@@ -132,7 +134,7 @@ class Config:
 class _Cutting:
     """The part of a document that one node needs: the node, what it refers to, and what that refers to."""
 
-    def __init__(self, root: MappingNode, path: _Path) -> None:
+    def __init__(self, root: Node, path: _Path) -> None:
         self._root = root
         self._copies: dict[int, Node] = {}
         self._kept: set[_Path] = set()
@@ -143,10 +145,10 @@ class _Cutting:
             if node is None or path in self._kept:
                 continue  # HyperPyYAML names what is not there
             self._kept.add(path)
-            copy = self._inert(node)
-            if _size(copy, {}) > _LARGEST:
+            inert = self._inert(node)
+            if _size(inert, {}) > _LARGEST:
                 raise ValueError(f"it has more than {_LARGEST} nodes, those that aliases repeat counted each time")
-            wanted += _references(copy, set())
+            wanted += _references(inert, set())
 
     def text(self) -> str:
         """The cutting as a document."""
@@ -208,8 +210,19 @@ def _load(text: str) -> Any:
     return yaml.load(text)
 
 
+# Many checkpoints have the same configuration, which takes a hundredth of a second for each component.
+
+
+@lru_cache(maxsize=16)
 def _compose(text: str) -> Node:
     return _yaml().compose(io.StringIO(text))
+
+
+@lru_cache(maxsize=64)
+def _resolved(text: str, name: str) -> Any:
+    """What is left of a document of which only the node at a dotted path is wanted, resolved; not to be changed."""
+    cutting = _Cutting(_compose(text), _path(name)).text()
+    return _load(resolve_references(cutting).getvalue())
 
 
 def _tag(node: Node) -> str:

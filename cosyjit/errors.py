@@ -14,7 +14,8 @@
     │   │   ├── StoreUnavailableError  one that cannot be reached now, or is busy
     │   │   └── RecordError            a record or manifest that is damaged
     │   │       └── LaterSchemaError   one that a later version of cosyjit has written
-    │   └── PublicationError           a directory, or a number, under which nothing is published
+    │   ├── PublicationError           a directory, or a number, under which nothing is published
+    │   └── ServerError                a Prefect server that is not there, too old, or lets nobody in
     ├── TransientError                 what may pass by itself: the other parent of what is unavailable
     └── BuildError                     one target could not be built; the others can
         └── VerificationError          what was built is not what its encoder is, or would not be
@@ -124,6 +125,10 @@ class LaterSchemaError(RecordError):
 
 class PublicationError(InputError):
     """A directory, or a number, under which nothing is published."""
+
+
+class ServerError(InputError):
+    """A Prefect server that is not there, is too old, or does not let anyone in."""
 
 
 class BuildError(CosyjitError):

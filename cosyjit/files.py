@@ -18,6 +18,9 @@ _BUFFER: Final = 1 << 20
 _UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 """How systems say that they cannot copy between two files by themselves."""
 
+DEFAULT_ROOT: Final = "~/.cache/cosyjit"
+"""What is kept for a user, unless it is said where."""
+
 TEMPORARY: Final = ".tmp"
 """What the names of files end with that are being written."""
 

@@ -3,14 +3,16 @@
 import re
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
 from cosyjit import documents, latest, publication, publish, record
-from cosyjit.errors import LaterSchemaError, RecordError, SelectionError
+from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, StoreError
+from cosyjit.place import STAGING
 from cosyjit.publication import Publication
 from cosyjit.storage import Entry
-from cosyjit.store import STAGING, Store, object_name
+from cosyjit.store import Store, object_name
 
 KEEP: Final = 10
 """How many publications of each directory are kept unless asked otherwise."""
@@ -21,6 +23,7 @@ _NAMES: Final = {
     **{folder: rf"{folder}/[0-9a-f]{{32}}\.json" for folder in ("records", "latest", "heads", "digests")},
     "damaged": r"damaged/(objects|records)\..*\.[0-9a-f]{8}",
     "tmp": rf"tmp/{STAGING}.*",
+    "locks": r"locks/[0-9a-f]{32}",  # of remote stores: those of local ones are named for less
 }
 """The forms of the names of a store's files, by folder."""
 
@@ -33,7 +36,8 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
     """Find, and remove if asked to, what no publication in reach refers to.
 
     In reach are the publications that directories show, and the last ones of each directory. What is younger than
-    `older_than` stays as well. A local store is collected while nobody uses it: exports under way are waited for.
+    `older_than` stays as well. A local store is collected while nobody uses it: exports under way are waited for. With
+    a remote one go the copies of objects that this machine has had for as long, in reach or not.
 
     Args:
         keep: how many publications of each directory are in reach, at least 1.
@@ -50,11 +54,24 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
     """
     if keep < 1 or older_than < 0:
         raise SelectionError(f"--keep {keep} --older-than {older_than:g}: keep 1 or more, for 0 seconds or longer")
+    older_than = older_than if store.local else max(older_than, _DAY)
     with store.alone():
-        found = list(_Search(store, older_than if store.local else max(older_than, _DAY)).found(keep))
+        found = list(_Search(store, older_than).found(keep))
         for entry in found if remove else []:
             store.remove(entry.name)
+    found += _copies(store, older_than, remove=remove)
     return sorted(found, key=lambda entry: -entry.size)
+
+
+def _copies(store: Store, older_than: float, *, remove: bool) -> list[Entry]:
+    """The same for this machine's copies of a remote store's objects, which nothing refers to; named by their paths."""
+    cache = store.cache
+    if cache is None or cache.local is None or not cache.local.is_dir():
+        return []
+    with suppress(StoreError):  # of a home that is read-only, where they stay
+        found = collect(cache, older_than=older_than, remove=remove)
+        return [entry._replace(name=str(cache.local / entry.name)) for entry in found]
+    return []
 
 
 class _Search:
@@ -88,6 +105,7 @@ class _Search:
         gone = self._unnamed("objects", {object_name(digest) for digest in digests})
         yield from gone.values()
         yield from self._unnamed("damaged", set()).values()
+        yield from self._unnamed("locks", set()).values()
         yield from self._left(gone)
 
     def _below(self, folder: str) -> dict[str, Entry]:
@@ -121,10 +139,11 @@ class _Search:
     def _left(self, going: Collection[str]) -> Iterator[Entry]:
         """What processes that were killed were writing, and the digests of files that are gone or going."""
         yield from self._below("tmp").values()
-        for each in self._store.unfinished():
-            if not each.name.startswith("digests/") or each.modified < self._oldest:  # these are written at any time
-                yield each
         local = self._store.local
+        for each in self._store.unfinished():
+            at_any_time = local is None or each.name.startswith("digests/")
+            if not at_any_time or each.modified < self._oldest:
+                yield each
         if local is None:
             return
         paths = self._store.digests.of_missing({local / name for name in going})

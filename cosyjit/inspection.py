@@ -9,6 +9,7 @@ from cosyjit.errors import InputError, RecordError, SelectionError, StoreError
 from cosyjit.fingerprint import differences
 from cosyjit.planning import Target, find_targets
 from cosyjit.publication import Publication
+from cosyjit.source import reopen
 from cosyjit.store import Condition, Store
 
 
@@ -71,10 +72,11 @@ def _targets(shown: Publication, store: Store) -> tuple[dict[str, Target], str]:
     names = [name.removesuffix(".zip").rpartition(".") for name in shown.artifacts]
     precisions = [name[2] for name in names]
     try:
+        source = reopen(shown.source, download=False)
         try:
-            targets = find_targets(shown.source, [name[0] for name in names], precisions, store=store)
+            targets = find_targets(source, [name[0] for name in names], precisions, store=store)
         except SelectionError:  # some are of another source
-            targets = find_targets(shown.source, precisions=precisions, store=store)
+            targets = find_targets(source, precisions=precisions, store=store)
     except StoreError:
         raise
     except InputError as error:

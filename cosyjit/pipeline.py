@@ -17,10 +17,11 @@ from cosyjit.building import build
 from cosyjit.digests import processors
 from cosyjit.errors import StoreError
 from cosyjit.files import absolute
-from cosyjit.planning import Planned, Target, compare_one, plan, remember
+from cosyjit.memory import reserved
+from cosyjit.planning import Planned, Target, compare_one, localize, plan, remember
 from cosyjit.publication import Published
 from cosyjit.record import Material, Record
-from cosyjit.store import Store
+from cosyjit.store import DEFAULT_ROOT, Store
 
 _SLOTS: Final = threading.BoundedSemaphore(processors())
 """One for each processor: no more is built at a time. Who comes first is served first."""
@@ -57,19 +58,21 @@ Where numbers become 0 in a cast, "cast: …" says how many."""
 def make(
     planned: Planned,
     store: Store,
-    directory: Path,
+    directory: Path | None,
     *,
     link: bool = False,
+    memory: int | None = None,
     progress: worker.Progress | None = None,
     run: Mapping[str, str] | None = None,
 ) -> Outcome:
     """See to it that the store has a target's artifact, and bring it to where it will be published.
 
     Args:
-        planned: from `plan`.
+        planned: from `plan`, perhaps on another machine.
         store: entered with `Store.in_use`.
-        directory: entered with `publish.opened`.
+        directory: entered with `publish.opened`; None where it is another machine's, and `conclude` is to bring it.
         link: see `publish.publish`.
+        memory: what builds may take of this machine's at a time, in bytes; three quarters for None.
         progress: is told the name of each stage.
         run: the identifiers of the run that this is part of, for the record.
 
@@ -86,21 +89,29 @@ def make(
             if "forced" not in planned.reasons:
                 found = compare_one(store, target).record  # another process may have built it while we waited
             state: Literal["built", "cached"] = "cached" if found else "built"
-            found = found or _make(target, store, progress, run or {})
+            if found is None:
+                with reserved(_notes(), target.memory_bytes, memory, waiting=worker.check_open):
+                    found = _make(localize(target, store), store, progress, run or {})
     else:
         state = "cached"
     if state == "cached" and progress is not None:
         progress("cached")
     remember(store, target)
     try:
-        publish.bring(store, directory, _published(target, found), link=link)
+        if directory is not None:
+            publish.bring(store, directory, _published(target, found), link=link)
     except StoreError:
         if state == "built" or store.condition(found.sha256) == "whole":
             raise
         # The object is not what it seemed when it was planned: built after all.
         again = Planned(target, "stale", ("object missing or damaged",))
-        return make(again, store, directory, link=link, progress=progress, run=run)
+        return make(again, store, directory, link=link, memory=memory, progress=progress, run=run)
     return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
+
+
+def _notes() -> Path:
+    """Where the builds of this user on this machine note what memory they need, whatever their stores are."""
+    return Path(DEFAULT_ROOT).expanduser() / "locks" / "memory"
 
 
 def _make(target: Target, store: Store, progress: worker.Progress | None, run: Mapping[str, str]) -> Record:
@@ -114,7 +125,7 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
             sha256=artifact.sha256,
             fingerprint=target.fingerprint,
             component=target.component.name,
-            source=str(target.source.directory),
+            source=target.source.pinned,
             materials=materials.result(),
             started=started,
             finished=record.now(),
@@ -132,11 +143,11 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
 
 
 def _materials(target: Target, store: Store) -> tuple[Material, ...]:
-    config, weights = target.source.config, target.weights_file
-    digest = store.digests.sha256(weights)
+    source, weights = target.source, target.component.weights
+    digest = store.digests.sha256(source.file(weights))
     target.check_unchanged()
-    digests = {config: target.config_sha256, weights: digest}
-    return tuple(Material(path.name, path.as_uri(), each) for path, each in digests.items())
+    digests = {source.config.name: target.config_sha256, weights: digest}
+    return tuple(Material(name, source.uri(name), each) for name, each in digests.items())
 
 
 def _published(target: Target, made: Record) -> Published:
@@ -155,10 +166,13 @@ class Pending(Protocol):
         """Wait for the outcome, or raise what the work raised."""
 
 
-def gather(planned: Sequence[Planned], submit: Callable[[Planned], Pending]) -> list[Outcome]:
-    """Start the work on each target, the largest first, and wait for all of them, whichever fail."""
-    order = sorted(planned, key=lambda each: -each.target.weight_bytes)
-    pending = {each.target: submit(each) for each in order}
+def begin(planned: Sequence[Planned], submit: Callable[[Planned], Pending]) -> dict[Target, Pending]:
+    """Start the work on each target, the largest first."""
+    return {each.target: submit(each) for each in sorted(planned, key=lambda each: -each.target.weight_bytes)}
+
+
+def gather(planned: Sequence[Planned], pending: Mapping[Target, Pending]) -> list[Outcome]:
+    """Wait for the work on all targets, whichever fail; the outcomes in the order of the plan."""
     return [_outcome(each.target, pending[each.target]) for each in planned]
 
 
@@ -170,8 +184,8 @@ def _outcome(target: Target, pending: Pending) -> Outcome:
 
 
 def publication_directory(planned: Sequence[Planned], directory: str | Path | None) -> Path:
-    """Where artifacts go: the directory given, or the model directory itself."""
-    return planned[0].target.source.directory if directory is None else absolute(Path(directory))
+    """Where artifacts go: the directory given, or the home of the source: for a model directory, itself."""
+    return planned[0].target.source.home if directory is None else absolute(Path(directory))
 
 
 @contextmanager
@@ -201,7 +215,7 @@ def conclude(outcomes: Sequence[Outcome], store: Store, directory: Path, *, link
         publish.discard(directory)
         return list(outcomes)
     artifacts = {each.target.file_name: _published(each.target, each.record) for each in outcomes if each.record}
-    publish.publish(store, directory, artifacts, str(outcomes[0].target.source.directory), link=link)
+    publish.publish(store, directory, artifacts, outcomes[0].target.source.name, link=link)
     return [replace(each, path=directory / each.target.file_name) for each in outcomes]
 
 
@@ -214,6 +228,7 @@ def export(
     store: Store | None = None,
     force: bool = False,
     link: bool = False,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Plan, build what is not in the store, and publish, with as many builds at a time as there are processors.
@@ -224,6 +239,7 @@ def export(
         source, components, precisions, store, force: see `plan`.
         directory: where to publish; the model directory for None.
         link: see `publish.publish`.
+        memory: see `make`.
         progress: is told of stages, from several threads.
 
     Returns:
@@ -237,20 +253,27 @@ def export(
         planned = plan(source, components, precisions, store=store, force=force, exporting=True)
         directory = publication_directory(planned, directory)
         with ready(planned, store, directory):
-            outcomes = _make_all(planned, store, directory, link=link, progress=progress)
+            outcomes = _make_all(planned, store, directory, link=link, memory=memory, progress=progress)
             return conclude(outcomes, store, directory, link=link)
 
 
 def _make_all(
-    planned: Sequence[Planned], store: Store, directory: Path, *, link: bool, progress: Progress | None
+    planned: Sequence[Planned],
+    store: Store,
+    directory: Path,
+    *,
+    link: bool,
+    memory: int | None,
+    progress: Progress | None,
 ) -> list[Outcome]:
     def submit(each: Planned) -> Pending:
-        return pool.submit(make, each, store, directory, link=link, progress=_bound(progress, each.target))
+        told = _bound(progress, each.target)
+        return pool.submit(make, each, store, directory, link=link, memory=memory, progress=told)
 
     try:
         with ThreadPoolExecutor(workers()) as pool, worker.stopped_on_error():
             try:
-                return gather(planned, submit)
+                return gather(planned, begin(planned, submit))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

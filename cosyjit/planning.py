@@ -1,19 +1,24 @@
 """What is to be exported, and what of it the store has already: without torch, where nothing has changed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from cosyjit import latest, record, worker
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.errors import CheckpointError, LaterSchemaError, RecordError
-from cosyjit.families import Component, Precision, select
+from cosyjit.errors import CheckpointError, InputError, LaterSchemaError, RecordError
+from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.identity import Identity
 from cosyjit.record import Record
 from cosyjit.source import Source, open_source
 from cosyjit.store import Store
+
+_MEMORY_FACTOR: Final = 2.2
+_MEMORY_BASE: Final = 600_000_000
+"""Measured of full-size components with torch 2.13: at most 2.1 times the float32 weights and 0.57 GB, mapped files
+counted as well."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +58,32 @@ class Target:
     def weights_file(self) -> Path:
         return self.source.directory / self.component.weights
 
+    def is_unchanged(self) -> bool:
+        """Whether the weights file is still the one that the fingerprint was taken of."""
+        try:
+            return Identity.of(self.weights_file) == self.weights
+        except OSError:
+            return False
+
     def check_unchanged(self) -> None:
         """
         Raises:
             CheckpointError: the weights file is not the one any more that the fingerprint was taken of.
         """
-        path = self.weights_file
-        try:
-            unchanged = Identity.of(path) == self.weights
-        except OSError:
-            unchanged = False
-        if not unchanged:
-            raise CheckpointError(f"{path}: was changed after it was planned; run again when it is complete")
+        if not self.is_unchanged():
+            message = "was changed after it was planned; run again when it is complete"
+            raise CheckpointError(f"{self.weights_file}: {message}")
 
     @property
     def weight_bytes(self) -> int:
         """What the weights take, and so, nearly, the artifact."""
         return sum(self.precision.size(name, each.shape) for name, each in self.fingerprint.tensors.items())
+
+    @property
+    def memory_bytes(self) -> int:
+        """What building and verifying it may take, in one process after the other."""
+        float32 = sum(PRECISIONS["fp32"].size(name, each.shape) for name, each in self.fingerprint.tensors.items())
+        return int(_MEMORY_FACTOR * float32) + _MEMORY_BASE
 
     @property
     def least_bytes(self) -> int:
@@ -125,7 +139,8 @@ def plan(
     planned = compare(source, components, precisions, store=store, force=force, ready=worker.prepare)
     unseen = {each.target.component: each.target.options for each in planned if each.record is None}
     if unseen and exporting:
-        store.digests.begin_sha256({each.target.weights_file: None for each in planned if each.record is None})
+        wanted = [each.target for each in planned if each.record is None]
+        store.digests.begin_sha256({each.source.file(each.component.weights): None for each in wanted})
     if unseen:
         worker.run(_check, planned[0].target.source, unseen)
     return planned
@@ -150,7 +165,7 @@ def compare(
 
 
 def find_targets(
-    source: str | Path,
+    source: str | Path | Source,
     components: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     *,
@@ -160,16 +175,17 @@ def find_targets(
     """The targets of a model directory, with their fingerprints; the store only remembers digests.
 
     Args:
-        source, components, precisions: see `plan`.
+        source, components, precisions: see `plan`; or a source that is open already.
         ready: is called as soon as it is likely that there will be something to build.
 
     Raises:
         InputError: see `plan`.
     """
-    checkpoint = open_checkpoint(open_source(source))
+    checkpoint = open_checkpoint(source if isinstance(source, Source) else open_source(source))
     selected = select(checkpoint.family, components, precisions)
     options = {part: checkpoint.options(part) for part, _ in selected}
-    paths = {part: checkpoint.source.directory / part.weights for part in options}
+    checkpoint.source.obtain({part.weights for part in options})
+    paths = {part: checkpoint.source.file(part.weights) for part in options}
     prefixes = {part.prefix for part in checkpoint.family.components}
     if ready is not None and not all(store.digests.known(path, prefixes) for path in paths.values()):
         ready()
@@ -227,13 +243,35 @@ def _load(store: Store, key: str) -> tuple[Record | None, str]:
         return None, "record damaged"
 
 
+def localize(target: Target, store: Store) -> Target:
+    """A target as this machine has it: the same, where its files are the ones that it was planned with.
+
+    Files of the same content that are others, such as those of another machine, or touched ones, will do.
+
+    Raises:
+        CheckpointError: the content is another.
+        InputError: see `plan`.
+    """
+    target.source.obtain([target.component.weights])
+    if target.is_unchanged():
+        return target
+    try:
+        (found,) = find_targets(target.source, [target.component.name], [target.precision.name], store=store)
+    except InputError:
+        target.check_unchanged()  # that is the reason
+        raise
+    if found.fingerprint.key != target.fingerprint.key:
+        target.check_unchanged()
+    return replace(target, source=found.source, weights=found.weights, config_sha256=found.config_sha256)
+
+
 def remember(store: Store, target: Target) -> None:
     """Let the next plan compare a target with what it is now."""
-    latest.write(store, str(target.source.directory), _kind(target), target.fingerprint.key)
+    latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
 
 
 def _reference(target: Target) -> str:
-    return latest.name_of(str(target.source.directory), _kind(target))
+    return latest.name_of(target.source.name, _kind(target))
 
 
 def _kind(target: Target) -> str:

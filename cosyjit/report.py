@@ -1,7 +1,8 @@
 """Results for people (tables, lines) and for programs (JSON)."""
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,11 +14,13 @@ from rich.tree import Tree
 from cosyjit.audit import Fault
 from cosyjit.inspection import Status
 from cosyjit.lineage import Trace
+from cosyjit.pictures import Chart, as_image, svg
 from cosyjit.pipeline import Outcome
 from cosyjit.planning import Planned, Target
 from cosyjit.publication import Publication
 from cosyjit.record import Record
 from cosyjit.storage import Entry
+from cosyjit.trends import Point
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
@@ -84,6 +87,85 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3) if made else None,
         "error": outcome.error,
     }
+
+
+def run_rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
+    """What became of each target, as a run's page in Prefect shows it."""
+    return [_run_row(each) for each in outcomes]
+
+
+def _run_row(outcome: Outcome) -> dict[str, str]:
+    made = outcome.record
+    error, _ = _errors(made)
+    speedup = made.figures.get("speedup") if made else None
+    component, precision = _names(outcome.target)
+    return {
+        "source": outcome.target.source.name,
+        "component": component,
+        "precision": precision,
+        "state": outcome.state,
+        "why": outcome.error or "; ".join(outcome.reasons),
+        "size": decimal(made.bytes) if made else "",
+        "error": error,
+        "decode speed-up": f"{speedup:.2f}" if speedup else "",
+        "sha256": made.sha256 if made else "",
+    }
+
+
+def run_page(source: str, outcomes: Sequence[Outcome], known: Mapping[str, Sequence[Point]]) -> str:
+    """What a run came to, what was made from what, and how figures went from publication to publication, in Markdown.
+
+    Args:
+        source: what was exported.
+        outcomes: of its targets.
+        known: the trends of the directory that it is published in.
+    """
+    lines = [f"# {_cell(source)}", "", _cell(counts(outcomes)), *(f"- {_cell(each)}" for each in closing(outcomes)), ""]
+    lines += _markdown_table(
+        ("artifact", "sha256", "fingerprint", "made from", "built with", "finished"),
+        [_lineage_row(each.record) for each in outcomes if each.record],
+    )
+    if known:
+        numbers = sorted({point.publication for points in known.values() for point in points})
+        picture = svg(
+            [
+                Chart("size, MB", _lines(known, numbers, "bytes", 1e-6)),
+                Chart("largest error", _lines(known, numbers, "absolute_error"), logarithmic=True),
+                Chart("step, ms", _lines(known, numbers, "step_seconds", 1e3)),
+            ],
+            [str(number) for number in numbers],
+        )
+        words = f"size, error and step time of publications {numbers[0]} to {numbers[-1]}"
+        lines += ["", f"## Publications {numbers[0]} to {numbers[-1]}", "", as_image(picture, words)]
+    return "\n".join(lines)
+
+
+def _lines(
+    known: Mapping[str, Sequence[Point]], numbers: Sequence[int], figure: str, unit: float = 1.0
+) -> dict[str, list[float | None]]:
+    """One figure of each artifact that has it, at each publication."""
+    found = {}
+    for name, points in known.items():
+        values = {each.publication: each.figures[figure] * unit for each in points if figure in each.figures}
+        if values:
+            found[name] = [values.get(number) for number in numbers]
+    return found
+
+
+def _lineage_row(made: Record) -> tuple[str, ...]:
+    digests = f"`{made.sha256[:12]}`", f"`{made.fingerprint.key[:12]}`"
+    materials = ", ".join(f"{_cell(each.name)} `{each.sha256[:12]}`" for each in made.materials)
+    versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
+    return _cell(made.name), *digests, materials, _cell(versions), made.finished
+
+
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!])", r"\\\1", " ".join(text.split()))
 
 
 def plan_table(planned: Sequence[Planned]) -> Table:

@@ -6,10 +6,49 @@ Not by pydantic-settings, whose import takes two fifths of the time that an expo
 import os
 from typing import Final
 
+from cosyjit.errors import SelectionError
+
 STORE: Final = "COSYJIT_STORE"
 """The variable that names the store: a directory or an fsspec URL."""
+
+MEMORY: Final = "COSYJIT_MEMORY"
+"""The variable that says how much memory builds may take on this machine at a time, in GB."""
+
+DASK: Final = "COSYJIT_DASK"
+"""The variable that names the address of a Dask scheduler, on whose workers the flow then builds."""
+
+SERVER: Final = "PREFECT_API_URL"
+"""Prefect's own variable for its server's API."""
 
 
 def store() -> str | None:
     """The store that the environment names; None if it names none."""
     return os.environ.get(STORE) or None
+
+
+def memory() -> int | None:
+    """How much memory builds may take on this machine at a time, in bytes; None if the environment does not say.
+
+    Raises:
+        SelectionError: it says something that is no number above 0.
+    """
+    given = os.environ.get(MEMORY)
+    if not given:
+        return None
+    try:
+        size = int(float(given) * 1e9)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise SelectionError(f"{MEMORY}={given}: is no amount of memory; give a number of GB, such as 8 or 0.5")
+    return size
+
+
+def dask() -> str | None:
+    """The address of the Dask scheduler that the environment names; None if it names none."""
+    return os.environ.get(DASK) or None
+
+
+def credentials() -> tuple[str | None, str | None]:
+    """What a Prefect server is told by its clients: "name:password", and an API key, where the environment has them."""
+    return os.environ.get("PREFECT_API_AUTH_STRING"), os.environ.get("PREFECT_API_KEY")

@@ -1,50 +1,150 @@
-"""Where a checkpoint comes from: a model directory."""
+"""Where a checkpoint comes from: a model directory, or a model of ModelScope at a revision."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from cosyjit import hub, snapshots
 from cosyjit.errors import SourceError
 from cosyjit.families import CONFIG_FILES
+from cosyjit.hub import Model
+from cosyjit.snapshots import Snapshot
+
+_WAYS: Final = (
+    f"give a model directory, with one of {', '.join(CONFIG_FILES)} in it, "
+    "or a ModelScope id such as iic/CosyVoice-300M"
+)
+_MISSING: Final = "does not exist"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory.
+    """A model directory, which may be one that is filled from the hub.
+
+    Sent to another machine, one of the hub is the same commit there, in the directory of that machine and user.
 
     Attributes:
         directory: where the weights files are, absolute.
         config: the configuration in it.
+        snapshot: what it is of the hub; None for a directory of the user's own.
     """
 
     directory: Path
     config: Path
+    snapshot: Snapshot | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self.snapshot is not None:
+            return _of, (self.snapshot,)
+        return Source, (self.directory, self.config)
+
+    @property
+    def name(self) -> str:
+        """What it is called from one revision to the next: the directory, or the id as it was asked for."""
+        return str(self.directory if self.snapshot is None else self.snapshot.model)
+
+    @property
+    def pinned(self) -> str:
+        """What it is called for good: the directory, or the id at the commit that it was."""
+        return str(self.directory if self.snapshot is None else self.snapshot)
+
+    @property
+    def home(self) -> Path:
+        """Where its zips are published unless it is said where."""
+        return self.directory if self.snapshot is None else self.snapshot.home
+
+    def file(self, name: str) -> Path:
+        """Where the bytes of a file are: those that do not change from one commit to the next stay where they are."""
+        return self.directory / name if self.snapshot is None else self.snapshot.path(name)
+
+    def uri(self, name: str) -> str:
+        """Where a file came from."""
+        return (self.directory / name).as_uri() if self.snapshot is None else self.snapshot.uri(name)
+
+    def obtain(self, names: Collection[str]) -> None:
+        """See to it that the configuration and the files of these names are at hand.
+
+        Raises:
+            SourceUnavailableError: the hub cannot be reached, or is busy.
+            SourceError: it has not what is asked for, or other bytes than it says.
+            OutputError: there is no room for them, or they cannot be written.
+        """
+        if self.snapshot is not None:
+            self.snapshot.bring([self.config.name, *names])
+            if self.snapshot.download:
+                self.snapshot.keep()
 
 
-def open_source(source: str | Path) -> Source:
-    """Find the configuration of a model directory.
+def open_source(source: str | Path, *, download: bool = True) -> Source:
+    """Find the configuration of a model directory, or get it from the hub; `obtain` gets the weights.
+
+    A directory that exists is never taken for an id.
+
+    Args:
+        download: whether what is missing here may be downloaded; the hub is asked in any case.
 
     Raises:
-        SourceError: no such directory, no configuration in it, or more than one.
+        SourceUnavailableError: the hub cannot be reached, or is busy, and nothing of the model is at hand.
+        SourceError: no such directory or model, no configuration in it, or more than one.
+        OutputError: what comes from the hub cannot be written.
     """
-    directory = _directory(source)
+    directory, reason = _directory(source)
+    if directory is not None:
+        return _in(directory, source)
+    model = hub.parse(str(source)) if reason == _MISSING else None
+    if model is None:
+        raise SourceError(f"{source}: {reason}; {_WAYS}")
+    return _from_hub(model, download=download)
+
+
+def reopen(name: str, *, download: bool = True) -> Source:
+    """The source that a `Source.name` is of, wherever the caller stands: a directory's is absolute, others are ids.
+
+    Args:
+        download: see `open_source`, which says as well what is raised.
+    """
+    model = hub.parse(name)
+    return open_source(name, download=download) if model is None else _from_hub(model, download=download)
+
+
+def _in(directory: Path, source: str | Path) -> Source:
     try:
-        found = [directory / name for name in CONFIG_FILES if (directory / name).is_file()]
+        found = [name for name in CONFIG_FILES if (directory / name).is_file()]
     except OSError as error:
         raise SourceError(f"{source}: cannot be read ({error.strerror}); make it readable") from None
+    return Source(directory, directory / _only(found, source, "in this directory"))
+
+
+def _from_hub(model: Model, *, download: bool) -> Source:
+    snapshot = snapshots.resolve(model, download=download)
+    name = _only(snapshot.configs, snapshot, "among its files")
+    snapshot.bring([name])
+    return _of(snapshot)
+
+
+def _of(snapshot: Snapshot) -> Source:
+    directory = snapshot.directory
+    return Source(directory, directory / snapshot.configs[0], snapshot)
+
+
+def _only(found: list[str], source: object, where: str) -> str:
+    """The name of the one configuration there is."""
     if not found:
-        raise SourceError(f"{source}: no configuration in this directory; it needs one of {', '.join(CONFIG_FILES)}")
+        raise SourceError(f"{source}: no configuration {where}; it needs one of {', '.join(CONFIG_FILES)}")
     if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise SourceError(f"{source}: {names} stand side by side; keep the one that the weights belong to")
-    return Source(directory, found[0])
+        raise SourceError(
+            f"{source}: {' and '.join(found)} stand side by side; keep the one that the weights belong to"
+        )
+    return found[0]
 
 
-def _directory(source: str | Path) -> Path:
+def _directory(source: str | Path) -> tuple[Path | None, str]:
+    """The directory of this name, or why there is none."""
     try:
         path = Path(source).expanduser().absolute()
         if path.is_dir():
-            return path
-        reason = "is a file" if path.exists() else "does not exist"
+            return path, ""
+        return None, "is a file" if path.exists() else _MISSING
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, a user that there is not, a NUL
-        reason = f"is no path ({error})"
-    raise SourceError(f"{source}: {reason}; give a model directory, with one of {', '.join(CONFIG_FILES)} in it")
+        return None, f"is no path ({error})"

@@ -1,18 +1,21 @@
-"""Where a store keeps its files: a directory of this machine, or whatever fsspec has a URL for.
+"""Where a store keeps its files: a directory of this machine, a bucket of S3's, or whatever fsspec has a URL for.
 
-In both a name shows a whole file or none, whenever someone looks and whenever the writer is killed. A local file is
-written under another name, brought to the disk and renamed; what fsspec reaches is expected to show a file when it is
-complete, as object stores do.
+In all of them a name shows a whole file or none, whenever someone looks and whenever the writer is killed. A local file
+is written under another name, brought to the disk and renamed; what fsspec reaches is expected to show a file when it
+is complete, as object stores do.
 """
 
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from io import BufferedIOBase
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedIOBase, BufferedReader, RawIOBase, UnsupportedOperation
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cosyjit import files
+from cosyjit.services import told
 
 
 class Entry(NamedTuple):
@@ -25,6 +28,9 @@ class Entry(NamedTuple):
 
 class Storage(ABC):
     """Files by their names below a root. All of these raise OSError; what is not there is FileNotFoundError."""
+
+    def check(self) -> None:  # noqa: B027  (most have nothing to check)
+        """Make sure that there is anything where files are looked for, so that what is not found is not there."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -53,6 +59,14 @@ class Storage(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
+
+    def uploads(self) -> Iterator[Entry]:
+        """What has been sent of files that are not complete and are no entries; `remove` knows these names as well."""
+        yield from ()
+
+
+_UPLOAD: Final = "?uploadId="
+"""What stands between a file's name and the identifier of an upload of it."""
 
 
 class Local(Storage):
@@ -107,39 +121,163 @@ class Local(Storage):
 class Remote(Storage):
     """Behind a URL of fsspec's."""
 
-    def __init__(self, url: str) -> None:
+    _uploading: Mapping[str, int] = {}
+    """What a file system is told of how to upload a file."""
+
+    def __init__(self, url: str, **options: Any) -> None:
         import fsspec  # a tenth of a second, which local stores do without
 
-        self._system, self._root = fsspec.url_to_fs(url)
+        self._system, self._root = fsspec.url_to_fs(url, **options)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        with told():
+            self.check()
+            yield
+
     def read(self, name: str) -> bytes:
-        return bytes(self._system.cat_file(self._path(name)))
+        with self._asked():
+            return bytes(self._system.cat_file(self._path(name)))
 
     def write(self, name: str, content: bytes) -> None:
-        self._system.pipe_file(self._path(name), content)
+        with self._asked():
+            self._system.pipe_file(self._path(name), content)
+
+    def create(self, name: str, content: bytes) -> None:
+        """Write a small file that is not there; FileExistsError if it is.
+
+        Of two that do so at once one fails, where the file system sees to that: S3 does, and others that look before
+        they write nearly do. `io.UnsupportedOperation` where it knows no such thing.
+        """
+        with self._asked():
+            try:
+                self._system.pipe_file(self._path(name), content, mode="create")
+            except (TypeError, NotImplementedError):
+                raise UnsupportedOperation("no file is created but in place of another") from None
 
     def add(self, file: Path, name: str) -> None:
-        self._system.put_file(str(file), self._path(name))
+        with self._asked():
+            self._system.put_file(str(file), self._path(name), **self._uploading)
 
     def open(self, name: str) -> BufferedIOBase:
-        opened: BufferedIOBase = self._system.open(self._path(name), "rb")
-        return opened
+        with self._asked():
+            return BufferedReader(_Opened(self._system.open(self._path(name), "rb")))
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        self._system.invalidate_cache()
-        found = self._system.find(self._path(folder), detail=True)
+        with self._asked():
+            self._system.invalidate_cache()
+            found = self._system.find(self._path(folder), detail=True)
         for path, info in found.items():
-            yield Entry(path.removeprefix(self._path("")), int(info["size"]), _modified(info))
+            name = path.removeprefix(self._path(""))
+            if name != path and not name.endswith("/"):  # consoles show folders by objects of such names
+                yield Entry(name, int(info["size"]), _modified(info))
 
     def move(self, name: str, to: str) -> None:
-        self._system.mv(self._path(name), self._path(to))
+        with self._asked():
+            self._system.mv(self._path(name), self._path(to))
 
     def remove(self, name: str) -> None:
-        if self._system.exists(self._path(name)):
+        with self._asked(), suppress(FileNotFoundError):
             self._system.rm_file(self._path(name))
+
+
+class S3(Remote):
+    """In a bucket, reached as the environment and the configuration of AWS's clients say, or that of fsspec.
+
+    An object is visible when all of it has arrived; a large one is sent in parts, and those of an upload that failed
+    are removed. What may pass (a server that is busy, a connection that is lost) is tried again, after longer and
+    longer waits.
+    """
+
+    # Twice so much of a file that is sent is in memory, 70 MB. S3 takes 10,000 parts, which make 84 GB.
+    _uploading: Mapping[str, int] = {"chunksize": 8 << 20, "max_concurrency": 4}
+
+    _options: Mapping[str, Any] = {
+        "skip_instance_cache": True,  # the credentials are those of now, and not of the first store in this process
+        "use_listings_cache": False,  # others write as well
+        "max_concurrency": 1,  # in reading, where more would be a request for the size before each document
+        "default_block_size": 16 << 20,
+    }
+    # Botocore's tries: the mode "standard" does without those of status 429.
+    _config: Mapping[str, Any] = {
+        "connect_timeout": 5,
+        "read_timeout": 30,  # the last of a file may still be on its way
+        "retries": {"mode": "legacy", "total_max_attempts": 5},
+    }
+    # Those of s3fs, each of so many of botocore's: they take in bodies that break off.
+    _retries = 2
+
+    def __init__(self, url: str) -> None:
+        from fsspec.config import conf
+
+        configured = {**conf.get("s3", {}), **conf.get("s3a", {})}
+        options = {name: value for name, value in self._options.items() if name not in configured}
+        try:
+            super().__init__(url, **options, config_kwargs={**self._config, **configured.get("config_kwargs", {})})
+        except ImportError:
+            raise ImportError("install cosyjit[s3]") from None
+        self._system.retries = self._retries
+        self._bucket, self._prefix, _ = self._system.split_path(self._path(""))
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|arn:.+", self._bucket) or "" in self._root.split("/"):
+            raise ValueError("no bucket has such a name, or no file in it")
+        self._checked = False
+
+    def check(self) -> None:
+        if not self._checked:
+            with told():  # by a list, since who may look at a prefix alone may not ask for the bucket
+                self._system.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+            self._checked = True
+
+    def add(self, file: Path, name: str) -> None:
+        size = file.stat().st_size
+        try:
+            super().add(file, name)
+        except FileNotFoundError:
+            # If the answer to the end of an upload is lost, botocore asks again, and there is no such upload any more.
+            with self._asked():
+                if self._system.info(self._path(name))["size"] != size:
+                    raise
+
+    def move(self, name: str, to: str) -> None:
+        with self._asked():
+            self._system.cp_file(self._path(name), self._path(to))
+            self._system.rm_file(self._path(name))
+
+    def uploads(self) -> Iterator[Entry]:
+        with suppress(PermissionError, UnsupportedOperation), self._asked():  # whose bucket it is may see to them
+            answer = self._system.call_s3("list_multipart_uploads", Bucket=self._bucket, Prefix=self._prefix)
+            for each in answer.get("Uploads", []):  # a thousand at most; the next time come others
+                name = f"{each['Key'].removeprefix(self._prefix)}{_UPLOAD}{each['UploadId']}"
+                yield Entry(name, 0, each["Initiated"].timestamp())
+
+    def remove(self, name: str) -> None:
+        name, _, upload = name.partition(_UPLOAD)
+        if not upload:
+            super().remove(name)
+            return
+        with self._asked(), suppress(FileNotFoundError):
+            self._system.abort_mpu(self._bucket, f"{self._prefix}{name}", upload)
+
+
+class _Opened(RawIOBase):
+    """A file of fsspec's, whose errors are those of a storage."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with told():
+            return int(self._file.readinto(buffer))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _modified(info: dict[str, Any]) -> float:
@@ -156,6 +294,10 @@ def storage(root: str) -> Storage:
     if "\0" in root:
         raise ValueError("a NUL in its name")
     root = root.removeprefix("file://")
+    if re.match(r"[^/]*://[^/@]*:[^/@]*@", root):
+        raise ValueError("a password in its URL, which would be shown to many; leave it to the environment")
+    if root.startswith(("s3://", "s3a://")):
+        return S3(root)
     if "://" in root:
         return Remote(root)
     return Local(Path(root).expanduser().absolute())

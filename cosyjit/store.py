@@ -10,17 +10,17 @@ Below one root stand
     damaged/                     what was found to be other bytes than its name says
     tmp/, digests/, locks/, …    this machine's: work in hand, remembered digests, locks
 
-A document is written only after what it names, so that a reader finds neither half.
+A document is written only after what it names, so that a reader finds neither half. Of a remote store each machine
+keeps what it has seen of the objects in a local one (`Store.cache`), which has its tmp/ and its digests/ as well; what
+is below locks/ of a remote store are leases (`cosyjit.leases`).
 """
 
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -29,25 +29,26 @@ from cosyjit import files
 from cosyjit.digests import Digests
 from cosyjit.errors import CheckpointError, StoreError
 from cosyjit.identity import Identity
-from cosyjit.storage import Entry, Local, Storage, storage
-
-STAGING: Final = "cosyjit-"
-"""What the names of directories for work in hand begin with."""
+from cosyjit.place import Place
+from cosyjit.storage import Entry
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
 
-DEFAULT_ROOT: Final = "~/.cache/cosyjit"
+DEFAULT_ROOT: Final = files.DEFAULT_ROOT
 
 Condition = Literal["whole", "missing", "damaged"]
 
 
-class Store:
+class Store(Place):
     """Objects and documents at a path or an fsspec URL.
 
     Attributes:
         root: the path or URL, absolute.
         digests: those that this machine remembers.
+        cache: this machine's copies of a remote store's objects; None for a local one.
     """
+
+    cache: "Store | None"
 
     def __init__(self, root: str | Path | None = None) -> None:
         """
@@ -57,25 +58,13 @@ class Store:
         Raises:
             StoreError: it is no path, or a URL that fsspec has no file system for.
         """
-        given = str(root or DEFAULT_ROOT)
-        try:
-            self._storage: Storage = storage(given)
-        except (ImportError, RuntimeError, ValueError, OSError) as error:
-            raise StoreError(f"{given}: is no store ({_line(error)}); give a directory or an fsspec URL") from None
+        super().__init__(str(root or DEFAULT_ROOT))
         local = self.local
-        self.root = given if local is None else str(local)
+        self.cache = None if local else Store(f"{DEFAULT_ROOT}/cache")
         self.digests = Digests((local or Path(DEFAULT_ROOT).expanduser()) / "digests")
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.root,)
-
-    def __str__(self) -> str:
-        return self.root
-
-    @property
-    def local(self) -> Path | None:
-        """The directory, if it is one of this machine's."""
-        return self._storage.root if isinstance(self._storage, Local) else None
 
     # Documents.
 
@@ -100,7 +89,8 @@ class Store:
     def unfinished(self) -> list[Entry]:
         """The files that are being written, or were when their process was killed."""
         with self._reached():
-            return [entry for entry in self._storage.entries() if re.fullmatch(_UNFINISHED, entry.name)]
+            begun = [entry for entry in self._storage.entries() if re.fullmatch(_UNFINISHED, entry.name)]
+            return [*begun, *self._storage.uploads()]
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -121,12 +111,14 @@ class Store:
             file: on the store's disk best, in a `staging` directory: then it is renamed, otherwise copied.
             sha256: the digest of its bytes.
         """
-        if self.condition(sha256) == "whole":
-            return
-        with self._reached():
-            self._storage.add(file, object_name(sha256))
-            if self.local is not None:
-                self.digests.remember_sha256(self.local / object_name(sha256), sha256)
+        if self.condition(sha256) != "whole":
+            with self._reached():
+                self._storage.add(file, object_name(sha256))
+                if self.local is not None:
+                    self.digests.remember_sha256(self.local / object_name(sha256), sha256)
+        if self.cache is not None:
+            with suppress(StoreError):  # it costs a download
+                self.cache.add(file, sha256)
 
     def condition(self, sha256: str) -> Condition:
         """Whether an object is there and has the bytes that its name says; a damaged one is set aside.
@@ -159,30 +151,65 @@ class Store:
                 return files.sha256_of(file)
 
     def fetch(self, sha256: str, file: BinaryIO) -> None:
-        """Copy an object to the end of a local file.
+        """Copy an object to the end of a local file. Of what this machine has a copy of a remote store is not asked.
 
         Raises:
             StoreError: it is missing or damaged.
             OSError: the local file cannot be written to.
         """
+        if self.local is not None:
+            self._copy(self.local / object_name(sha256), sha256, file)
+        elif self.cache is not None and self._is_cached(self.cache, sha256):
+            self.cache.fetch(sha256, file)
+        else:
+            self._download(sha256, file)
+
+    def _copy(self, path: Path, sha256: str, file: BinaryIO) -> None:
+        self._check_whole(sha256)
+        before = Identity.of(path)
+        files.copy(path, file)
+        if Identity.of(path)[:3] != before[:3]:  # but for its time of change: it may have been linked
+            raise StoreError(f"{self}: object {sha256} was changed while it was read; run again")
+
+    def _check_whole(self, sha256: str) -> None:
         condition = self.condition(sha256)
-        if condition == "whole":
-            if self.local is not None:
-                path = self.local / object_name(sha256)
-                before = Identity.of(path)
-                files.copy(path, file)
-                if Identity.of(path)[:3] == before[:3]:  # but for its time of change: it may have been linked
-                    return
-                raise StoreError(f"{self}: object {sha256} was changed while it was read; run again")
-            digest = hashlib.sha256()
-            for block in self._blocks(sha256):
-                digest.update(block)
-                file.write(block)
-            if digest.hexdigest() == sha256:
-                return
+        if condition != "whole":
+            raise self._lack(sha256, condition)
+
+    def _lack(self, sha256: str, condition: Condition) -> StoreError:
+        return StoreError(f"{self}: object {sha256} is {condition}; export its checkpoint again to build it anew")
+
+    def _is_cached(self, cache: "Store", sha256: str) -> bool:
+        """Have a whole copy of a remote object on this machine, if it takes one: a home may be read-only, or full."""
+        failure: StoreError | None = None
+        try:
+            if cache.condition(sha256) == "whole":
+                return True
+            with cache.staging() as work:
+                copy = work / sha256
+                try:
+                    with copy.open("wb") as file:
+                        self._download(sha256, file)
+                except StoreError as error:  # of this store, and not of the copy
+                    failure = error
+                else:
+                    cache.add(copy, sha256)
+        except (OSError, StoreError):
+            return False
+        if failure:
+            raise failure
+        return True
+
+    def _download(self, sha256: str, file: BinaryIO) -> None:
+        """Copy a remote object to the end of a local file; if it turns out to be damaged, it is set aside."""
+        self._check_whole(sha256)
+        digest = hashlib.sha256()
+        for block in self._blocks(sha256):
+            digest.update(block)
+            file.write(block)
+        if digest.hexdigest() != sha256:
             self.set_aside(object_name(sha256))
-            condition = "damaged"
-        raise StoreError(f"{self}: object {sha256} is {condition}; export its checkpoint again to build it anew")
+            raise self._lack(sha256, "damaged")
 
     def _blocks(self, sha256: str) -> Iterator[bytes]:
         """An object in pieces; what goes wrong is the store's fault, and not that of where they are written to."""
@@ -221,82 +248,6 @@ class Store:
         """The digests by which objects are named."""
         return {entry.name.rpartition("/")[2] for entry in self.entries("objects")}
 
-    # Work in hand.
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep `alone` of other processes waiting, so that nothing is collected between its writing and its naming.
-
-        Not to be entered twice by one thread.
-        """
-        with ExitStack() as held:
-            if self.local is not None:
-                with self._reached():
-                    files.make_directory(self.local)
-                    with files.locked(self.local / "gate"):  # who waits to be alone is not passed by for ever
-                        if files.is_free(self.local / "lock"):
-                            for left in (self.local / "tmp").glob(f"{STAGING}*"):
-                                files.remove(left)  # of a process that was killed
-                        held.enter_context(files.locked(self.local / "lock", shared=True))
-            yield
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until nobody uses the store, and keep others waiting. A remote store knows no such thing."""
-        with ExitStack() as held:
-            if self.local is not None:
-                with self._reached():
-                    held.enter_context(files.locked(self.local / "gate"))
-                    held.enter_context(files.locked(self.local / "lock"))
-            yield
-
-    @contextmanager
-    def turn(self, key: str) -> Iterator[None]:
-        """Keep other processes of this machine waiting that want to build the same."""
-        with ExitStack() as held:
-            if self.local is not None:
-                with self._reached():
-                    files.make_directory(self.local / "locks")
-                    # Some keys share a lock, so that there is no end of files; their builds only wait for each other.
-                    held.enter_context(files.locked(self.local / "locks" / key[:2]))
-            yield
-
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A directory for files that are going to be objects, removed at the end."""
-        with self._reached():
-            directory = Path(tempfile.mkdtemp(dir=self._work(), prefix=STAGING))
-        try:
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def check_room(self, size: int) -> None:
-        """
-        Raises:
-            StoreError: there is no room for so many bytes where artifacts are built.
-        """
-        with self._reached():
-            shortage = files.shortage(self._work(), size)
-        if shortage:
-            raise StoreError(f"{self}: {shortage}; make room, with `cosyjit gc` perhaps, or name another store")
-
-    def _work(self) -> Path:
-        if self.local is None:
-            return Path(tempfile.gettempdir())
-        files.make_directory(self.local / "tmp")
-        return self.local / "tmp"
-
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or _line(error)
-            raise StoreError(
-                f"{self.root}: cannot be read or written ({reason}); mend it, or name another store"
-            ) from None
-
 
 def object_name(sha256: str) -> str:
     """The name of an object in a store.
@@ -307,7 +258,3 @@ def object_name(sha256: str) -> str:
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise StoreError(f"{sha256!r}: is no SHA-256; give 64 hexadecimal digits")
     return f"objects/{sha256[:2]}/{sha256}"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -84,6 +84,15 @@ def reopen() -> None:
     _SERVER.closed = False
 
 
+def check_open() -> None:
+    """
+    Raises:
+        BuildError: calls were stopped, and none begins until `reopen`.
+    """
+    if _SERVER.closed:
+        raise BuildError("stopped: what it was part of has ended")
+
+
 def stop() -> None:
     """End the server and all calls that are running; they raise BuildError. The next call starts it anew."""
     _SERVER.stop()
@@ -156,8 +165,7 @@ class _Server:
     def prepare(self) -> socket.socket:
         """Start the server unless it runs. Returns the connection to it."""
         with self._lock:
-            if self.closed:
-                raise BuildError("stopped: what it was part of has ended")
+            check_open()
             if self._running is None or self._running[0].poll() is not None:
                 self.stop()
                 self._running = self._start()

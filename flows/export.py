@@ -2,83 +2,263 @@
 
 It only spreads the calls of `cosyjit.pipeline` over tasks. Each build runs in a process of its own, so that one that is
 killed fails its own task and no other. What the store has already is shown as Cached.
+
+Tasks run in threads of the flow's process or, where COSYJIT_DASK names a Dask scheduler, on its workers: these share
+the store with it, and for builds the model directory or the hub.
 """
 
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
-from prefect import flow, get_run_logger, runtime, task
+from prefect import Task, flow, get_run_logger, runtime
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.assets import add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
+from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import MissingContextError
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
+from rich.filesize import decimal
 
 from cosyjit import pipeline, planning, report, settings, worker
-from cosyjit.errors import CosyjitError
+from cosyjit.errors import CosyjitError, SelectionError, TransientError
 from cosyjit.pipeline import Outcome, Pending
-from cosyjit.planning import Planned
+from cosyjit.planning import Planned, Target
+from cosyjit.server import check_version
 from cosyjit.store import Store
+from cosyjit.trends import trends
+
+_DELAYS: Final = (2, 8)
+"""In s, before what may pass is tried again. The clients of the store and the hub have tried several times by then."""
+
+T = TypeVar("T")
 
 
-@task(name="build", task_run_name="{planned.target.name} {planned.target.fingerprint.key}", cache_policy=NO_CACHE)
-def build(planned: Planned, store: Store, directory: Path) -> State[Outcome]:
+class _Exported(NamedTuple):
+    """What became of one source: its outcomes, and a page on them; or why there are none."""
+
+    source: str
+    outcomes: Sequence[Outcome] = ()
+    page: str = ""
+    error: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not well, in a line."""
+        failed = [each for each in self.outcomes if each.state == "failed"]
+        if self.error is None and failed:
+            reasons = "; ".join(f"{each.target.name}: {each.error}" for each in failed)
+            return f"{len(failed)} of {len(self.outcomes)} targets failed: {reasons}"
+        return self.error
+
+
+def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+    """Whether another try of a task may end otherwise."""
+    return isinstance(state.result(raise_on_failure=False), TransientError)
+
+
+def build(planned: Planned, store: Store, directory: Path | None, memory: int | None) -> State[Outcome]:
     """See to it that the store has one target's artifact."""
+    _listen()
     logger = get_run_logger()
+    target = planned.target
     if planned.reasons:
         logger.info("%s: %s", planned.state, "; ".join(planned.reasons))
+    if planned.record is None:
+        logger.info("needs %s of memory", decimal(target.memory_bytes))
     run = {"prefect_flow_run": str(runtime.flow_run.id), "prefect_task_run": str(runtime.task_run.id)}
-    outcome = pipeline.make(planned, store, directory, progress=logger.info, run=run)
+    # On a worker of Dask's the flow's process is another one, which holds the store itself.
+    with store.in_use(joining=True) if directory is None else nullcontext():
+        outcome = pipeline.make(planned, store, directory, memory=memory, progress=logger.info, run=run)
+    if outcome.record:
+        add_asset_metadata(
+            _asset(target),
+            {"sha256": outcome.record.sha256, "fingerprint": target.fingerprint.key, **outcome.record.figures},
+        )
     # The store alone knows what is cached; Prefect's own caching would not see an object that is gone.
     name = "Cached" if outcome.state == "cached" else "Completed"
     return Completed(name=name, message="; ".join(planned.reasons) or planned.state, data=outcome)
 
 
-@flow(name="export", task_runner=ThreadPoolTaskRunner(max_workers=pipeline.workers()))  # type: ignore[arg-type]
+def _task(target: Target) -> Task[..., Any]:
+    """The task of a target. Prefect tells of the asset that it makes, unless that was cached."""
+    return materialize(
+        _asset(target),
+        by="cosyjit",
+        asset_deps=[f"checkpoint://{_path(target.source.name)}"],
+        name="build",
+        task_run_name=f"{target.name} {target.fingerprint.key}",
+        cache_policy=NO_CACHE,
+        retries=len(_DELAYS),
+        retry_delay_seconds=list(_DELAYS),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_may_pass,
+    )(build)
+
+
+def _asset(target: Target) -> str:
+    return f"cosyjit://{_path(target.source.name)}/{target.file_name}"
+
+
+def _path(name: str) -> str:
+    """A source's name as a part of a URI, with the characters that Prefect lets stand there."""
+    return re.sub(r"[^\w./@:~+=,-]", "_", name.lstrip("/"), flags=re.ASCII)[-300:]
+
+
+def _runner() -> TaskRunner[Any]:
+    address = settings.dask()
+    if address is None:
+        return ThreadPoolTaskRunner(max_workers=pipeline.workers())
+    from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415  (an extra)
+
+    return DaskTaskRunner(address=address)
+
+
+@flow(name="export", task_runner=_runner())
 def export(
-    source: str,
+    source: str | list[str],
     components: list[str] | None = None,
     precisions: list[str] | None = None,
     publish: str | None = None,
     force: bool = False,
 ) -> State[list[Outcome]]:
-    """Build what has changed of a model directory, and publish it.
+    """Build what has changed of a checkpoint, or of several, and publish it.
 
     Args:
-        source: A model directory.
+        source: A model directory, or a ModelScope id such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0; or several.
         components: What to export, such as llm.text_encoder. All components by default.
         precisions: fp32, fp16, bf16 and, of llm.llm, int8. By default fp32 and fp16.
-        publish: Where to put the zips. Beside the checkpoint by default.
+        publish: The directory to put the zips into. Beside the checkpoint by default.
         force: Build even what has not changed.
     """
+    sources = [source] if isinstance(source, str) else source
+    worker.reopen()
+    _listen()
     try:
-        outcomes = _export(source, components, precisions, publish, force=force)
+        _check(sources, publish)
+        memory = settings.memory()
+        store = Store(settings.store())
+        with ExitStack() as held:
+            _patiently(lambda: held.enter_context(store.in_use()))
+            held.enter_context(worker.stopped_on_error())
+            work = [_export(each, components, precisions, publish, store, memory, force=force) for each in sources]
+            for each in work:
+                next(each)  # all of it is under way before any of it is waited for
+            exported = [next(each) for each in work]
     except CosyjitError as error:
         return Failed(message=str(error))
-    get_run_logger().info("%s\n%s", source, report.summary(outcomes))
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    if failed:
-        reasons = "; ".join(f"{outcome.target.name}: {outcome.error}" for outcome in failed)
-        return Failed(message=f"{len(failed)} of {len(outcomes)} targets failed: {reasons}")
+    outcomes = [outcome for each in exported for outcome in each.outcomes]
+    _show(exported, outcomes)
+    problems = [f"{_before(each, sources)}{each.problem}" for each in exported if each.problem]
+    if problems:
+        return Failed(message="; ".join(problems))
     return Completed(message=report.counts(outcomes), data=outcomes)
 
 
+def _before(exported: _Exported, sources: Sequence[str]) -> str:
+    """What stands before a problem: the source, where there are several and the problem does not begin with it."""
+    named = len(sources) == 1 or (exported.problem or "").startswith(exported.source)
+    return "" if named else f"{exported.source}: "
+
+
+def _check(sources: Sequence[str], publish: str | None) -> None:
+    if not sources:
+        raise SelectionError("no source is given; name a model directory or a ModelScope id")
+    if publish is not None and len(sources) > 1:
+        raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
+    with get_client(sync_client=True) as client:
+        check_version(str(client.api_url).rstrip("/"), client.api_version())
+
+
 def _export(
-    source: str, components: list[str] | None, precisions: list[str] | None, publish: str | None, *, force: bool
-) -> list[Outcome]:
-    store = Store(settings.store())
-    worker.reopen()
-    with store.in_use():
-        planned = planning.plan(source, components, precisions, store=store, force=force, exporting=True)
+    source: str,
+    components: list[str] | None,
+    precisions: list[str] | None,
+    publish: str | None,
+    store: Store,
+    memory: int | None,
+    *,
+    force: bool,
+) -> Iterator[_Exported]:
+    """Export a source in two steps: the first begins the work, the second waits for it, and publishes."""
+    begun = _Exported(source)
+    try:
+        planned = _patiently(
+            lambda: planning.plan(source, components, precisions, store=store, force=force, exporting=True)
+        )
         directory = pipeline.publication_directory(planned, publish)
         with pipeline.ready(planned, store, directory):
-            with worker.stopped_on_error():
-                outcomes = pipeline.gather(planned, lambda each: _submit(each, store, directory))
-            return pipeline.conclude(outcomes, store, directory)
+            pending = pipeline.begin(planned, lambda each: _submit(each, store, directory, memory))
+            yield begun
+            outcomes = pipeline.gather(planned, pending)
+            done = _patiently(lambda: pipeline.conclude(outcomes, store, directory))
+        get_run_logger().info("%s\n%s", source, report.summary(done))
+        yield _Exported(source, done, report.run_page(source, done, _trends(store, directory)))
+    except CosyjitError as error:
+        get_run_logger().error("%s", error)
+        failed = _Exported(source, error=str(error))
+        yield from (failed, failed)
 
 
-def _submit(planned: Planned, store: Store, directory: Path) -> Pending:
+def _submit(planned: Planned, store: Store, directory: Path, memory: int | None) -> Pending:
     # Quoted, it is not searched for results of other tasks, with which it shares what it was planned from.
     quoted: Any = quote(planned)
+    elsewhere = settings.dask() is not None
     # The future of a task that returns a state gives what is in the state.
-    return cast("Pending", build.submit(quoted, store, directory))
+    return cast("Pending", _task(planned.target).submit(quoted, store, None if elsewhere else directory, memory))
+
+
+def _patiently(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
+    """What a call gives; if it fails with what may pass, after a while and another try."""
+    try:
+        return call()
+    except TransientError as error:
+        if not delays:
+            raise
+        get_run_logger().warning("%s (tried again in %d s)", error, delays[0])
+    time.sleep(delays[0])
+    return _patiently(call, delays[1:])
+
+
+class _RunHandler(logging.Handler):
+    """Lets the log of the run that a thread works for have what cosyjit tells of itself, such as downloads."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(MissingContextError):
+            get_run_logger().log(record.levelno, record.getMessage())
+
+
+def _listen() -> None:
+    logger = logging.getLogger("cosyjit")
+    if not any(isinstance(each, _RunHandler) for each in logger.handlers):
+        logger.addHandler(_RunHandler())
+        logger.setLevel(logging.INFO)
+
+
+def _trends(store: Store, directory: Path) -> dict[str, Any]:
+    try:
+        return dict(trends(store, directory))
+    except CosyjitError:  # nothing was published there yet
+        return {}
+
+
+def _show(exported: Sequence[_Exported], outcomes: Sequence[Outcome]) -> None:
+    """Leave a table and a page for those who look at the run; a server that does not take them fails nothing."""
+    name = exported[0].source if len(exported) == 1 else f"{len(exported)} sources"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-80:]
+    page = "\n\n".join(each.page or f"# {each.source}\n\n{each.problem}" for each in exported)
+    try:
+        create_table_artifact(
+            report.run_rows(outcomes), key=f"targets-{slug}", description="What became of each target"
+        )
+        create_markdown_artifact(page, key=f"lineage-{slug}", description="Lineage, and figures by publication")
+    except Exception as error:  # noqa: BLE001  (whatever the client raises)
+        get_run_logger().warning("no artifacts were left for this run: %s", " ".join(str(error).split()))

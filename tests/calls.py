@@ -114,7 +114,7 @@ def wait_until_exists(path: Path, progress: Progress) -> str:
     return "waited"
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 60) -> T:
+def wait_for(condition: Callable[[], T | None], seconds: float = 60) -> T:
     """Poll until a condition gives something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

@@ -1,14 +1,15 @@
-"""Model directories that many tests read: written once, copied where a test changes them."""
+"""What many tests share: model directories, written once and copied where a test changes them; and a server of S3's."""
 
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cosyjit.store import Store
 from cosyjit.synth import synth
+from tests.s3 import Server, Service
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +53,17 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
         return Path(shutil.copytree(directory, tmp_path / directory.name))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """A process that speaks S3."""
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """That server as this test has it, with the environment set for it."""
+    return Service(s3_server, monkeypatch)

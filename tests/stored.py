@@ -116,7 +116,7 @@ def lead(store: Store, target: str, key: str) -> str:
 
 def files_of(store: Store) -> set[str]:
     """The names of what a store has, without this machine's."""
-    own = ("tmp/", "digests/", "locks/", "gate", "lock")
+    own = ("tmp/", "digests/", "locks/", "cache/", "gate", "lock")
     return {entry.name for entry in store.entries() if not entry.name.startswith(own)}
 
 
@@ -196,6 +196,12 @@ def peak() -> int:
 def unique_url() -> str:
     """Of a store in this process's memory."""
     return f"memory://{uuid.uuid4().hex}"
+
+
+def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch, directory: Path) -> Store:
+    """A store as another machine has it, which knows nothing of it yet; its home is below a directory."""
+    monkeypatch.setenv("HOME", str(directory / uuid.uuid4().hex))
+    return Store(store.root)
 
 
 @contextmanager

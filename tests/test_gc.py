@@ -17,9 +17,11 @@ from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, StoreE
 from cosyjit.publication import Publication, Published
 from cosyjit.store import Store
 from tests.calls import ROOT, snapshot, start, wait_for
+from tests.s3 import Service
 from tests.stored import (
     add,
     age,
+    fetched,
     files_of,
     is_whole,
     lead,
@@ -526,13 +528,80 @@ def test_a_store_behind_a_url_keeps_what_is_younger_than_a_day(tmp_path: Path) -
 
 
 def test_a_store_behind_a_url_is_collected(tmp_path: Path) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem  # noqa: PLC0415  (no other test looks inside)
-
     store = Store(unique_url())
     old = show(store, tmp_path / "a", b"one", b"shared")
     new = show(store, tmp_path / "a", b"two", b"shared")
-    for path, file in MemoryFileSystem.store.items():
-        if store.root.removeprefix("memory:/") in path:
-            file.created -= timedelta(days=30)
+    be_older(store, MONTH)
     assert collected(store) == names_of(old) - names_of(new)
     assert names_of(new) <= files_of(store)
+
+
+def be_older(store: Store, seconds: float) -> None:
+    """Let all that is in a store in memory be older by so much."""
+    from fsspec.implementations.memory import MemoryFileSystem  # noqa: PLC0415  (no other test looks inside)
+
+    for path, file in MemoryFileSystem.store.items():
+        if store.root.removeprefix("memory:/") in path:
+            file.created -= timedelta(seconds=seconds)
+
+
+def test_leases_that_dead_machines_left_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    store = Store(unique_url())
+    show(store, tmp_path / "a", b"one")
+    dead, living = f"locks/{'0' * 32}", f"locks/{'1' * 32}"
+    store.write(dead, b"someone 5\n")
+    be_older(store, MONTH)
+    store.write(living, b"someone 5\n")
+    store.write("locks/notes.txt", b"mine")
+    assert {entry.name for entry in gc.collect(store, remove=True)} == {dead}
+    assert {entry.name for entry in store.entries("locks")} == {living, "locks/notes.txt"}
+
+
+def test_parts_that_killed_uploads_left_in_a_bucket_go(s3: Service) -> None:
+    store = Store(s3.url())
+    bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
+    name = object_of(sha256(b"half"))
+    for key in (f"{prefix}/{name}", f"{prefix}-of-others/{name}"):
+        s3.client.create_multipart_upload(Bucket=bucket, Key=key)
+    assert gc.collect(store, older_than=100 * 365 * DAY, remove=True) == []
+    (found,) = gc.collect(store)
+    assert found.name.startswith(f"{name}?uploadId=")
+    assert len(s3.uploads(store.root)) == 2
+    assert gc.collect(store, remove=True) == [found]
+    assert s3.uploads(store.root) == [f"{prefix}-of-others/{name}"]
+    store.remove(found.name)
+
+
+def test_locks_of_a_store_of_this_machine_stay(store: Store) -> None:
+    with store.in_use(), store.turn("ab" * 16):
+        add(store, b"orphan")
+    age(store, MONTH)
+    assert collected(store) == {object_of(sha256(b"orphan"))}
+    assert Path(store.root, "locks", "ab").exists()
+
+
+def test_old_copies_of_a_remote_stores_objects_go_and_can_be_had_again(tmp_path: Path) -> None:
+    store = Store(unique_url())
+    assert store.cache is not None
+    shown = show(store, tmp_path / "a", b"old", b"young")
+    old, young = (location(store.cache, sha256(content)) for content in (b"old", b"young"))
+    age(store.cache, MONTH, object_of(sha256(b"old")))
+    assert [entry.name for entry in gc.collect(store) if "/digests/" not in entry.name] == [str(old)]
+    assert old.exists()
+    gc.collect(store, remove=True)
+    assert not old.exists()
+    assert young.exists()
+    assert {each.sha256 for each in shown.artifacts.values()} == store.objects()
+    assert fetched(store, sha256(b"old"), tmp_path / "copy") == b"old"
+
+
+def test_a_remote_store_is_collected_where_no_copies_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    store = Store(unique_url())
+    show(store, tmp_path / "a", b"one")
+    add(store, b"orphan")
+    be_older(store, MONTH)
+    assert collected(store) == {object_of(sha256(b"orphan"))}

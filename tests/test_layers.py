@@ -16,16 +16,18 @@ PACKAGE: Final = ROOT / "cosyjit"
 FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
-    {"errors", "identity", "pickles", "settings"},
-    {"documents", "families", "files", "tensors"},
-    {"sets", "storage"},
-    {"encoders", "config", "digests", "source"},
+    {"errors", "identity", "pictures", "pickles", "services"},
+    {"documents", "families", "files", "settings", "tensors"},
+    {"hub", "memory", "sets", "storage"},
+    {"encoders", "config", "digests", "leases"},
+    {"place", "snapshots"},
+    {"source"},
     {"checkpoint", "fingerprint", "script", "speed", "standins", "store", "weights"},
     {"latest", "record", "publication", "structure", "worker"},
-    {"lineage", "planning", "publish", "verify"},
-    {"audit", "building", "gc", "inspection"},
+    {"lineage", "planning", "publish", "server", "verify"},
+    {"audit", "building", "gc", "inspection", "trends"},
     {"pipeline"},
-    {"report"},
+    {"report", "terminal"},
     {"cli", "flows"},
     {"__main__"},
 )
@@ -35,11 +37,13 @@ line, and `cosyjit` itself, which gathers the public names."""
 OTHERS: Final = {
     "torch": {"encoders", "weights", "script", "standins", "speed", "structure", "synth", "building", "verify"},
     "fsspec": {"storage"},
+    "modelscope_hub": {"hub"},
+    "requests": {"hub", "server"},
     "xxhash": {"digests", "fingerprint", "latest", "publication"},
     "hyperpyyaml": {"config"},
     "ruamel": {"config"},
     "cyclopts": {"cli"},
-    "rich": {"cli", "report"},
+    "rich": {"report", "terminal"},
 }
 """What is imported from elsewhere, and by which modules; prefect by the flows alone."""
 
@@ -169,7 +173,7 @@ def test_nothing_is_printed_but_by_the_command_line() -> None:
         if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).split(".")[-1] == "print"
     }
     # The report's console is captured, for the text that it draws.
-    assert {name for name, _ in printing} == {"cli", "report"}
+    assert {name for name, _ in printing} == {"cli", "report", "terminal"}
     assert {text for name, text in printing if name == "report"} == {"console.print"}
 
 

@@ -1,20 +1,26 @@
 """Objects and documents: kept whole, checked, shared between processes, on a disk or behind a URL."""
 
+import io
 import os
 import pickle
 import signal
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fsspec.config import conf
 
-from cosyjit.errors import StoreError
+from cosyjit import audit, gc, publish
+from cosyjit.errors import StoreError, StoreUnavailableError, TransientError
 from cosyjit.store import DEFAULT_ROOT, Store
 from tests.calls import snapshot, start, wait_for
+from tests.s3 import SECRET, Service
 from tests.stored import (
     add,
+    elsewhere,
     fetched,
     files_of,
     location,
@@ -33,9 +39,12 @@ CONTENT = b"an artifact's bytes"
 DIGEST = sha256(CONTENT)
 
 
-@pytest.fixture(params=["directory", "memory"])
+@pytest.fixture(params=["directory", "memory", "s3"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """A store of each kind."""
+    if request.param == "s3":
+        server: Service = request.getfixturevalue("s3")
+        return Store(server.url())
     return Store(tmp_path / "store" if request.param == "directory" else unique_url())
 
 
@@ -99,11 +108,13 @@ def test_a_missing_object_is_said_to_be_missing(kept: Store, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("other", [b"an artifact's Bytes", b"", CONTENT + b"x", CONTENT[:-1]])
-def test_a_damaged_object_is_never_given_and_is_set_aside(other: bytes, kept: Store, tmp_path: Path) -> None:
+def test_a_damaged_object_is_never_given_and_is_set_aside(
+    other: bytes, kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add(kept, CONTENT)
     write_behind(kept, object_of(DIGEST), other)
     with pytest.raises(StoreError) as error:
-        fetched(kept, DIGEST, tmp_path / "copy")
+        fetched(elsewhere(kept, monkeypatch, tmp_path), DIGEST, tmp_path / "copy")
     assert str(error.value) == (
         f"{kept.root}: object {DIGEST} is damaged; export its checkpoint again to build it anew"
     )
@@ -443,6 +454,30 @@ def test_who_wants_to_be_alone_is_not_passed_by(tmp_path: Path) -> None:
                 leave(late)
 
 
+JOIN = """
+import sys
+from cosyjit.store import Store
+with Store(sys.argv[1]).in_use(joining=True):
+    print("joined", flush=True)
+    input()
+"""
+
+
+def test_who_is_waited_for_by_a_user_passes_by_who_wants_to_be_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with start(USE, store.root, "in_use") as first:
+        assert said(first)
+        with start(USE, store.root, "alone") as alone:
+            wait_for(lambda: waits_for_a_lock(alone.pid))
+            with start(JOIN, store.root) as joining:
+                assert said(joining) == "joined"
+                leave(first)
+                assert waits_for_a_lock(alone.pid)
+                leave(joining)
+                assert said(alone) == "entered"
+                leave(alone)
+
+
 def test_what_a_killed_process_left_goes_once_nobody_is_at_work(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     with start(USE, store.root, "in_use") as killed, start(USE, store.root, "in_use") as live:
@@ -564,7 +599,10 @@ def test_a_store_that_cannot_be_read_is_named_in_one_line(place: str, look: str,
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("root", ["nope://x", "s4://bucket/x", "~nobody-of-this-name/x", "a\0b"])
+@pytest.mark.parametrize(
+    "root",
+    ["nope://x", "s4://bucket/x", "~nobody-of-this-name/x", "a\0b", "s3://", "s3:///x", "s3://b//x", "s3://a b/x"],
+)
 def test_what_is_no_store_is_refused_in_one_line(root: str) -> None:
     with pytest.raises(StoreError) as error:
         Store(root)
@@ -627,3 +665,235 @@ def test_what_cannot_be_remembered_is_only_read_again(tmp_path: Path) -> None:
     (tmp_path / "store" / "digests").write_bytes(b"in the way")
     assert store.condition(DIGEST) == "whole"
     assert fetched(store, DIGEST, tmp_path / "copy") == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("root", "shown"),
+    [
+        ("s3://key:pa55@bucket/x", "s3://…@bucket/x"),
+        ("s3://key:pa/55@bucket/x", "s3://…@bucket/x"),
+        ("sftp://me:pa55@host/x", "sftp://…@host/x"),
+        ("ftp://me:pa55@host:21/x@y", "ftp://…@y"),
+    ],
+)
+def test_a_url_with_a_password_is_refused_and_not_quoted(root: str, shown: str) -> None:
+    with pytest.raises(StoreError) as error:
+        Store(root)
+    assert str(error.value).startswith(f"{shown}: is no store (")
+    assert "55" not in repr(error.value)
+
+
+WITHOUT_S3FS = """
+import sys
+sys.modules["s3fs"] = None
+from cosyjit.errors import StoreError
+from cosyjit.store import Store
+try:
+    Store("s3://bucket/x")
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_who_has_no_s3fs_is_told_what_to_install() -> None:
+    with start(WITHOUT_S3FS) as process:
+        out, err = process.communicate(timeout=60)
+    assert (out, err) == ("s3://bucket/x: needs a package that is missing; install cosyjit[s3]\n", "")
+
+
+# What others share: a store in a bucket, and this machine's copies of its objects.
+
+
+@pytest.fixture
+def shared(s3: Service) -> Store:
+    return Store(s3.url())
+
+
+def test_no_secret_is_in_a_pickle(shared: Store) -> None:
+    add(shared, CONTENT)
+    assert SECRET.encode() not in pickle.dumps(shared)
+    assert SECRET not in repr(vars(shared))
+
+
+def test_what_was_fetched_once_is_not_asked_for_again(
+    shared: Store, s3: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(shared, CONTENT)
+    asked: list[tuple[str, str]] = []
+    with s3.proxied(lambda *request: asked.append(request)):
+        other = elsewhere(shared, monkeypatch, tmp_path)
+        for store in (other, other, Store(other.root)):
+            assert fetched(store, DIGEST, tmp_path / "copy") == CONTENT
+    assert [method for method, path in asked if path.endswith(DIGEST)] == ["HEAD", "HEAD", "GET"]
+    assert len(asked) == 4  # and one whether there is a bucket
+
+
+def test_what_was_just_added_is_not_downloaded(s3: Service, tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+    with s3.proxied(lambda *request: asked.append(request)):
+        store = Store(s3.url())
+        add(store, CONTENT)
+        assert fetched(store, DIGEST, tmp_path / "copy") == CONTENT
+    assert "GET" not in {method for method, path in asked if path.endswith(DIGEST)}
+
+
+def test_what_is_built_for_a_shared_store_is_renamed_into_its_copies(shared: Store) -> None:
+    assert shared.local is None
+    assert shared.cache is not None
+    with shared.staging() as work:
+        inode = staged(work).stat().st_ino
+        shared.add(work / "staged", DIGEST)
+    assert location(shared.cache, DIGEST).stat().st_ino == inode
+    assert files_of(shared) == files_of(shared.cache) == {object_of(DIGEST)}
+
+
+def test_an_object_that_the_bucket_has_already_is_copied_here(
+    shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(shared, CONTENT)
+    before = shared.entries()
+    other = elsewhere(shared, monkeypatch, tmp_path)
+    add(other, CONTENT)
+    assert shared.entries() == before
+    assert other.cache is not None
+    assert other.cache.condition(DIGEST) == "whole"
+
+
+def test_a_damaged_copy_is_set_aside_and_downloaded_again(shared: Store, tmp_path: Path) -> None:
+    add(shared, CONTENT)
+    assert shared.cache is not None
+    for content in (b"other", CONTENT[:-1]):
+        write_behind(shared.cache, object_of(DIGEST), content)
+        assert fetched(shared, DIGEST, tmp_path / "copy") == CONTENT
+        assert shared.cache.condition(DIGEST) == "whole"
+    assert len(shared.cache.entries("damaged")) == 2
+    assert files_of(shared) == {object_of(DIGEST)}
+
+
+def test_an_object_that_is_missing_is_not_made_up_for_by_copies_of_others(shared: Store, tmp_path: Path) -> None:
+    add(shared, b"other")
+    with pytest.raises(StoreError, match=f"{DIGEST} is missing"):
+        fetched(shared, DIGEST, tmp_path / "copy")
+    assert shared.cache is not None
+    assert list((shared.cache.local or Path()).glob("tmp/*")) == []
+
+
+def test_a_home_that_takes_no_copies_is_done_without(
+    shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/nope")
+    store = Store(shared.root)
+    store.check_room(1)
+    with store.in_use(), store.turn("ab" * 16):
+        assert add(store, CONTENT) == DIGEST
+        for _ in range(2):
+            assert fetched(store, DIGEST, tmp_path / "copy") == CONTENT
+    with store.staging() as work:
+        assert work.is_relative_to(tempfile.gettempdir())
+
+
+FETCH_WITHIN = """
+import resource, sys
+from cosyjit.store import Store
+store = Store(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+store.fetch(sys.argv[2], sys.stdout.buffer)
+"""
+
+
+def test_a_home_that_is_full_is_done_without(
+    shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Service
+) -> None:
+    assert s3.env.items() <= os.environ.items()
+    digest = add(shared, b"x" * 300_000)
+    other = elsewhere(shared, monkeypatch, tmp_path)
+    with start(FETCH_WITHIN, other.root, digest) as process:
+        out, err = process.communicate(timeout=60)
+    assert (err, sha256(out.encode())) == ("", digest)
+    assert other.cache is not None
+    assert files_of(other.cache) == set()
+
+
+AT_HOME = "import os, sys; os.environ['HOME'] = sys.argv.pop(1)\n"
+
+
+def test_machines_that_add_the_same_object_at_once_add_one(shared: Store, tmp_path: Path) -> None:
+    digest = sha256(bytes(5_000_000))
+    adders = [start(AT_HOME + ADD, tmp_path / str(number), shared.root, digest) for number in range(2)]
+    assert [said(adder) for adder in adders] == ["ready"] * 2
+    ends = []
+    for adder in adders:
+        assert adder.stdin is not None
+        adder.stdin.write("\n")
+        adder.stdin.flush()
+    for adder in adders:
+        out, err = adder.communicate(timeout=60)
+        ends.append((out, err, adder.returncode))
+    assert ends == [("whole\n", "", 0)] * 2
+    assert files_of(shared) == {object_of(digest)}
+    assert fetched(Store(shared.root), digest, tmp_path / "copy") == bytes(5_000_000)
+
+
+def test_two_machines_take_turns(s3: Service, tmp_path: Path) -> None:
+    url, key = s3.url(), "ab" * 16
+    asked: list[tuple[str, str]] = []
+    with start(AT_HOME + USE, tmp_path / "first", url, "turn", key) as first:
+        assert said(first) == "entered"
+        with (
+            s3.proxied(lambda *request: asked.append(request)),
+            start(AT_HOME + USE, tmp_path / "second", url, "turn", key) as second,
+        ):
+            wait_for(lambda: sum(path.endswith(key) for _, path in asked) > 5)
+            assert second.poll() is None
+            with Store(url).turn("ac" * 16):
+                leave(first)
+            assert said(second) == "entered"
+            leave(second)
+    assert Store(url).entries() == []
+
+
+def test_the_processes_of_one_machine_take_turns_by_its_own_locks() -> None:
+    url = unique_url()  # of which each process has its own
+    with start(USE, url, "turn", "ab" * 16) as first:
+        assert said(first) == "entered"
+        with start(USE, url, "turn", "ab" * 16) as second:
+            wait_for(lambda: waits_for_a_lock(second.pid))
+            leave(first)
+            assert said(second) == "entered"
+            leave(second)
+
+
+REMOTE: dict[str, Callable[[Store], object]] = {
+    **LOOKS,
+    **{name: change for name, change in CHANGES.items() if name not in {"staging", "alone", "check_room"}},
+    "fetch": lambda store: store.fetch(DIGEST, io.BytesIO()),
+    "verify": audit.audit_store,
+    "history": lambda store: publish.history(store, Path("/nowhere")),
+    "gc": gc.collect,
+}
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_store(s3: Service, home: Path) -> None:
+    assert s3.env.items() <= os.environ.items()
+    store = Store("s3://no-such-bucket/a")
+    for work in REMOTE.values():
+        with pytest.raises(StoreError) as error:
+            work(store)
+        assert not isinstance(error.value, StoreUnavailableError)
+        assert str(error.value) == (
+            "s3://no-such-bucket/a: cannot be read or written (there is no such bucket); mend it, or name another store"
+        )
+    assert not (home / ".cache" / "cosyjit" / "cache" / "objects").exists()
+
+
+def test_a_server_that_is_not_there_is_worth_another_try(s3: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(conf, "s3", {"config_kwargs": {"retries": {"total_max_attempts": 1}}})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    store = Store("s3://bucket/a")
+    for work in REMOTE.values():
+        with pytest.raises(StoreUnavailableError) as error:
+            work(store)
+        again = pickle.loads(pickle.dumps(error.value))
+        assert isinstance(again, TransientError)
+        assert str(again) == "s3://bucket/a: cannot be reached now (no connection to 127.0.0.1:1); try again later"
+        assert s3.env["AWS_SECRET_ACCESS_KEY"] not in repr(again)

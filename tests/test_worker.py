@@ -35,7 +35,7 @@ def waiting(pool: ThreadPoolExecutor, tmp_path: Path) -> Iterator[tuple["Future[
 
 
 def _pid_in(path: Path) -> int:
-    return int(wait_for(lambda: path.exists() and path.read_text()) or 0)
+    return int(wait_for(lambda: path.read_text() if path.exists() else None))
 
 
 @pytest.mark.parametrize("value", [None, 0, "text", ("a", [1.5]), b"x" * 20_000_000, Path("/nowhere")], ids=type)

@@ -1,27 +1,43 @@
 """The flow against a real Prefect server."""
 
+import json
+import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import psutil
 import pytest
+import requests
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State, TaskRun
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_URL
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import Artifact, StateType
+from prefect.events import ReceivedEvent
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cosyjit import Store, history, plan
+from cosyjit import Store, history, plan, worker
 from flows.export import export
+from tests import s3 as s3_server
+from tests.calls import wait_for
+from tests.hubs import MODEL, Hub
+from tests.kept import retrain
+from tests.servers import Asked, answering
 
 TARGETS = [
     f"{component}.{precision}"
@@ -30,7 +46,7 @@ TARGETS = [
 ]
 
 
-def run(source: Path, **parameters: Any) -> State[Any]:
+def run(source: str | Path, **parameters: Any) -> State[Any]:
     state = export(str(source), **parameters, return_state=True)
     assert isinstance(state, State)
     return state
@@ -187,32 +203,236 @@ def test_bad_input_is_one_line_in_the_state(tiny: Path, tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
-def prefect(*arguments: str) -> str:
-    """The `prefect` command in the repository, against the tests' server."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_what_is_no_source_or_no_single_place_is_one_line_as_well(tiny: Path, tmp_path: Path) -> None:
+    none = export([], return_state=True)
+    one_place = export([str(tiny), str(tiny)], publish=str(tmp_path), return_state=True)
+
+    assert none.message == "no source is given; name a model directory or a ModelScope id"
+    assert one_place.message == f"{tmp_path}: is one directory for 2 sources; publish them one by one"
+    assert listing(tmp_path) == []
 
 
-@pytest.fixture
-def deployed() -> None:
-    prefect("work-pool", "create", "cosyjit", "--type", "process")
-    prefect("deploy", "--all", "--no-prompt")
+@pytest.mark.parametrize("memory", ["much", "-1", "0", "1e400"])
+def test_a_setting_that_is_none_is_one_line_as_well(
+    memory: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSYJIT_MEMORY", memory)
+    state = run(tiny, publish=str(tmp_path))
+
+    assert state.message == f"COSYJIT_MEMORY={memory}: is no amount of memory; give a number of GB, such as 8 or 0.5"
 
 
-@pytest.mark.usefixtures("deployed")
-def test_prefect_yaml_gives_the_deployment_export_cosyvoice() -> None:
+def test_several_sources_are_exported_in_one_run_and_a_bad_one_stops_no_other(
+    tiny: Path, tiny2: Path, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    one, two, missing = copy_of(tiny), copy_of(tiny2), tmp_path / "missing"
+    good = export([str(one), str(two)], precisions=["fp32"], return_state=True)
+    bad = export([str(missing), str(one), str(two)], precisions=["fp32"], return_state=True)
+
+    assert (good.name, good.message) == ("Completed", "4 built")
+    assert (one / "llm.llm.fp32.zip").exists()
+    assert (two / "flow.encoder.fp32.zip").exists()
+    assert bad.name == "Failed"
+    assert str(bad.message).startswith(f"{missing}: does not exist; ")
+    assert sorted(task.state_name or "" for task in task_runs(bad)) == ["Cached"] * 4
+
+
+def artifacts(state: State[Any]) -> dict[str, Artifact]:
+    """What a run has left, by kinds."""
+    run_id = state.state_details.flow_run_id
+    assert isinstance(run_id, UUID)
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name("export/cosyvoice")
+        found = client.read_artifacts(artifact_filter=wanted)
+    return {str(artifact.type): artifact for artifact in found}
 
-    assert deployment.entrypoint == "flows/export.py:export"
-    assert deployment.parameters["precisions"] == ["fp32", "fp16"]
-    assert deployment.parameter_openapi_schema is not None
-    assert deployment.parameter_openapi_schema["required"] == ["source"]
+
+def test_each_run_leaves_a_table_and_a_page(tiny: Path, copy_of: Callable[[Path], Path]) -> None:
+    directory = copy_of(tiny)
+    first = artifacts(run(directory))
+    retrain(directory, "llm.pt", "llm.")
+    again = artifacts(run(directory))
+
+    assert set(first) == set(again) == {"table", "markdown"}
+    assert {kind: each.key for kind, each in first.items()} == {kind: each.key for kind, each in again.items()}
+    rows = {f"{row['component']}.{row['precision']}": row for row in json.loads(str(again["table"].data))}
+    assert set(rows) == set(TARGETS)
+    assert {name: row["state"] for name, row in rows.items()} == {
+        name: "built" if name.startswith("llm.llm") else "cached" for name in TARGETS
+    }
+    assert "tensors changed" in rows["llm.llm.fp16"]["why"]
+    assert float(rows["llm.llm.fp16"]["decode speed-up"]) > 0
+    (made,) = [each.record for each in plan(directory, ["llm.llm"], ["fp16"])]
+    assert made is not None
+    assert rows["llm.llm.fp16"]["sha256"] == made.sha256
+    page = str(again["markdown"].data)
+    assert f"`{made.sha256[:12]}`" in page
+    assert "## Publications 1 to 2" in page
+    assert "](data:image/svg+xml;base64," in page
+
+
+def test_a_run_that_fails_leaves_them_too(tmp_path: Path) -> None:
+    failed = artifacts(run(tmp_path / "missing"))
+
+    assert json.loads(str(failed["table"].data)) == []
+    assert "missing: does not exist" in str(failed["markdown"].data)
+
+
+def test_the_server_hears_of_the_assets_that_were_built_and_of_no_others(
+    tiny: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    directory = copy_of(tiny)
+    run(directory, components=["flow.encoder"], precisions=["fp32"])
+    run(directory, components=["flow.encoder"], precisions=["fp32", "fp16"])
+    prefix = f"cosyjit:/{directory}/"
+
+    def told() -> list[ReceivedEvent]:
+        wanted = EventFilter(
+            event=EventNameFilter(name=["prefect.asset.materialization.succeeded"]),
+            resource=EventResourceFilter(id_prefix=[prefix]),
+        )
+        with get_client(sync_client=True) as client:
+            found = client.request("POST", "/events/filter", json={"filter": wanted.model_dump(mode="json")}).json()
+        return [ReceivedEvent.model_validate(each) for each in found["events"]]
+
+    events = {
+        event.resource.id.removeprefix(prefix): event for event in wait_for(lambda: told() if len(told()) > 1 else [])
+    }
+    assert set(events) == {"flow.encoder.fp32.zip", "flow.encoder.fp16.zip"}
+    made = plan(directory, ["flow.encoder"], ["fp16"])[0].record
+    assert made is not None
+    event = events["flow.encoder.fp16.zip"]
+    assert event.payload["sha256"] == made.sha256
+    assert f"checkpoint:/{directory}" in {related.id for related in event.related}
+    assert len(told()) == len(events)
+
+
+def logged(state: State[Any]) -> list[str]:
+    """The log of a flow run, once it has all of it."""
+    run_id = state.state_details.flow_run_id
+    assert isinstance(run_id, UUID)
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+
+        def read() -> list[str]:
+            return [line.message for line in client.read_logs(log_filter=wanted, limit=200)]
+
+        wait_for(lambda: any(line.startswith("Finished in state") for line in read()))
+        return read()
+
+
+# A hub, and a store that others share.
+
+
+def test_an_id_is_exported_and_pinned_and_nothing_new_downloads_nothing(
+    tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.stop()  # one that has another home
+    with Hub() as hub:
+        hub.use(monkeypatch)
+        commit = hub.publish(MODEL, {path.name: path for path in tiny.iterdir()})
+        first = run(MODEL, components=["flow.encoder"])
+        downloads = list(hub.downloads)
+        again = run(MODEL, components=["flow.encoder"])
+        missing = run(f"{MODEL}@v9", components=["flow.encoder"])
+        assert hub.downloads == downloads
+    down = run(MODEL, components=["flow.encoder"])
+
+    assert (first.message, again.message, down.message) == ("2 built", "2 cached", "2 cached")
+    assert sorted(downloads) == ["cosyvoice.yaml", "flow.pt"]
+    outcome = first.result()[0]
+    assert outcome.record.source == f"{MODEL}@{commit}"
+    assert outcome.path.parent == home / ".cache" / "cosyjit" / "modelscope" / MODEL
+    assert missing.name == "Failed"
+    assert (
+        missing.message
+        == f"{MODEL}@v9: {MODEL} has no revision v9 on {hub.endpoint.removeprefix('http://')}; it has master"
+    )
+    assert any(f"commit {commit} is used" in line for line in logged(down))
+
+
+def test_a_store_that_is_not_there_is_one_line_and_one_that_is_away_is_tried_again(
+    s3: s3_server.Service, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSYJIT_STORE", "s3://there-is-no-such-bucket/store")
+    missing = run(tiny, publish=str(tmp_path))
+    monkeypatch.setenv("COSYJIT_STORE", s3.url())
+    built = run(tiny, components=["flow.encoder"], publish=str(tmp_path))
+
+    assert missing.name == "Failed"
+    assert str(missing.message).startswith("s3://there-is-no-such-bucket/store: ")
+    assert len(str(missing.message).splitlines()) == 1
+    assert "tried again" not in "\n".join(logged(missing))
+    assert built.message == "2 built"
+
+
+class _Once(logging.Handler):
+    """Sees when a run's log has a word, and counts how often."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word, self.seen = word, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen += self.word in record.getMessage()
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("method", "logger", "word"),
+    [("GET", "prefect.flow_runs", "(tried again in 2 s)"), ("PUT", "prefect.task_runs", "Retry 1/2 will start")],
+    ids=["planning", "building"],
+)
+def test_what_may_pass_is_tried_again_after_the_clients_own_tries(
+    method: str,
+    logger: str,
+    word: str,
+    s3: s3_server.Service,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    retried = _Once(word)
+    monkeypatch.setenv("COSYJIT_STORE", s3.url())
+    logging.getLogger(logger).addHandler(retried)
+    try:
+        with s3.proxied(
+            lambda verb, path: (
+                s3_server.Answer(503, "SlowDown")
+                if verb == method and not retried.seen and ("records/" in path or "objects/" in path)
+                else None
+            )
+        ):
+            state = run(tiny, components=["flow.encoder"], precisions=["fp32"], publish=str(tmp_path))
+    finally:
+        logging.getLogger(logger).removeHandler(retried)
+
+    assert state.message == "1 built"
+    assert retried.seen == 1
+    assert listing(tmp_path) == ["flow.encoder.fp32.zip"]
+
+
+@contextmanager
+def older(version: str) -> Iterator[str]:
+    """The tests' server as one that says to be of another version; the URL of its API."""
+    api = str(PREFECT_API_URL.value())
+
+    def answer(asked: Asked) -> tuple[int, bytes]:
+        if asked.path.endswith("/admin/version"):
+            return 200, json.dumps(version).encode()
+        given = requests.request(
+            asked.method, api.removesuffix("/api") + asked.path, json=asked.body, headers=asked.headers, timeout=30
+        )
+        return given.status_code, given.content
+
+    with answering(answer) as (url, _):
+        yield url
+
+
+def test_an_older_server_fails_the_run_with_one_line(tiny: Path, tmp_path: Path) -> None:
+    with older("3.7.1") as url, temporary_settings({PREFECT_API_URL: url}):
+        state = run(tiny, publish=str(tmp_path))
+
+    assert state.name == "Failed"
+    assert state.message == f"{url}: Prefect 3.7.1 is older than 3.8, which cosyjit needs; upgrade the server"
+    assert listing(tmp_path) == []

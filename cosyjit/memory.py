@@ -1,0 +1,72 @@
+"""How much memory builds may take on this machine at a time, whichever processes ask for it.
+
+Each build notes what it needs in a file that it holds the lock of; a process that is killed frees it. One build is
+always let in, however much it needs: it has to be tried some time.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from cosyjit import files
+
+_SHARE: Final = 0.75
+"""What builds may take of a machine's memory, unless they are told."""
+
+_POLL: Final = 0.2
+"""In s, how often a build that waits looks again."""
+
+_CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
+
+
+def installed() -> int:
+    """The memory that this machine, or the container that this is, has, in bytes."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no container's limit, or "max"
+        found = min(found, int(_CGROUP.read_text(encoding="ascii")))
+    return found
+
+
+@contextmanager
+def reserved(
+    directory: Path, size: int, limit: int | None = None, *, waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Wait until so much memory is free of what builds may take, and keep it from others meanwhile.
+
+    Args:
+        directory: where the builds of this machine note what they need.
+        size: what is needed, in bytes.
+        limit: what all of them may take; three quarters of the machine's memory for None.
+        waiting: is called again and again meanwhile, and may raise to give up.
+    """
+    limit = limit or int(_SHARE * installed())
+    with ExitStack() as held:
+        with suppress(OSError):  # nothing can be noted there: nobody is kept waiting
+            directory.mkdir(parents=True, exist_ok=True)
+            while not _admitted(directory, size, limit, held):
+                waiting()
+                time.sleep(_POLL)
+        yield
+
+
+def _admitted(directory: Path, size: int, limit: int, held: ExitStack) -> bool:
+    with files.locked(directory / "lock"):
+        taken = list(_taken(directory))
+        if taken and sum(taken) + size > limit:
+            return False
+        note = directory / f"{uuid.uuid4().hex}.{size}"
+        held.callback(note.unlink, missing_ok=True)
+        held.enter_context(files.locked(note))
+        return True
+
+
+def _taken(directory: Path) -> Iterator[int]:
+    for note in directory.glob("*.*"):
+        if files.is_free(note):  # of a process that was killed
+            note.unlink(missing_ok=True)
+        else:
+            yield int(note.suffix.removeprefix("."))

@@ -1,0 +1,102 @@
+"""The service as the README starts it: a real server, work pool, deployments and workers, on loopback."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cosyjit import history
+from cosyjit.server import Server
+from tests.calls import wait_for
+from tests.flows.service import PATIENCE, Service, readme_commands, serving, shown, start_worker
+from tests.kept import retrain
+
+
+pytestmark = pytest.mark.stress
+
+
+@pytest.fixture(scope="module")
+def server() -> None:
+    """The tests of this file have a server of their own."""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with one worker."""
+    with serving(tmp_path_factory.mktemp("service")) as started:
+        start_worker(started)
+        yield started
+
+
+TARGETS = {
+    f"{component}.{precision}"
+    for component in ("llm.text_encoder", "llm.llm", "flow.encoder")
+    for precision in ("fp32", "fp16")
+}
+
+
+def test_the_commands_of_the_readme_export_and_then_show_every_task_cached(
+    service: Service, tiny: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    directory = copy_of(tiny)
+    command = readme_commands("As a service")[-1].replace("/models/CosyVoice-300M", shlex.quote(str(directory)))
+    assert str(directory) in command
+
+    service.run(command)
+    service.run(command)
+
+    again, first = service.flow_runs()[:2]
+    assert shown(service.tasks(first["id"])) == dict.fromkeys(TARGETS, "Completed")
+    assert shown(service.tasks(again["id"])) == dict.fromkeys(TARGETS, "Cached")
+    assert (first["state"]["message"], again["state"]["message"]) == ("6 built", "6 cached")
+    assert {path.name for path in directory.glob("*.zip")} == {f"{target}.zip" for target in TARGETS}
+
+
+def test_the_file_holds_both_deployments_with_all_that_they_need(service: Service) -> None:
+    found = {each["name"]: each for each in service.ask("deployments/filter")}
+    automations = service.ask("automations/filter")
+
+    assert set(found) == {"cosyvoice", "cosyvoice2"}
+    sources = {name: each["parameters"]["source"] for name, each in found.items()}
+    assert sources == {"cosyvoice": "iic/CosyVoice-300M", "cosyvoice2": "iic/CosyVoice2-0.5B"}
+    for name, family in (("cosyvoice", "CosyVoice"), ("cosyvoice2", "CosyVoice2")):
+        deployment = found[name]
+        assert deployment["entrypoint"] == "flows/export.py:export"
+        assert deployment["description"]
+        assert deployment["tags"] == ["cosyjit", family]
+        assert set(deployment["parameters"]) == {"source", "components", "precisions", "publish", "force"}
+        assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+        (schedule,) = deployment["schedules"]
+        assert schedule["active"]
+        assert schedule["schedule"]["timezone"] == "UTC"
+        (trigger,) = [each["trigger"] for each in automations if each["name"].startswith(f"{name}__")]
+        assert (trigger["expect"], trigger["match"]) == (["cosyjit.checkpoint.updated"], {"cosyjit.family": family})
+        form = deployment["parameter_openapi_schema"]["properties"]
+        assert all(field["description"] for field in form.values())
+
+
+def test_a_notice_of_a_checkpoint_exports_what_changed_of_it_by_the_deployment_of_its_family(
+    service: Service, tiny2: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    directory = copy_of(tiny2)
+    before = {run["id"] for run in service.flow_runs()}
+
+    def told() -> dict[str, str]:
+        (run,) = wait_for(lambda: [run for run in service.flow_runs() if run["id"] not in before], seconds=PATIENCE)
+        ended = service.wait_for_end(run["id"])
+        before.add(run["id"])
+        assert ended["parameters"]["source"] == str(directory)
+        assert "CosyVoice2" in ended["tags"]
+        assert ended["state_type"] == "COMPLETED"
+        return shown(service.tasks(run["id"]))
+
+    said = service.run(f"cosyjit notify {shlex.quote(str(directory))}")
+    assert said == f"{service.api} knows that {directory} was updated\n"
+    assert told() == {"flow.encoder.fp32": "Completed", "flow.encoder.fp16": "Completed"}
+
+    retrain(directory, "flow.pt", "encoder.")
+    Server(service.api).notify(str(directory), "CosyVoice2")
+    assert told() == {"flow.encoder.fp32": "Completed", "flow.encoder.fp16": "Completed"}
+    assert [each.number for each in history(service.store, directory)] == [2, 1]

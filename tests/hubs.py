@@ -1,0 +1,379 @@
+"""A small ModelScope on loopback: what its client asks for to list and to download a model's files, and what fails.
+
+    with Hub() as hub:
+        hub.publish("iic/CosyVoice-300M", {"cosyvoice.yaml": b"…", "llm.pt": Path("llm.pt")})
+        hub.use(monkeypatch)
+
+It answers as the real one does as far as its client looks: commits of its own for each file, digests, ranges, error
+bodies, redirects to where large files are.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+Kind = Literal["listing", "download", "revisions"]
+
+MODEL: Final = "iic/CosyVoice-300M"
+
+# The client reads how patient it is, and whether its log has a place, when it is imported.
+os.environ |= {"MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2", "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "1"}
+logging.getLogger("modelscope_hub").addHandler(logging.NullHandler())
+
+_FOREIGN: Final = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_CACHE", "MODELSCOPE_HOME", "MODELSCOPE_DOMAIN", "SESSION_ID")
+"""What the environment of whoever runs the tests may say, and shall not."""
+
+
+class Request(NamedTuple):
+    """What the hub was asked for.
+
+    Attributes:
+        kind: "other" is anything that the client has no business to ask for.
+        model: the id.
+        revision: which one.
+        name: that of the file.
+        headers: all of them, by names in small letters.
+    """
+
+    kind: Kind | Literal["bytes", "other"]
+    model: str
+    revision: str
+    name: str
+    headers: Mapping[str, str]
+
+
+class Blob(NamedTuple):
+    """A file in a commit: its bytes, and the commit and time that it was last changed by and at."""
+
+    content: bytes
+    commit: str
+    date: int
+
+
+@dataclass
+class Failure:
+    """What is to go wrong, and how often.
+
+    Attributes:
+        kind: with which requests.
+        name: of which file; any for "".
+        times: how often, None for always.
+        status: of the answer; 0 where that begins as it should.
+        headers: of the answer with that status.
+        cut: how much of the body comes before the connection ends.
+        content: the body, in place of the right one.
+        until: what is waited for where the body is cut, which goes on then.
+    """
+
+    kind: Kind
+    name: str = ""
+    times: int | None = 1
+    status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    content: bytes | None = None
+    until: threading.Event | None = None
+
+
+def digest_of(content: bytes) -> str:
+    """The SHA-256 of some bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def log_in(token: str) -> None:
+    """Leave a token where the client's own login does."""
+    from modelscope_hub import HubConfig  # noqa: PLC0415  (see above)
+
+    HubConfig().save_token(token)
+
+
+def download_url(model: str, name: str, revision: str) -> str:
+    """Where the client would download a file."""
+    from modelscope_hub import HubApi, HubConfig  # noqa: PLC0415  (see above)
+
+    return HubApi(HubConfig()).legacy.get_download_url(model, "model", name, revision)
+
+
+@final
+class Hub:
+    """A hub, entered to run.
+
+    Attributes:
+        requests: all that it was asked for, in order.
+        token: what a client has to show; nothing for "".
+        redirecting: whether bytes come from another place, as those of large files do.
+        altered: changes an entry of a listing before it is sent.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.token = ""
+        self.redirecting = False
+        self.altered: Callable[[dict[str, Any]], object] = lambda entry: None  # noqa: ARG005
+        self._failures: list[Failure] = []
+        self._trees: dict[str, dict[str, dict[str, Blob]]] = {}
+        self._names: dict[str, dict[str, str]] = {}
+        self._commits = 0
+        self._lock = threading.RLock()
+        self._port = 0
+        self._server: ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> "Hub":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Be there, again at the same address."""
+        server = _Server(self, self._port)
+        self._server, self._port = server, server.server_address[1]
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What lets the real client come here and nowhere else."""
+        return {
+            "MODELSCOPE_ENDPOINT": self.endpoint,
+            "MODELSCOPE_DOWNLOAD_INTRA_CLOUD": "false",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process, and those that it starts, ask this hub and no other."""
+        for name in _FOREIGN:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in self.env.items():
+            monkeypatch.setenv(name, value)
+
+    def publish(self, model: str, files: Mapping[str, bytes | Path | None], revision: str = "master") -> str:
+        """Commit files to a branch, None takes one away; the others stay as they are. Gives the commit."""
+        with self._lock:
+            self._commits += 1
+            commit = hashlib.sha1(f"{model} {self._commits}".encode(), usedforsecurity=False).hexdigest()
+            trees, names = self._trees.setdefault(model, {}), self._names.setdefault(model, {})
+            tree = dict(trees.get(names.get(revision, ""), {}))
+            for name, value in files.items():
+                content = value.read_bytes() if isinstance(value, Path) else value
+                if content is None:
+                    del tree[name]
+                elif name not in tree or tree[name].content != content:
+                    tree[name] = Blob(content, commit, 1_700_000_000 + self._commits)
+            trees[commit], names[revision] = tree, commit
+            return commit
+
+    def tag(self, model: str, name: str, commit: str) -> None:
+        """Give a commit a name that stays."""
+        self._names[model][name] = commit
+
+    def fail(self, kind: Kind, **what: Any) -> Failure:
+        """Let requests fail from now on; see `Failure`."""
+        failure = Failure(kind, **what)
+        self._failures.append(failure)
+        return failure
+
+    def down(self) -> None:
+        """Be there for nobody, without the wait that one who is not there at all is worth."""
+        kinds: tuple[Kind, ...] = ("listing", "download", "revisions")
+        self._failures = [Failure(kind, times=None, status=503, headers={"Retry-After": "0"}) for kind in kinds]
+
+    def mend(self) -> None:
+        """Let nothing fail any more."""
+        self._failures.clear()
+
+    @property
+    def downloads(self) -> list[str]:
+        """The names of the files that were downloaded, once for each request."""
+        return [each.name for each in self.requests if each.kind == "download"]
+
+    @property
+    def ranges(self) -> list[str]:
+        """Which parts of files were asked for; "" for all of one."""
+        return [each.headers.get("range", "") for each in self.requests if each.kind == "download"]
+
+    def count(self, kind: str) -> int:
+        """How many requests of a kind there were."""
+        return sum(each.kind == kind for each in self.requests)
+
+    def failing(self, kind: str, name: str) -> Failure | None:
+        """What is to go wrong with a request, which counts as one of the times."""
+        with self._lock:
+            for failure in self._failures:
+                if failure.kind == kind and failure.name in {"", name} and failure.times != 0:
+                    failure.times = None if failure.times is None else failure.times - 1
+                    return failure
+            return None
+
+    def tree(self, model: str, revision: str) -> dict[str, Blob] | None:
+        """The files at a branch, tag or commit; None if there is no such one."""
+        return self._trees.get(model, {}).get(self._names.get(model, {}).get(revision, revision))
+
+    def stored(self, digest: str) -> bytes | None:
+        """The bytes of a digest, in whatever commit of whatever model."""
+        for trees in self._trees.values():
+            for tree in trees.values():
+                for blob in tree.values():
+                    if digest_of(blob.content) == digest:
+                        return blob.content
+        return None
+
+    def names(self, model: str) -> list[str] | None:
+        """The branches and tags; None if there is no such model."""
+        return list(self._names[model]) if model in self._names else None
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, hub: Hub, port: int) -> None:
+        self.hub = hub
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed is no error here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> Hub:
+        assert isinstance(self.server, _Server)
+        return self.server.hub
+
+    def log_message(self, *_: object) -> None:
+        """`Hub.requests` is the log."""
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        path = unquote(parts.path).removeprefix("/api/v1/models/").split("/")
+        model, what = "/".join(path[:2]), "/".join(path[2:])
+        stored = self.hub.stored(parts.path.removeprefix("/bytes/"))
+        kinds: dict[str, Kind] = {"repo/files": "listing", "repo": "download", "revisions": "revisions"}
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(
+            kinds.get(what, "other") if stored is None else "bytes",
+            model,
+            query.get("Revision", ""),
+            query.get("FilePath", ""),
+            headers,
+        )
+        self.hub.requests.append(request)
+        if stored is not None:
+            self.send_content(stored, None)
+        elif request.kind in {"bytes", "other"}:
+            self.send_failure(404, "no such place")
+        else:
+            self.answer(request)
+
+    def answer(self, request: Request) -> None:
+        kind = request.kind
+        failure = self.hub.failing(kind, request.name)
+        tree, names = self.hub.tree(request.model, request.revision), self.hub.names(request.model)
+        if failure is not None and failure.status:
+            self.send_failure(failure.status, "as the test wants it", failure.headers)
+        elif failure is not None and kind != "download":
+            self.send_body(200, failure.content or b"", {})
+        elif self.hub.token and request.headers.get("authorization") != f"Bearer {self.hub.token}":
+            self.send_failure(401, "user not logged in")
+        elif kind == "revisions" and names is not None:
+            branches = [{"Revision": name, "CreatedAt": 1} for name in names]
+            self.send_data({"RevisionMap": {"Branches": branches, "Tags": []}})
+        elif tree is None or (kind == "download" and request.name not in tree):
+            self.send_failure(404, "record not found")
+        elif kind == "listing":
+            self.send_data({"Files": [self.entry(name, blob) for name, blob in sorted(tree.items())]})
+        elif self.hub.redirecting:
+            self.send_response(302)
+            elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")
+            self.send_header("Location", f"{elsewhere}/bytes/{digest_of(tree[request.name].content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.send_content(tree[request.name].content, failure)
+
+    def entry(self, name: str, blob: Blob) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "CommitMessage": "update",
+            "CommittedDate": blob.date,
+            "IsLFS": len(blob.content) > 1000,
+            "Name": name,
+            "Path": name,
+            "Revision": blob.commit,
+            "Sha256": digest_of(blob.content),
+            "Size": len(blob.content),
+            "Type": "blob",
+        }
+        self.hub.altered(entry)
+        return entry
+
+    def send_data(self, data: dict[str, Any]) -> None:
+        self.send_json(200, {"Code": 200, "Data": data, "Message": "success", "Success": True})
+
+    def send_failure(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        body = {"Code": 10010000000 + status, "Data": None, "Message": message, "RequestId": "1", "Success": False}
+        self.send_json(status, body, headers)
+
+    def send_json(self, status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        self.send_body(status, json.dumps(body).encode(), headers or {})
+
+    def send_body(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def send_content(self, content: bytes, failure: Failure | None) -> None:
+        if failure is not None and failure.content is not None:
+            content = failure.content
+        size = len(content)
+        wanted = self.headers.get("Range", "").removeprefix("bytes=")
+        start, _, end = wanted.partition("-")
+        first, last = int(start or 0), int(end or size - 1)
+        if wanted and first >= size:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{size}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        body = content[first : last + 1]
+        cut = len(body) if failure is None or failure.cut is None else failure.cut
+        self.wfile.write(body[:cut])
+        if cut < len(body):
+            self.wfile.flush()
+            if failure is not None and failure.until is not None:
+                failure.until.wait()
+                self.wfile.write(body[cut:])
+            else:
+                self.close_connection = True

@@ -1,0 +1,132 @@
+"""What builds may take of a machine's memory, whichever processes they are of."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cosyjit.errors import BuildError
+from cosyjit.memory import installed, reserved
+from tests.calls import ROOT, start, wait_for
+from tests.stored import said
+
+RESERVE = """
+import sys
+from pathlib import Path
+from cosyjit.memory import reserved
+with reserved(Path(sys.argv[1]), int(sys.argv[2]), 100):
+    print("in", flush=True)
+    input()
+"""
+
+
+def waits(directory: Path, size: int, limit: int = 100) -> bool:
+    """Whether so much would have to be waited for."""
+
+    class WaitedError(Exception):
+        pass
+
+    def give_up() -> None:
+        raise WaitedError
+
+    try:
+        with reserved(directory, size, limit, waiting=give_up):
+            return False
+    except WaitedError:
+        return True
+
+
+def notes(directory: Path) -> int:
+    return len(list(directory.glob("*.*")))
+
+
+def test_what_fits_is_let_in_and_what_does_not_waits(tmp_path: Path) -> None:
+    with reserved(tmp_path, 40, 100), reserved(tmp_path, 40, 100):
+        assert not waits(tmp_path, 20)
+        assert waits(tmp_path, 21)
+    assert not waits(tmp_path, 100)
+    assert notes(tmp_path) == 0
+
+
+def test_one_is_let_in_however_much_it_needs(tmp_path: Path) -> None:
+    with reserved(tmp_path, 1000, 100):
+        assert waits(tmp_path, 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(1, 120), min_size=1, max_size=4), limit=st.integers(1, 100))
+def test_no_more_is_let_in_at_a_time_than_there_is(
+    sizes: list[int], limit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("notes")
+    inside: list[int] = []
+    seen: list[list[int]] = []
+
+    def build(size: int) -> None:
+        with reserved(directory, size, limit):
+            inside.append(size)
+            seen.append(list(inside))
+            inside.remove(size)
+
+    threads = [threading.Thread(target=build, args=[size]) for size in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == len(sizes)
+    assert all(len(together) == 1 or sum(together) <= limit for together in seen)
+
+
+def test_processes_wait_for_each_other_and_a_killed_one_for_nobody(tmp_path: Path) -> None:
+    with start(RESERVE, tmp_path, 60, cwd=ROOT) as first, start(RESERVE, tmp_path, 40, cwd=ROOT) as second:
+        assert said(first) == said(second) == "in"
+        assert waits(tmp_path, 1)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        assert not waits(tmp_path, 60)
+        assert waits(tmp_path, 61)
+    assert not waits(tmp_path, 100)
+
+
+def test_who_waits_goes_on_as_soon_as_there_is_enough(tmp_path: Path) -> None:
+    with start(RESERVE, tmp_path, 60, cwd=ROOT) as first:
+        assert said(first) == "in"
+        with start(RESERVE, tmp_path, 60, cwd=ROOT) as second:
+            wait_for((tmp_path / "lock").exists)
+            assert notes(tmp_path) == 1
+            assert first.stdin is not None
+            first.stdin.write("\n")
+            first.stdin.flush()
+            assert said(second) == "in"
+
+
+def test_who_waits_can_give_up(tmp_path: Path) -> None:
+    def stopped() -> None:
+        raise BuildError("stopped")
+
+    with reserved(tmp_path, 60, 100):
+        with pytest.raises(BuildError), reserved(tmp_path, 60, 100, waiting=stopped):
+            pass
+        assert notes(tmp_path) == 1
+
+
+def test_where_nothing_can_be_noted_nobody_waits(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert not waits(tmp_path / "file" / "notes", 1000)
+
+
+def test_a_failure_inside_is_passed_on_and_frees_the_memory(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), reserved(tmp_path, 60, 100):
+        raise OSError("disk")
+    assert notes(tmp_path) == 0
+
+
+def test_the_machine_has_some_memory_and_most_of_it_is_the_limit(tmp_path: Path) -> None:
+    assert installed() > 1 << 28
+    with reserved(tmp_path, 1):
+        assert not waits(tmp_path, installed() // 2, 0)
+        assert waits(tmp_path, installed(), 0)
