@@ -9,6 +9,7 @@ the store with it, and for builds the model directory or the hub.
 
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -25,7 +26,6 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import MissingContextError
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
 from rich.filesize import decimal
 
 from cosyjit import pipeline, planning, report, settings, worker
@@ -65,10 +65,18 @@ def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  #
     return isinstance(state.result(raise_on_failure=False), TransientError)
 
 
-def build(planned: Planned, store: Store, directory: Path | None, memory: int | None) -> State[Outcome]:
+class _Work:
+    """What a task is given; of no type that Prefect and Dask would search for the results of other tasks."""
+
+    def __init__(self, planned: Planned, store: Store, directory: Path | None, memory: int | None) -> None:
+        self.planned, self.store, self.directory, self.memory = planned, store, directory, memory
+
+
+def build(work: _Work) -> State[Outcome]:
     """See to it that the store has one target's artifact."""
     _listen()
     logger = get_run_logger()
+    planned, store, directory = work.planned, work.store, work.directory
     target = planned.target
     if planned.reasons:
         logger.info("%s: %s", planned.state, "; ".join(planned.reasons))
@@ -77,7 +85,7 @@ def build(planned: Planned, store: Store, directory: Path | None, memory: int | 
     run = {"prefect_flow_run": str(runtime.flow_run.id), "prefect_task_run": str(runtime.task_run.id)}
     # On a worker of Dask's the flow's process is another one, which holds the store itself.
     with store.in_use(joining=True) if directory is None else nullcontext():
-        outcome = pipeline.make(planned, store, directory, memory=memory, progress=logger.info, run=run)
+        outcome = pipeline.make(planned, store, directory, memory=work.memory, progress=logger.info, run=run)
     if outcome.record:
         add_asset_metadata(
             _asset(target),
@@ -117,8 +125,11 @@ def _runner() -> TaskRunner[Any]:
     address = settings.dask()
     if address is None:
         return ThreadPoolTaskRunner(max_workers=pipeline.workers())
+    import cloudpickle  # noqa: PLC0415  (what they send tasks with)
     from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415  (an extra)
 
+    # Prefect loads this file by its path, under a name that nobody else can import it by.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     return DaskTaskRunner(address=address)
 
 
@@ -209,11 +220,10 @@ def _export(
 
 
 def _submit(planned: Planned, store: Store, directory: Path, memory: int | None) -> Pending:
-    # Quoted, it is not searched for results of other tasks, with which it shares what it was planned from.
-    quoted: Any = quote(planned)
     elsewhere = settings.dask() is not None
     # The future of a task that returns a state gives what is in the state.
-    return cast("Pending", _task(planned.target).submit(quoted, store, None if elsewhere else directory, memory))
+    work = _Work(planned, store, None if elsewhere else directory, memory)
+    return cast("Pending", _task(planned.target).submit(work))
 
 
 def _patiently(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:

@@ -282,6 +282,7 @@ def test_the_last_copy_is_used_with_a_warning(status: int, hub: Hub, caplog: pyt
         hub.fail("listing", status=status, times=None, headers={"Retry-After": "0"})
     else:
         hub.stop()
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "cosyjit"):
         assert got() == before
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "cosyjit"]

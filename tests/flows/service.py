@@ -177,10 +177,10 @@ def serving(directory: Path) -> Iterator[Service]:
         yield service
 
 
-def start_worker(service: Service, **environment: str) -> "subprocess.Popen[bytes]":
+def start_worker(service: Service, options: str = "", **environment: str) -> "subprocess.Popen[bytes]":
     """A worker by the command of the README."""
-    worker = readme_commands("As a service")[3]
-    return service.start(worker.removesuffix(" &"), **environment)
+    worker = readme_commands("As a service")[3].removesuffix(" &")
+    return service.start(f"{worker} {options}", **environment)
 
 
 def shown(mapping: Mapping[str, tuple[str, str]]) -> dict[str, str]:

@@ -12,7 +12,6 @@ from tests.calls import wait_for
 from tests.flows.service import PATIENCE, Service, readme_commands, serving, shown, start_worker
 from tests.kept import retrain
 
-
 pytestmark = pytest.mark.stress
 
 
@@ -75,6 +74,14 @@ def test_the_file_holds_both_deployments_with_all_that_they_need(service: Servic
         assert (trigger["expect"], trigger["match"]) == (["cosyjit.checkpoint.updated"], {"cosyjit.family": family})
         form = deployment["parameter_openapi_schema"]["properties"]
         assert all(field["description"] for field in form.values())
+
+
+def test_the_server_plans_runs_of_both_deployments_by_their_schedules(service: Service) -> None:
+    def planned() -> set[str]:
+        runs = service.ask("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+        return {run["deployment_id"] for run in runs if run["auto_scheduled"]}
+
+    wait_for(lambda: len(planned()) == 2, seconds=PATIENCE)
 
 
 def test_a_notice_of_a_checkpoint_exports_what_changed_of_it_by_the_deployment_of_its_family(
