@@ -48,6 +48,7 @@ def target(found: dict[str, Any]) -> dict[str, Any]:
     return dict(only)
 
 
+@pytest.mark.stress
 def test_an_id_is_exported_looked_at_traced_and_exported_again(
     hub: Hub, tiny: Path, copy_of: Copy, home: Path, tmp_path: Path
 ) -> None:

@@ -448,6 +448,7 @@ print(json.dumps([(each.state, each.error) for each in outcomes]))
 """
 
 
+@pytest.mark.stress
 def test_eight_processes_that_export_the_same_build_each_target_once(tiny: Path, tmp_path: Path, store: Store) -> None:
 
     directories = [tmp_path / ("shared" if number % 2 else f"own {number}") for number in range(8)]

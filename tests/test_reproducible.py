@@ -63,6 +63,7 @@ def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Bu
     )
 
 
+@pytest.mark.stress
 def test_two_installations_of_two_users_build_equal_bytes(two: tuple[Built, Built]) -> None:
     one, other = two
     names = {"llm.text_encoder", "llm.llm", "flow.encoder"}

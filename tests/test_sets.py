@@ -111,6 +111,7 @@ def disturb(path: Path, how: str) -> None:
         path.symlink_to("nowhere")
 
 
+@pytest.mark.stress
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.one_of(_sets, _others), max_size=8))
 def test_whatever_others_do_a_set_is_shown_whole_and_alone(steps: list[dict[str, bytes] | tuple[str, str]]) -> None:
