@@ -90,8 +90,9 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 
 def run_rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """What became of each target, as a run's page in Prefect shows it."""
-    return [_run_row(each) for each in outcomes]
+    """What became of each target, as a run's page in Prefect shows it; what is long stands on the right."""
+    several = len({each.target.source.name for each in outcomes}) > 1
+    return [({"source": each.target.source.name} if several else {}) | _run_row(each) for each in outcomes]
 
 
 def _run_row(outcome: Outcome) -> dict[str, str]:
@@ -100,15 +101,14 @@ def _run_row(outcome: Outcome) -> dict[str, str]:
     speedup = made.figures.get("speedup") if made else None
     component, precision = _names(outcome.target)
     return {
-        "source": outcome.target.source.name,
         "component": component,
         "precision": precision,
         "state": outcome.state,
-        "why": outcome.error or "; ".join(outcome.reasons),
         "size": decimal(made.bytes) if made else "",
         "error": error,
         "decode speed-up": f"{speedup:.2f}" if speedup else "",
-        "sha256": made.sha256 if made else "",
+        "sha256": made.sha256[:12] if made else "",
+        "why": outcome.error or "; ".join(outcome.reasons),
     }
 
 

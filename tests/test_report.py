@@ -356,7 +356,6 @@ def test_a_row_of_a_run_has_what_the_table_of_its_page_shows() -> None:
         ]
     )
     assert rows[0] == {
-        "source": "/models/m",
         "component": "llm.llm",
         "precision": "fp16",
         "state": "built",
@@ -364,13 +363,19 @@ def test_a_row_of_a_run_has_what_the_table_of_its_page_shows() -> None:
         "size": "4.0 MB",
         "error": "1.2e-02",
         "decode speed-up": "2.35",
-        "sha256": DIGEST,
+        "sha256": DIGEST[:12],
     }
     assert [row["state"] for row in rows] == ["built", "cached", "failed"]
     assert rows[1]["decode speed-up"] == ""
     assert (
         rows[2] | {"why": "the build process was killed by SIGKILL", "size": "", "error": "", "sha256": ""} == rows[2]
     )
+
+
+def test_rows_of_several_sources_begin_with_the_source() -> None:
+    rows = report.run_rows([built("llm.llm", directory="/models/a"), built("llm.llm", directory="/models/b")])
+    assert [row["source"] for row in rows] == ["/models/a", "/models/b"]
+    assert [next(iter(row)) for row in rows] == ["source", "source"]
 
 
 def test_the_page_says_what_was_made_from_what_and_draws_how_it_went() -> None:

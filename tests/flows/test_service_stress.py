@@ -99,40 +99,6 @@ def test_a_cancelled_run_ends_its_processes_and_the_next_one_finishes_the_work(
     assert litter(service.store) == []
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing_and_shows_nothing_half(
-    service: Service, slow: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    environment = {"COSYJIT_STORE": str(tmp_path / "store")}
-    store = Store(tmp_path / "store")
-    worker = start_worker(service, **environment)
-    try:
-        service.deploy("cosyvoice", source=str(slow), publish=str(out))
-        wait_for(lambda: store.entries("records"), seconds=PATIENCE)
-        below = psutil.Process(worker.pid).children(recursive=True)
-        for process in [psutil.Process(worker.pid), *below]:
-            process.send_signal(signal.SIGKILL)
-        worker.wait()
-        kept = len(store.entries("records"))
-        assert list(out.glob("*.zip")) == []
-        assert audit_store(store) == []
-    finally:
-        end(worker)
-    worker = start_worker(service, **environment)
-    try:
-        # Of the deployment that the dead run has its place in, Prefect starts none for five minutes.
-        again = service.deploy("cosyvoice2", source=str(slow), publish=str(out))
-        assert service.wait_for_end(again)["state_type"] == "COMPLETED"
-    finally:
-        end(worker)
-    states = sorted(shown(service.tasks(again)).values())
-    assert states.count("Cached") >= kept > 0
-    assert len(states) == len(list(out.glob("*.zip"))) == 6
-    assert audit_directory(store, out) == audit_store(store) == []
-    assert litter(store) == []
-    assert unreferenced(out) == set()
-
-
 def test_two_workers_that_share_nothing_but_the_store_build_each_target_once(
     service: Service, s3: s3_server.Service, tiny: Path, copy_of: Callable[[Path], Path], tmp_path: Path
 ) -> None:
@@ -184,3 +150,40 @@ def test_the_tasks_of_a_run_are_built_by_the_workers_of_dask(
     noted = [name for name in ("one", "two", "flow") if (tmp_path / name / ".cache" / "cosyjit" / "locks").is_dir()]
     assert "flow" not in noted
     assert noted
+
+
+# The last one: the dead run keeps its place in the queue of its deployment.
+
+
+def test_a_worker_killed_in_the_middle_loses_nothing_and_shows_nothing_half(
+    service: Service, slow: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    environment = {"COSYJIT_STORE": str(tmp_path / "store")}
+    store = Store(tmp_path / "store")
+    worker = start_worker(service, **environment)
+    try:
+        service.deploy("cosyvoice", source=str(slow), publish=str(out))
+        wait_for(lambda: store.entries("records"), seconds=PATIENCE)
+        below = psutil.Process(worker.pid).children(recursive=True)
+        for process in [psutil.Process(worker.pid), *below]:
+            process.send_signal(signal.SIGKILL)
+        worker.wait()
+        kept = len(store.entries("records"))
+        assert list(out.glob("*.zip")) == []
+        assert audit_store(store) == []
+    finally:
+        end(worker)
+    worker = start_worker(service, **environment)
+    try:
+        # Of the deployment that the dead run has its place in, Prefect starts none for five minutes.
+        again = service.deploy("cosyvoice2", source=str(slow), publish=str(out))
+        assert service.wait_for_end(again)["state_type"] == "COMPLETED"
+    finally:
+        end(worker)
+    states = sorted(shown(service.tasks(again)).values())
+    assert states.count("Cached") >= kept > 0
+    assert len(states) == len(list(out.glob("*.zip"))) == 6
+    assert audit_directory(store, out) == audit_store(store) == []
+    assert litter(store) == []
+    assert unreferenced(out) == set()
