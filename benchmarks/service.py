@@ -46,8 +46,8 @@ def empty(count):
 
 rounds, counts, targets, *sources = sys.argv[1:]
 figures = []
-for number in range(int(rounds) + 1):
-    for count in json.loads(counts):
+for count in json.loads(counts):
+    for number in range(int(rounds) + 1):
         begun = time.perf_counter()
         empty(count * int(targets))
         between = time.perf_counter()
@@ -56,7 +56,7 @@ for number in range(int(rounds) + 1):
         assert state.message == f"{count * int(targets)} cached", state.message
         if number:  # the first warms up
             figures.append((count, between - begun, ended - between))
-        time.sleep(2)  # the server writes down what it was told of the tasks
+        time.sleep(1 + count / 10)  # the server writes down what it was told of the tasks
 print(json.dumps(figures))
 """
 
