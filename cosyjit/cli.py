@@ -107,7 +107,7 @@ def plan(
     store: _Store = None,
     json: _Json = False,
 ) -> int:
-    """Show what an export would build, and why. Nothing is built.
+    """Show what an export would build, and why. Nothing is built; of an id, what is not at hand is downloaded.
 
     Parameters
     ----------
@@ -268,8 +268,9 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
     if not server:
         raise ServerError(f"no Prefect server is named; set {settings.SERVER} or give --server")
     opened = open_checkpoint(open_source(source))
-    Server(server, *settings.credentials()).notify(opened.source.name, opened.family.name)
-    show(f"{server} knows that {opened.source.name} was updated")
+    told = Server(server, *settings.credentials())
+    told.notify(opened.source.name, opened.family.name)
+    show(f"{told.shown} knows that {opened.source.name} was updated")
     return 0
 
 

@@ -6,8 +6,9 @@ import hashlib
 import itertools
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -20,6 +21,9 @@ _UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP
 
 DEFAULT_ROOT: Final = "~/.cache/cosyjit"
 """What is kept for a user, unless it is said where."""
+
+_POLL: Final = 0.1
+"""In s, how often who may give up looks again whether a lock is free."""
 
 TEMPORARY: Final = ".tmp"
 """What the names of files end with that are being written."""
@@ -122,11 +126,19 @@ def sha256_of(file: _Readable) -> str:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock that a file stands for, alone or with others that share it; a process that is killed frees it."""
+def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock that a file stands for, alone or with others that share it; a process that is killed frees it.
+
+    Args:
+        waiting: is called again and again while others hold it, and may raise to give up.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        while waiting is not None and not _taken(fd, kind):
+            waiting()
+            time.sleep(_POLL)
+        fcntl.flock(fd, kind)
         yield
     finally:
         os.close(fd)
@@ -135,10 +147,15 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 def is_free(path: Path) -> bool:
     """Whether nobody holds a lock."""
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        return _taken(file.fileno(), fcntl.LOCK_EX)
+
+
+def _taken(fd: int, kind: int) -> bool:
+    """Take a lock if nobody is in the way."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote_plus, urlsplit, urlunsplit
@@ -234,6 +235,8 @@ def _client(what: str) -> Iterator["HubApi"]:
     try:
         api = _new_client()
         host = _host(api.legacy.endpoint)
+    except (AttributeError, ImportError, TypeError) as error:
+        raise _strange(error, what, "it cannot be used") from None
     except Exception as error:  # noqa: BLE001  (an address that is none, a damaged file of a login)
         raise _unusable(error, what) from None
     try:
@@ -276,10 +279,12 @@ def _translated(error: Exception, what: str, host: str) -> CosyjitError:
     reason = said or _kind(error) if status is None else f"HTTP {status}"
     if isinstance(error, errors.HubError | OSError) and not isinstance(error, ValueError):
         return SourceUnavailableError(f"{what}: {host} cannot be reached, or is busy ({reason}); try again later")
-    return SourceUnavailableError(
-        f"{what}: {host} does not answer as a hub does ({reason}); see whether MODELSCOPE_ENDPOINT is right, "
-        "or try again later"
-    )
+    if isinstance(error, requests.JSONDecodeError):  # such as the page of some gateway
+        return SourceUnavailableError(
+            f"{what}: {host} does not answer as a hub does ({reason}); see whether MODELSCOPE_ENDPOINT is right, "
+            "or try again later"
+        )
+    return _strange(error, what, f"{host} does not answer as a hub does")
 
 
 def _refusal(status: int | None) -> str:
@@ -295,6 +300,14 @@ def _unusable(error: Exception, what: str) -> SourceError:
     return SourceError(
         f"{what}: the settings of the ModelScope client cannot be used ({_kind(error)}); correct MODELSCOPE_ENDPOINT "
         "and MODELSCOPE_API_TOKEN, or log in again"
+    )
+
+
+def _strange(error: Exception, what: str, fault: str) -> SourceError:
+    """The error of a client, or a hub, that is not what this was written for: no later try would mend it."""
+    return SourceError(
+        f"{what}: {fault}, or modelscope-hub {version('modelscope-hub')} is not the client that cosyjit knows "
+        f"({_kind(error)}); see whether MODELSCOPE_ENDPOINT is right, and install the version that constraints.txt has"
     )
 
 

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import UnsupportedOperation
 from typing import Final
@@ -21,7 +21,9 @@ PERIOD: Final = 30.0
 
 
 @contextmanager
-def held(storage: Remote, name: str, period: float = PERIOD) -> Iterator[None]:
+def held(
+    storage: Remote, name: str, period: float = PERIOD, *, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Wait until nobody else holds a lease, and hold it.
 
     Two that find an owner dead at the same moment may both go on, and an owner that could not reach the storage for a
@@ -32,13 +34,14 @@ def held(storage: Remote, name: str, period: float = PERIOD) -> Iterator[None]:
         storage: what the machines share.
         name: of the file.
         period: as `PERIOD`, the same for all who want this lease.
+        waiting: is called again and again meanwhile, and may raise to give up.
 
     Raises:
         OSError: the storage cannot be read or written.
     """
     lease = _Lease(storage, name, period)
     with suppress(UnsupportedOperation):
-        lease.take()
+        lease.take(waiting or (lambda: None))
     if not lease.taken:
         yield
         return
@@ -61,9 +64,9 @@ class _Lease:
         self.taken = False
         self.given_up = threading.Event()
 
-    def take(self) -> None:
+    def take(self, waiting: Callable[[], None]) -> None:
         while not self._create():
-            self._wait()
+            self._wait(waiting)
         self.taken = True
 
     def _create(self) -> bool:
@@ -73,12 +76,13 @@ class _Lease:
             return self._is_own()  # if the answer to a request is lost, it is sent again
         return True
 
-    def _wait(self) -> None:
+    def _wait(self, waiting: Callable[[], None]) -> None:
         """Until there is no lease, or none of a living owner."""
         last = self._read()
         since = time.monotonic()
         pause = self._period / 300
         while last is not None and time.monotonic() - since < self._period:
+            waiting()
             time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  (so that not all come at once)
             pause = min(1.5 * pause, self._period / 20)
             found = self._read()

@@ -3,6 +3,8 @@
 Whatever needs torch runs in processes of its own (`cosyjit.worker`); the caller's does not import it.
 """
 
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +87,7 @@ def make(
     target = planned.target
     found = planned.record
     if found is None:
-        with _SLOTS, store.turn(target.fingerprint.key):
+        with _SLOTS, store.turn(target.fingerprint.key, waiting=worker.check_open):
             if "forced" not in planned.reasons:
                 found = compare_one(store, target).record  # another process may have built it while we waited
             state: Literal["built", "cached"] = "cached" if found else "built"
@@ -98,7 +100,10 @@ def make(
         progress("cached")
     remember(store, target)
     try:
-        if directory is not None:
+        if directory is None:
+            with Path(os.devnull).open("wb") as nowhere:  # whoever publishes it is to find it whole
+                store.fetch(found.sha256, nowhere)
+        else:
             publish.bring(store, directory, _published(target, found), link=link)
     except StoreError:
         if state == "built" or store.condition(found.sha256) == "whole":
@@ -111,7 +116,10 @@ def make(
 
 def _notes() -> Path:
     """Where the builds of this user on this machine note what memory they need, whatever their stores are."""
-    return Path(DEFAULT_ROOT).expanduser() / "locks" / "memory"
+    try:
+        return Path(DEFAULT_ROOT).expanduser() / "locks" / "memory"
+    except RuntimeError:  # there is no home
+        return Path(tempfile.gettempdir()) / f"cosyjit-{os.getuid()}"
 
 
 def _make(target: Target, store: Store, progress: worker.Progress | None, run: Mapping[str, str]) -> Record:

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -100,24 +100,28 @@ class Place:
             yield
 
     @contextmanager
-    def turn(self, key: str) -> Iterator[None]:
+    def turn(self, key: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Keep others waiting that want to build the same, of a remote store on other machines too.
 
         Machines may have the same turn after all, if one of them cannot reach the store for half a minute or two find
         at once that a third one has died (see `leases.held`): then both build, and there is one object in the end.
+
+        Args:
+            key: of what is built.
+            waiting: is called again and again meanwhile, and may raise to give up.
         """
         with ExitStack() as held:
             if self.local is not None:
                 with self._reached():
                     files.make_directory(self.local / "locks")
                     # Some keys share a lock, so that there is no end of files; their builds only wait for each other.
-                    held.enter_context(files.locked(self.local / "locks" / key[:2]))
+                    held.enter_context(files.locked(self.local / "locks" / key[:2], waiting=waiting))
             if self.cache is not None:
                 with suppress(StoreError):
-                    held.enter_context(self.cache.turn(key))
+                    held.enter_context(self.cache.turn(key, waiting=waiting))
             if isinstance(self._storage, Remote):
                 with self._reached():
-                    held.enter_context(leases.held(self._storage, f"locks/{key}"))
+                    held.enter_context(leases.held(self._storage, f"locks/{key}", waiting=waiting))
             yield
 
     @contextmanager

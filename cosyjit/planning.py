@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from cosyjit import latest, record, worker
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.errors import CheckpointError, InputError, LaterSchemaError, RecordError
+from cosyjit.errors import BuildError, CheckpointError, InputError, LaterSchemaError, RecordError
 from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.identity import Identity
@@ -26,7 +26,7 @@ class Target:
     """One component at one precision for one kind of device: one artifact.
 
     Attributes:
-        source: the model directory.
+        source: where the checkpoint is from.
         component: what is exported.
         options: those of its encoder, as the configuration gives them.
         precision: the type of its weights.
@@ -123,7 +123,7 @@ def plan(
     imported in any process.
 
     Args:
-        source: a model directory.
+        source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
         components: names of components; all that the family has for None.
         precisions: names of precisions; fp32 and fp16 for None.
         store: where artifacts are kept; that of this user for None.
@@ -249,9 +249,16 @@ def localize(target: Target, store: Store) -> Target:
     Files of the same content that are others, such as those of another machine, or touched ones, will do.
 
     Raises:
+        BuildError: what is built here is not what was planned, such as with another torch.
         CheckpointError: the content is another.
         InputError: see `plan`.
     """
+    part = target.component
+    tensors = {f"{part.prefix}{name}": each for name, each in target.fingerprint.tensors.items()}
+    here = fingerprint(part, target.options, target.precision, target.device, tensors)
+    if here.key != target.fingerprint.key:
+        reasons = "; ".join(differences(target.fingerprint, here))
+        raise BuildError(f"{target.name}: was planned by another installation ({reasons}); install the same everywhere")
     target.source.obtain([target.component.weights])
     if target.is_unchanged():
         return target

@@ -42,7 +42,7 @@ class Server(NamedTuple):
         Raises:
             ServerError: there is no such server, it is too old, or it does not let us in.
         """
-        check_version(self.url, self._call("GET", "admin/version").text.strip('"\n'))
+        check_version(self.shown, self._call("GET", "admin/version").text.strip('"\n'))
         event = {
             "id": str(uuid.uuid4()),
             "occurred": now(),
@@ -55,6 +55,11 @@ class Server(NamedTuple):
             },
         }
         self._call("POST", "events", json=[event])
+
+    @property
+    def shown(self) -> str:
+        """The URL for others to see, without a name and a password in it."""
+        return public(self.url)
 
     def _call(self, method: str, path: str, **content: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -72,20 +77,29 @@ class Server(NamedTuple):
                 403: "ask for the right to send events",
                 404: "name the API of a Prefect server, such as http://127.0.0.1:4200/api",
             }.get(status, "look into the server's log")
-            raise ServerError(f"{self.url}: answers {status} {error.response.reason}; {way_out}") from None
+            raise ServerError(f"{self.shown}: answers {status} {error.response.reason}; {way_out}") from None
         except (requests.RequestException, ValueError) as error:
-            raise ServerError(f"{self.url}: {_why(error)}; start it (`prefect server start`), or name one") from None
+            raise ServerError(f"{self.shown}: {_why(error)}; start it (`prefect server start`), or name one") from None
         return response
+
+
+def public(url: str) -> str:
+    """A URL without the name and the password that may stand in it."""
+    return re.sub(r"(?<=//)[^/]*@", "", url)
 
 
 def check_version(url: str, version: str) -> None:
     """
+    Args:
+        url: of the server's API, for messages.
+        version: what it says.
+
     Raises:
         ServerError: a server of this version is too old.
     """
     found = re.match(r"(\d+)\.(\d+)", version)
     if not found:
-        raise ServerError(f"{url}: is no Prefect server (its version is {version!r}); name one's API")
+        raise ServerError(f"{url}: is no Prefect server (its version is {version[:40]!r}); name one's API")
     if (int(found[1]), int(found[2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise ServerError(f"{url}: Prefect {version} is older than {oldest}, which cosyjit needs; upgrade the server")

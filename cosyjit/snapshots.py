@@ -15,6 +15,7 @@ look at it found is remembered as any file's digest is, so that looking again ta
 """
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -147,19 +148,24 @@ class Snapshot:
         with _written(), files.locked(_root() / ".gate"):
             known = _known(self.model)
             if known and replace(known[0].snapshot, download=self.download) == self:
-                return
-            document = {
-                "schema": documents.SCHEMA,
-                "model": self.model.id,
-                "revision": self.revision,
-                "endpoint": self.endpoint,
-                "number": known[0].number + 1 if known else 1,
-                "resolved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "files": [file._asdict() for file in self.files],
-            }
-            files.write(self.directory / DOCUMENT, documents.dump(document))
+                if len(known) <= _KEPT:
+                    return
+            else:
+                self._describe(known[0].number + 1 if known else 1)
         with suppress(OSError):  # there will be another occasion
             _clean(self.model)
+
+    def _describe(self, number: int) -> None:
+        document = {
+            "schema": documents.SCHEMA,
+            "model": self.model.id,
+            "revision": self.revision,
+            "endpoint": self.endpoint,
+            "number": number,
+            "resolved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "files": [file._asdict() for file in self.files],
+        }
+        files.write(self.directory / DOCUMENT, documents.dump(document))
 
 
 class _Known(NamedTuple):
@@ -223,12 +229,13 @@ def _check_room(snapshot: Snapshot, missing: Collection[File]) -> None:
 
 
 def _link(name: Path, path: Path) -> None:
-    """Let a name in a snapshot lead to a file, whatever it was."""
-    if name.is_symlink() and name.readlink() == path:
+    """Let a name in a snapshot lead to a file, whatever it was; by a path that holds wherever all of it is mounted."""
+    target = os.path.relpath(path, name.parent)
+    if name.is_symlink() and str(name.readlink()) == target:
         return
     files.make_directory(name.parent)
     temporary = name.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
-    temporary.symlink_to(path)
+    temporary.symlink_to(target)
     temporary.replace(name)
 
 
@@ -294,7 +301,7 @@ def _clean(model: Model) -> None:
             files.remove(directory)
         used = {link for directory in _root().glob("[!.]*/*/snapshots/*") for link in _links(directory)}
         for path in (_root() / ".files").glob("*/*"):
-            if path not in used and (path in dropped or _age(path) > _DAY):
+            if path.parts[-2:] not in used and (path.parts[-2:] in dropped or _age(path) > _DAY):
                 files.remove(path.parent)
         for path in (_root() / ".incoming").glob("*"):
             if _age(path) > _STALE:
@@ -303,8 +310,9 @@ def _clean(model: Model) -> None:
             files.remove(path)
 
 
-def _links(directory: Path) -> list[Path]:
-    return [path.readlink() for path in directory.iterdir() if path.is_symlink()]
+def _links(directory: Path) -> list[tuple[str, ...]]:
+    """Digests and names of the files that a snapshot leads to."""
+    return [path.readlink().parts[-2:] for path in directory.iterdir() if path.is_symlink()]
 
 
 def _age(path: Path) -> float:

@@ -11,8 +11,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -32,12 +33,14 @@ from cosyjit import pipeline, planning, report, settings, worker
 from cosyjit.errors import CosyjitError, SelectionError, TransientError
 from cosyjit.pipeline import Outcome, Pending
 from cosyjit.planning import Planned, Target
-from cosyjit.server import check_version
+from cosyjit.server import check_version, public
 from cosyjit.store import Store
 from cosyjit.trends import trends
 
 _DELAYS: Final = (2, 8)
 """In s, before what may pass is tried again. The clients of the store and the hub have tried several times by then."""
+
+_HAS_DASK: Final = find_spec("prefect_dask") is not None
 
 T = TypeVar("T")
 
@@ -78,6 +81,7 @@ def build(work: _Work) -> State[Outcome]:
     logger = get_run_logger()
     planned, store, directory = work.planned, work.store, work.directory
     target = planned.target
+    memory = settings.memory() if directory is None else work.memory  # each machine has its own
     if planned.reasons:
         logger.info("%s: %s", planned.state, "; ".join(planned.reasons))
     if planned.record is None:
@@ -85,7 +89,7 @@ def build(work: _Work) -> State[Outcome]:
     run = {"prefect_flow_run": str(runtime.flow_run.id), "prefect_task_run": str(runtime.task_run.id)}
     # On a worker of Dask's the flow's process is another one, which holds the store itself.
     with store.in_use(joining=True) if directory is None else nullcontext():
-        outcome = pipeline.make(planned, store, directory, memory=work.memory, progress=logger.info, run=run)
+        outcome = pipeline.make(planned, store, directory, memory=memory, progress=logger.info, run=run)
     if outcome.record:
         add_asset_metadata(
             _asset(target),
@@ -123,7 +127,7 @@ def _path(name: str) -> str:
 
 def _runner() -> TaskRunner[Any]:
     address = settings.dask()
-    if address is None:
+    if address is None or not _HAS_DASK:
         return ThreadPoolTaskRunner(max_workers=pipeline.workers())
     import cloudpickle  # noqa: PLC0415  (what they send tasks with)
     from prefect_dask.task_runners import DaskTaskRunner  # noqa: PLC0415  (an extra)
@@ -159,8 +163,10 @@ def export(
         store = Store(settings.store())
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
-            held.enter_context(worker.stopped_on_error())
             work = [_export(each, components, precisions, publish, store, memory, force=force) for each in sources]
+            for each in work:
+                held.callback(each.close)  # after an error, what each has brought is removed, once nothing is built
+            held.enter_context(worker.stopped_on_error())
             for each in work:
                 next(each)  # all of it is under way before any of it is waited for
             exported = [next(each) for each in work]
@@ -185,8 +191,12 @@ def _check(sources: Sequence[str], publish: str | None) -> None:
         raise SelectionError("no source is given; name a model directory or a ModelScope id")
     if publish is not None and len(sources) > 1:
         raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
+    if settings.dask() and not _HAS_DASK:
+        raise SelectionError(
+            f"{settings.DASK}={settings.dask()}: needs a package that is missing; install cosyjit[dask]"
+        )
     with get_client(sync_client=True) as client:
-        check_version(str(client.api_url).rstrip("/"), client.api_version())
+        check_version(public(str(client.api_url)).rstrip("/"), client.api_version())
 
 
 def _export(
@@ -198,7 +208,7 @@ def _export(
     memory: int | None,
     *,
     force: bool,
-) -> Iterator[_Exported]:
+) -> Generator[_Exported, None, None]:
     """Export a source in two steps: the first begins the work, the second waits for it, and publishes."""
     begun = _Exported(source)
     try:
@@ -248,8 +258,11 @@ class _RunHandler(logging.Handler):
 
 def _listen() -> None:
     logger = logging.getLogger("cosyjit")
-    if not any(isinstance(each, _RunHandler) for each in logger.handlers):
-        logger.addHandler(_RunHandler())
+    # By its name: a worker of Dask's gets another class of it with each run.
+    if not any(each.name == _RunHandler.__name__ for each in logger.handlers):
+        handler = _RunHandler()
+        handler.set_name(_RunHandler.__name__)
+        logger.addHandler(handler)
         logger.setLevel(logging.INFO)
 
 

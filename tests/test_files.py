@@ -206,3 +206,19 @@ def test_a_shortage_is_said_in_numbers(tmp_path: Path) -> None:
     assert found is not None
     assert found.startswith("4,611,686,018,427 MB are to be written and ")
     assert found.endswith(" MB are free")
+
+
+def test_who_waits_for_a_lock_can_give_up_and_has_it_when_it_is_free(tmp_path: Path) -> None:
+    class GivenUpError(Exception):
+        pass
+
+    def give_up() -> None:
+        raise GivenUpError
+
+    with files.locked(tmp_path / "lock"):
+        with pytest.raises(GivenUpError), files.locked(tmp_path / "lock", waiting=give_up):
+            pass
+        assert not files.is_free(tmp_path / "lock")
+    with files.locked(tmp_path / "lock", waiting=give_up), pytest.raises(GivenUpError):
+        give_up()
+    assert files.is_free(tmp_path / "lock")

@@ -287,10 +287,15 @@ def test_a_damaged_login_is_said(hub: Hub) -> None:
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("answer", [b"<html>log in</html>", b"[1]", b'{"Data": [1]}', b'{"Data": {"Files": {"a": 1}}}'])
-def test_what_is_no_answer_of_a_hub_is_said(answer: bytes, hub: Hub) -> None:
-    hub.fail("listing", content=answer)
+def test_a_page_in_place_of_an_answer_may_pass(hub: Hub) -> None:
+    hub.fail("listing", content=b"<html>back soon</html>")
     assert "does not answer as a hub does" in refused(SourceUnavailableError)
+
+
+@pytest.mark.parametrize("answer", [b"[1]", b'{"Data": [1]}', b'{"Data": {"Files": {"a": 1}}}'])
+def test_an_answer_that_is_no_hubs_does_not_pass_and_no_older_copy_is_taken_for_it(answer: bytes, hub: Hub) -> None:
+    hub.fail("listing", content=answer)
+    assert "does not answer as a hub does, or modelscope-hub 0." in refused(SourceError)
 
 
 # What comes.

@@ -86,6 +86,21 @@ def test_who_comes_second_waits_until_the_first_is_done() -> None:
     assert names(other) == set()
 
 
+def test_who_waits_can_give_up() -> None:
+    place = remote(unique_url())
+
+    class GivenUpError(Exception):
+        pass
+
+    def give_up() -> None:
+        raise GivenUpError
+
+    with leases.held(place, NAME):
+        with pytest.raises(GivenUpError), leases.held(place, NAME, waiting=give_up):
+            pass
+        assert names(place) == {NAME}
+
+
 def test_a_lease_that_is_renewed_is_waited_for_as_long_as_it_takes() -> None:
     url, period = unique_url(), 1.2
     place = remote(url)

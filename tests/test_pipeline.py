@@ -22,6 +22,7 @@ from cosyjit.pipeline import conclude, make, ready
 from cosyjit.record import SHORT_FORM, load, short_form
 from tests.calls import builds, children, ended, shown, snapshot, start, wait_for
 from tests.kept import flip, litter, object_of, record_of, retrain, rewrite, unreferenced
+from tests.stored import unique_url
 
 Copy = Callable[[Path], Path]
 
@@ -578,3 +579,40 @@ def test_a_record_that_is_no_record_is_made_again(tiny: Path, tmp_path: Path, st
     assert made.record is not None
     assert again.record.sha256 == made.record.sha256
     assert audit_store(store) == []
+
+
+def test_where_there_is_no_home_a_build_notes_its_memory_elsewhere(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = """
+import os, sys
+os.environ.pop("HOME")
+import pwd
+pwd.getpwuid = lambda uid: (_ for _ in ()).throw(KeyError(uid))
+from cosyjit import Store, export
+print([each.state for each in export(sys.argv[1], components=["flow.encoder"], precisions=["fp32"],
+    directory=sys.argv[2], store=Store(sys.argv[3]))])
+"""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with start(nobody, tiny, tmp_path / "out", tmp_path / "store") as process:
+        out, err = process.communicate(timeout=120)
+    assert (out, err) == ("['built']\n", "")
+
+
+def test_a_damaged_object_of_a_shared_store_is_built_again_by_whoever_publishes_nothing(
+    tiny: Path, tmp_path: Path
+) -> None:
+    store = Store(unique_url())
+    with store.in_use():
+        (planned,) = plan(tiny, ["flow.encoder"], ["fp32"], store=store)
+        first = make(planned, store, None)
+        assert first.record is not None
+        store.write(f"objects/{first.record.sha256[:2]}/{first.record.sha256}", b"other")
+        assert store.cache is not None
+        store.cache.remove(f"objects/{first.record.sha256[:2]}/{first.record.sha256}")
+        (planned,) = plan(tiny, ["flow.encoder"], ["fp32"], store=store)
+        again = make(planned, store, None)
+        assert (first.state, again.state) == ("built", "built")
+        (done,) = conclude([again], store, tmp_path / "out")
+    assert done.path is not None
+    assert done.path.is_file()

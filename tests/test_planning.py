@@ -5,14 +5,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from cosyjit import CosyjitError, InputError, Planned, Store, plan
-from cosyjit.errors import CheckpointError, LaterSchemaError, TensorMismatchError
-from cosyjit.planning import compare
+from cosyjit.errors import BuildError, CheckpointError, LaterSchemaError, TensorMismatchError
+from cosyjit.planning import compare, localize
 from tests.calls import snapshot
 from tests.kept import change, flip, keep, moved, object_of, record_of, retrain, rewrite
 
@@ -427,3 +428,35 @@ def test_a_store_that_cannot_be_read_is_an_error_that_names_it(tiny: Path, tmp_p
     (tmp_path / "store").write_text("a file")
     with pytest.raises(CosyjitError, match=r"/store: cannot be read or written \(Not a directory\)"):
         plan(tiny, store=Store(tmp_path / "store"))
+
+
+# On another machine.
+
+
+def test_a_target_that_was_planned_with_another_torch_is_not_built_here(tiny: Path, store: Store) -> None:
+    target = plan(tiny, ["flow.encoder"], ["fp32"], store=store)[0].target
+    there = replace(target, fingerprint=replace(target.fingerprint, torch="2.99.0"))
+    with pytest.raises(BuildError) as error:
+        localize(there, store)
+    assert str(error.value).startswith("flow.encoder.fp32: was planned by another installation (torch 2.99.0 -> 2.")
+
+
+def test_a_target_whose_files_were_touched_or_copied_is_the_same_here(
+    tiny: Path, copy_of: Callable[[Path], Path], store: Store
+) -> None:
+    directory = copy_of(tiny)
+    target = plan(directory, ["flow.encoder"], ["fp32"], store=store)[0].target
+    assert localize(target, store) is target
+    (directory / "flow.pt").touch()
+    found = localize(target, store)
+    assert found.is_unchanged()
+    assert not target.is_unchanged()
+    assert found.fingerprint.key == target.fingerprint.key
+
+
+def test_a_target_whose_tensors_changed_is_not_built(tiny: Path, copy_of: Callable[[Path], Path], store: Store) -> None:
+    directory = copy_of(tiny)
+    target = plan(directory, ["flow.encoder"], ["fp32"], store=store)[0].target
+    retrain(directory, "flow.pt", "encoder.")
+    with pytest.raises(CheckpointError, match="was changed after it was planned"):
+        localize(target, store)

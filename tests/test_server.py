@@ -104,6 +104,23 @@ def test_what_tells_no_version_is_no_prefect_server(content: bytes) -> None:
         assert "is no Prefect server" in refused(url)
 
 
+def test_no_password_of_a_url_is_shown(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(lambda _: (401, b"{}")) as (url, _):
+        secret = url.replace("//", "//admin:hunter2@")
+        with pytest.raises(ServerError, match=f"^{url}: answers 401") as error:
+            Server(secret).notify("/models/a", "CosyVoice")
+        assert "hunter2" not in str(error.value)
+    with answering(as_prefect) as (url, asked):
+        ran = run_here(capsys, "notify", tiny, "--server", url.replace("//", "//admin:hunter2@"))
+    assert ran.out == f"{url} knows that {tiny} was updated\n"
+    assert asked[0].authorization == "Basic YWRtaW46aHVudGVyMg=="
+
+
+def test_a_page_in_place_of_a_version_is_cut_short() -> None:
+    with answering(lambda _: (200, b"<html>" + b"x" * 10_000)) as (url, _):
+        assert len(refused(url)) < 200
+
+
 # The command.
 
 
