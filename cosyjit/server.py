@@ -5,6 +5,8 @@ import uuid
 from typing import Any, Final, NamedTuple
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from cosyjit.errors import ServerError
 from cosyjit.record import now
@@ -17,6 +19,18 @@ OLDEST: Final = (3, 8)
 
 _TIMEOUT: Final = 10
 """In s."""
+
+_RETRIES: Final = Retry(
+    total=None,
+    connect=0,
+    read=0,
+    status=4,
+    backoff_factor=0.5,
+    status_forcelist=[429, 502, 503, 504],
+    allowed_methods=None,
+    raise_on_status=False,
+)
+"""A server says 503 while another request has its database locked. An event that comes twice is one, by its id."""
 
 
 class Server(NamedTuple):
@@ -66,9 +80,12 @@ class Server(NamedTuple):
         name, _, password = (self.user or "").partition(":")
         user = (name, password) if name else None
         try:
-            response = requests.request(
-                method, f"{self.url.rstrip('/')}/{path}", headers=headers, auth=user, timeout=_TIMEOUT, **content
-            )
+            with requests.Session() as session:
+                for scheme in ("http://", "https://"):
+                    session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+                response = session.request(
+                    method, f"{self.url.rstrip('/')}/{path}", headers=headers, auth=user, timeout=_TIMEOUT, **content
+                )
             response.raise_for_status()
         except requests.HTTPError as error:
             status = error.response.status_code

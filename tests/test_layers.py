@@ -39,6 +39,7 @@ OTHERS: Final = {
     "fsspec": {"storage"},
     "modelscope_hub": {"hub"},
     "requests": {"hub", "server"},
+    "urllib3": {"server"},
     "xxhash": {"digests", "fingerprint", "latest", "publication"},
     "hyperpyyaml": {"config"},
     "ruamel": {"config"},

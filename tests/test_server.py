@@ -85,6 +85,22 @@ def test_a_server_that_refuses_is_quoted_with_the_way_out(status: int, way_out: 
         assert way_out in refused(url)
 
 
+def test_a_server_that_is_busy_is_asked_again() -> None:
+    left = [2]
+
+    def busy(asked: Asked) -> tuple[int, bytes]:
+        if asked.method == "POST" and left[0]:
+            left[0] -= 1
+            return 503, b"{}"
+        return as_prefect(asked)
+
+    with answering(busy) as (url, asked):
+        Server(url).notify("/models/a", "CosyVoice")
+    events = [one.body[0]["id"] for one in asked if one.method == "POST"]
+    assert len(events) == 3
+    assert len(set(events)) == 1
+
+
 @pytest.mark.parametrize("version", ["2.20.25", "3.0.0", "3.7.9"])
 def test_an_older_server_is_told_to_be_upgraded_and_gets_no_event(version: str) -> None:
     with answering(lambda _: (200, json.dumps(version).encode())) as (url, asked):

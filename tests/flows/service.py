@@ -15,6 +15,8 @@ from uuid import UUID
 
 import psutil
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from cosyjit.store import Store
 from tests.calls import ROOT, wait_for
@@ -102,7 +104,11 @@ class Service:
 
     def ask(self, path: str, **body: Any) -> Any:
         """What the server's API answers."""
-        response = requests.post(f"{self.api}/{path}", json=body, timeout=30)
+        with requests.Session() as session:
+            # As Prefect's client does: a database that is locked by another request is not for long.
+            patient = Retry(total=None, status=8, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
+            session.mount("http://", HTTPAdapter(max_retries=patient))
+            response = session.post(f"{self.api}/{path}", json=body, timeout=30)
         response.raise_for_status()
         return response.json()
 
