@@ -10,6 +10,7 @@ import signal
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,12 @@ CHANGES = {
 }
 
 
+def send(processes: list[int], number: int) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):  # of the call before this one, and at its end
+            os.kill(pid, number)
+
+
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
@@ -137,11 +144,9 @@ def test_weights_that_change_after_the_plan_are_an_error_and_never_an_artifact(
         if entered != stage:
             return
         building = builds(os.getpid()) if entered else []  # held meanwhile, or it may be done first
-        for pid in building:
-            os.kill(pid, signal.SIGSTOP)
+        send(building, signal.SIGSTOP)
         CHANGES[name](directory / "flow.pt")
-        for pid in building:
-            os.kill(pid, signal.SIGCONT)
+        send(building, signal.SIGCONT)
 
     interfere(None)
     with pytest.raises(CheckpointError, match=r"/flow\.pt: was changed") as caught:
