@@ -16,9 +16,10 @@ from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import quote_plus, urlsplit, urlunsplit
+from urllib.parse import quote_plus, urlsplit
 
 from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavailableError
+from cosyjit.services import public
 
 if TYPE_CHECKING:
     from modelscope_hub import HubApi
@@ -217,12 +218,6 @@ def url(endpoint: str, model: Model, file: File) -> str:
     """Where a file can be downloaded, by whoever may: no credentials stand in it."""
     query = f"Revision={quote_plus(file.revision)}&FilePath={quote_plus(file.name)}"
     return f"{endpoint}/api/v1/models/{model.id}/repo?{query}"
-
-
-def public(endpoint: str) -> str:
-    """An endpoint without the credentials that some stand in."""
-    parts = urlsplit(endpoint)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _host(endpoint: str) -> str:

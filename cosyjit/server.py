@@ -10,6 +10,7 @@ from urllib3.util import Retry
 
 from cosyjit.errors import ServerError
 from cosyjit.record import now
+from cosyjit.services import public
 
 UPDATED: Final = "cosyjit.checkpoint.updated"
 """The event that triggers of deployments wait for."""
@@ -98,11 +99,6 @@ class Server(NamedTuple):
         except (requests.RequestException, ValueError) as error:
             raise ServerError(f"{self.shown}: {_why(error)}; start it (`prefect server start`), or name one") from None
         return response
-
-
-def public(url: str) -> str:
-    """A URL without the name and the password that may stand in it."""
-    return re.sub(r"(?<=//)[^/]*@", "", url)
 
 
 def check_version(url: str, version: str) -> None:

@@ -39,6 +39,11 @@ def told() -> Iterator[None]:
         raise _explained(error) from None
 
 
+def public(url: str) -> str:
+    """A URL without the name and the password that may stand in it."""
+    return re.sub(r"(?<=//)[^/?#]*@", "", url)
+
+
 def _explained(error: Exception) -> Exception:
     asked = error.__cause__ or error  # s3fs translates what S3 answers, but for what it does not know
     answer = getattr(asked, "response", None)

@@ -33,7 +33,8 @@ from cosyjit import pipeline, planning, report, settings, worker
 from cosyjit.errors import CosyjitError, SelectionError, TransientError
 from cosyjit.pipeline import Outcome, Pending
 from cosyjit.planning import Planned, Target
-from cosyjit.server import check_version, public
+from cosyjit.server import check_version
+from cosyjit.services import public
 from cosyjit.store import Store
 from cosyjit.trends import trends
 
@@ -71,8 +72,8 @@ def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  #
 class _Work:
     """What a task is given; of no type that Prefect and Dask would search for the results of other tasks."""
 
-    def __init__(self, planned: Planned, store: Store, directory: Path | None, memory: int | None) -> None:
-        self.planned, self.store, self.directory, self.memory = planned, store, directory, memory
+    def __init__(self, planned: Planned, store: Store, directory: Path | None) -> None:
+        self.planned, self.store, self.directory = planned, store, directory
 
 
 def build(work: _Work) -> State[Outcome]:
@@ -81,7 +82,7 @@ def build(work: _Work) -> State[Outcome]:
     logger = get_run_logger()
     planned, store, directory = work.planned, work.store, work.directory
     target = planned.target
-    memory = settings.memory() if directory is None else work.memory  # each machine has its own
+    memory = settings.memory()  # each machine has its own
     if planned.reasons:
         logger.info("%s: %s", planned.state, "; ".join(planned.reasons))
     if planned.record is None:
@@ -159,11 +160,10 @@ def export(
     _listen()
     try:
         _check(sources, publish)
-        memory = settings.memory()
         store = Store(settings.store())
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
-            work = [_export(each, components, precisions, publish, store, memory, force=force) for each in sources]
+            work = [_export(each, components, precisions, publish, store, force=force) for each in sources]
             for each in work:
                 held.callback(each.close)  # after an error, what each has brought is removed, once nothing is built
             held.enter_context(worker.stopped_on_error())
@@ -191,6 +191,7 @@ def _check(sources: Sequence[str], publish: str | None) -> None:
         raise SelectionError("no source is given; name a model directory or a ModelScope id")
     if publish is not None and len(sources) > 1:
         raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
+    settings.memory()  # what it says is wrong of it is wrong of the whole run
     if settings.dask() and not _HAS_DASK:
         raise SelectionError(
             f"{settings.DASK}={settings.dask()}: needs a package that is missing; install cosyjit[dask]"
@@ -205,7 +206,6 @@ def _export(
     precisions: list[str] | None,
     publish: str | None,
     store: Store,
-    memory: int | None,
     *,
     force: bool,
 ) -> Generator[_Exported, None, None]:
@@ -217,7 +217,7 @@ def _export(
         )
         directory = pipeline.publication_directory(planned, publish)
         with pipeline.ready(planned, store, directory):
-            pending = pipeline.begin(planned, lambda each: _submit(each, store, directory, memory))
+            pending = pipeline.begin(planned, lambda each: _submit(each, store, directory))
             yield begun
             outcomes = pipeline.gather(planned, pending)
             done = _patiently(lambda: pipeline.conclude(outcomes, store, directory))
@@ -229,10 +229,10 @@ def _export(
         yield from (failed, failed)
 
 
-def _submit(planned: Planned, store: Store, directory: Path, memory: int | None) -> Pending:
+def _submit(planned: Planned, store: Store, directory: Path) -> Pending:
     elsewhere = settings.dask() is not None
     # The future of a task that returns a state gives what is in the state.
-    work = _Work(planned, store, None if elsewhere else directory, memory)
+    work = _Work(planned, store, None if elsewhere else directory)
     return cast("Pending", _task(planned.target).submit(work))
 
 

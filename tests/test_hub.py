@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cosyjit import snapshots
 from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavailableError
-from cosyjit.hub import File, Listing, Model, download, listing, parse, public, url
+from cosyjit.hub import File, Listing, Model, download, listing, parse, url
+from cosyjit.services import public
 from tests.calls import start
 from tests.hubs import MODEL, Hub, digest_of, download_url, log_in
 
