@@ -6,7 +6,7 @@ DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test stress check bench clean
+.PHONY: demo test stress fuzz check bench clean
 
 # A tiny checkpoint from a seed, exported twice by the Prefect flow with a server of its own: six built, six cached.
 demo: $(INSTALLED)
@@ -22,6 +22,11 @@ test: $(INSTALLED)
 # What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m stress
+
+# A hundred thousand inputs for each reader of what strangers write: some ten minutes.
+fuzz: $(INSTALLED)
+	for target in $(filter-out _%,$(basename $(notdir $(wildcard tests/fuzz/*.py)))); do \
+		$(BIN)/python -m tests.fuzzing $$target -runs=100000 || exit; done
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -41,5 +46,5 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[prefect,s3,dask,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[prefect,s3,dask,signing,dev]'
 	touch $@

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cosyjit import documents, publication, publish, record
 from cosyjit.errors import RecordError, StoreError
 from cosyjit.files import absolute, sha256_of
+from cosyjit.publication import Publication, Published
 from cosyjit.store import Store, object_name
 
 
@@ -19,15 +20,30 @@ class Fault(NamedTuple):
 
 
 def audit_directory(store: Store, directory: Path) -> list[Fault]:
-    """Read all that a directory shows, and compare its digests.
+    """Read all that a directory shows, and compare its digests; and where the store requires signatures, check these.
 
     Raises:
         PublicationError: nothing was published there with this store.
         StoreError: the store cannot be read.
     """
-    shown = publish.current(store, directory)
-    found = publish.inspect(store, directory, shown, again=True)
-    return [Fault(str(directory / each.name), each.condition) for each in found if each.condition != "whole"]
+    shown, found = publish.look(store, directory, again=True)
+    faults = [Fault(str(directory / each.name), each.condition) for each in found if each.condition != "whole"]
+    return [*faults, *_unsigned(store, directory, shown)]
+
+
+def _unsigned(store: Store, directory: Path, shown: Publication) -> Iterator[Fault]:
+    for name, each in shown.artifacts.items():
+        problem = _lacks_signature(store, name, each)
+        if problem:
+            yield Fault(str(directory / name), problem)
+
+
+def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None:
+    try:
+        record.check_signed(store, name, artifact.sha256, artifact.fingerprint)
+    except RecordError as error:
+        return str(error)
+    return None
 
 
 def is_store(place: str) -> bool:
@@ -38,6 +54,8 @@ def is_store(place: str) -> bool:
 
 def audit_store(store: Store) -> list[Fault]:
     """Read all that a store holds. Nothing is changed: what is damaged is set aside when it is needed.
+
+    What exports and collections bring and take meanwhile is no fault.
 
     Raises:
         StoreError: the store cannot be read.
@@ -55,7 +73,8 @@ def _objects(store: Store) -> Iterator[Fault]:
             with store.open(entry.name) as file:
                 found = sha256_of(file)
         except (OSError, StoreError) as error:
-            yield Fault(entry.name, f"cannot be read ({error})")
+            if _is_there(store, entry.name):
+                yield Fault(entry.name, f"cannot be read ({error})")
             continue
         if found != digest:
             yield Fault(entry.name, "damaged")
@@ -69,7 +88,7 @@ def _records(store: Store) -> Iterator[Fault]:
         except RecordError as error:
             yield Fault(name, str(error))
             continue
-        if found is not None and found.sha256 not in objects:
+        if found is not None and found.sha256 not in objects and _lacks(store, name, object_name(found.sha256)):
             yield Fault(name, f"object {found.sha256} missing")
 
 
@@ -83,15 +102,25 @@ def _publications(store: Store) -> Iterator[Fault]:
             yield Fault(name, str(error))
             continue
         if found is None:
-            yield Fault(name, "damaged")
+            if store.read(name) is not None:
+                yield Fault(name, "damaged")
             continue
         for artifact in found.artifacts.values():
-            if artifact.sha256 not in objects:
+            if artifact.sha256 not in objects and _lacks(store, name, object_name(artifact.sha256)):
                 yield Fault(name, f"object {artifact.sha256} missing")
     try:
         for head in publication.heads(store):
             name = publication.name_of(head.publication)
-            if name not in names:
+            if name not in names and not _is_there(store, name) and head in publication.heads(store):
                 yield Fault(name, f"missing, the last of {head.directory}")
     except RecordError as error:
         yield Fault("heads", str(error))
+
+
+def _lacks(store: Store, document: str, name: str) -> bool:
+    """Whether a document is there and a file that it names is not: it comes last, and goes first."""
+    return not _is_there(store, name) and store.read(document) is not None
+
+
+def _is_there(store: Store, name: str) -> bool:
+    return any(entry.name == name for entry in store.entries(name.rpartition("/")[0]))

@@ -50,9 +50,9 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
     """
     begun = time.perf_counter()
     path = directory.absolute() / target.name
-    path.mkdir()
     try:
-        archive, underflows = worker.run(_build, target, path, progress=progress)
+        path.mkdir()
+        archive, underflows = worker.run(_build, target, path, progress=progress, into=path)
         built = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:
             synced = pool.submit(_sync, archive)
@@ -64,10 +64,14 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
         target.check_unchanged()  # else that is the reason, whatever it has led to
         raise
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written to ({error.strerror}); make room, or mend the disk") from None
+        raise _unwritable(path, error.strerror) from None
     if progress is not None:
         progress("built")
     return artifact
+
+
+def _unwritable(path: Path, reason: str | None) -> OutputError:
+    return OutputError(f"{path}: cannot be written to ({reason}); make room, or mend the disk")
 
 
 def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[Path, int]:
@@ -97,7 +101,10 @@ def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[
     progress("script")
     module = optimize(encoder, target.component.methods)
     progress("save")
-    path = save(module, directory, {record.SHORT_FORM: record.short_form(target.fingerprint)})
+    try:
+        path = save(module, directory, {record.SHORT_FORM: record.short_form(target.fingerprint)})
+    except RuntimeError as error:  # of torch's, where it does not abort
+        raise _unwritable(directory, str(error).splitlines()[0]) from None
     target.check_unchanged()
     return path, underflows
 

@@ -39,6 +39,8 @@ app = App(
 
 
 _Store = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
+_Sign = Annotated[Path | None, Parameter(name="--sign", env_var=settings.SIGN)]
+_Required = Annotated[Path | None, Parameter(name="--require-signature", env_var=settings.REQUIRE_SIGNATURE)]
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Names = Annotated[list[str] | None, Parameter(negative="")]
 _Source = Annotated[str, Parameter(name=["--source", "--model-dir", "--model_dir"])]
@@ -54,6 +56,8 @@ def export(
     store: _Store = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     link: Annotated[bool, Parameter(negative="")] = False,
+    sign: _Sign = None,
+    require_signature: _Required = None,
     json: _Json = False,
 ) -> int:
     """Build what has changed of a model directory, and publish it.
@@ -77,6 +81,10 @@ def export(
         Build even what has not changed.
     link
         Publish hard links to the store's files, not copies: for directories that nobody else writes to.
+    sign
+        Sign the records of what is built with the private key in this file, of ed25519 in PEM.
+    require_signature
+        Use and publish only what one of the public keys in this file has signed.
     json
         Print one JSON object and nothing else.
     """
@@ -86,7 +94,7 @@ def export(
             components=component,
             precisions=precision,
             directory=publish,
-            store=Store(store),
+            store=Store(store, sign=sign, require=require_signature),
             force=force,
             link=link,
             memory=settings.memory(),
@@ -105,16 +113,19 @@ def plan(
     component: _Names = None,
     precision: _Names = None,
     store: _Store = None,
+    sign: _Sign = None,
+    require_signature: _Required = None,
     json: _Json = False,
 ) -> int:
     """Show what an export would build, and why. Nothing is built; of an id, what is not at hand is downloaded.
 
     Parameters
     ----------
-    source, component, precision, store, json
+    source, component, precision, store, sign, require_signature, json
         As for export.
     """
-    planned = planning.plan(source, component, precision, store=Store(store))
+    kept = Store(store, sign=sign, require=require_signature)
+    planned = planning.plan(source, component, precision, store=kept)
     show(report.plan_json(planned) if json else report.plan_table(planned))
     return 0
 
@@ -159,7 +170,9 @@ def history(directory: Path, *, store: _Store = None, json: _Json = False) -> in
 
 
 @app.command
-def rollback(directory: Path, *, to: int | None = None, store: _Store = None) -> int:
+def rollback(
+    directory: Path, *, to: int | None = None, store: _Store = None, require_signature: _Required = None
+) -> int:
     """Publish an earlier set again, from the store: nothing is built.
 
     Parameters
@@ -168,17 +181,19 @@ def rollback(directory: Path, *, to: int | None = None, store: _Store = None) ->
         Where it was published.
     to
         The number of the publication, from history. The one before the current by default.
-    store
+    store, require_signature
         As for export.
     """
-    after = publishing.rollback(Store(store), absolute(directory), to)
+    after = publishing.rollback(Store(store, require=require_signature), absolute(directory), to)
     show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
     return 0
 
 
 @app.command
-def verify(place: str | None = None, *, store: _Store = None, json: _Json = False) -> int:
-    """Read a directory's published files, or all of a store, again, and check their digests.
+def verify(
+    place: str | None = None, *, store: _Store = None, require_signature: _Required = None, json: _Json = False
+) -> int:
+    """Read a directory's published files, or all of a store, again, and check their digests and signatures.
 
     Exits with 0 if nothing is wrong, 1 after a list of what is.
 
@@ -188,12 +203,14 @@ def verify(place: str | None = None, *, store: _Store = None, json: _Json = Fals
         A directory that shows a publication, or a store; the store by default.
     store, json
         As for export.
+    require_signature
+        What none of the public keys in this file has signed is wrong.
     """
-    kept = Store(store)
+    kept = Store(store, require=require_signature)
     if place is None:
         faults = audit.audit_store(kept)
     elif audit.is_store(place):
-        faults = audit.audit_store(Store(place))
+        faults = audit.audit_store(Store(place, require=require_signature))
     else:
         faults = audit.audit_directory(kept, absolute(Path(place)))
     if json:
@@ -233,7 +250,7 @@ def gc(
 
 
 @app.command
-def lineage(artifact: str, *, store: _Store = None, json: _Json = False) -> int:
+def lineage(artifact: str, *, store: _Store = None, require_signature: _Required = None, json: _Json = False) -> int:
     """Show what an artifact was made from.
 
     Exits with 1 if a file has other bytes than the record of its fingerprint names.
@@ -242,12 +259,12 @@ def lineage(artifact: str, *, store: _Store = None, json: _Json = False) -> int:
     ----------
     artifact
         The path of a zip, its SHA-256, or a fingerprint.
-    store
+    store, require_signature
         As for export.
     json
         Print the record as it is kept: an in-toto statement.
     """
-    found = tracing.trace(Store(store), artifact)
+    found = tracing.trace(Store(store, require=require_signature), artifact)
     show(report.lineage_json(found) if json else report.lineage_tree(found))
     return FAILED if found.record and not found.same_bytes else 0
 

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple
 import xxhash
 
 from cosyjit.errors import CheckpointError
-from cosyjit.files import replacing, sha256_of
-from cosyjit.identity import Identity
+from cosyjit.files import make_directory, replacing, sha256_of
+from cosyjit.identity import Identity, settle
 from cosyjit.tensors import Index, Other, StoredTensor, opened, read_index
 
 _BUFFER: Final = 1 << 20
@@ -34,10 +34,13 @@ _BATCH: Final = 8 << 20
 _FORMATS: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 """The formats of `memoryview` for words of so many bytes."""
 
-_SEALED: Final = b"cosyjit digests 1\n"
+_SEALED: Final = b"cosyjit digests 2\n"
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """Held while a file's SHA-256 is taken: several builds that ask for it at once wait for the same answer."""
+
+_ONE_IN_ORDER: Final = threading.Lock()
+"""Held while the numbers of a tensor are put in order, so that several large ones are not in memory at once."""
 
 
 @cache
@@ -50,10 +53,9 @@ def _start() -> str:
 
 
 def _is_missing(path: Path) -> bool:
-    try:
+    with suppress(OSError):
         return not path.exists()
-    except OSError:
-        return False  # it may well be there
+    return False  # it may well be there
 
 
 class TensorDigest(NamedTuple):
@@ -99,7 +101,7 @@ class Digests:
         found = {path: self._recall_tensors(path, prefixes) for path in paths}
         with ExitStack() as files:
             unknown = [path for path, weights in found.items() if weights is None]
-            begun = [self._begin(path, files.enter_context(opened(path)), prefixes) for path in unknown]
+            begun = _begin({path: files.enter_context(opened(path)) for path in unknown}, prefixes)
             _hash(begun)
             read = {each.path: self._finish(each) for each in begun}
         return {path: weights or read[path] for path, weights in found.items()}
@@ -109,14 +111,8 @@ class Digests:
             identity = Identity.of(path)
         except OSError:
             return None  # whoever opens it will say so
-        remembered = self._recall(_kind(prefixes), path, identity)
-        return None if remembered is None else Weights(identity, _tensors_of(remembered))
-
-    def _begin(self, path: Path, file: BinaryIO, prefixes: Collection[str]) -> "_Reading":
-        identity = Identity.of(file.fileno())
-        settled = identity.settled()
-        index = {name: entry for name, entry in read_index(file, path).items() if name.startswith((*prefixes,))}
-        return _Reading(_kind(prefixes), path, file, identity, settled, index)
+        tensors = _tensors_of(self._recall(_kind(prefixes), path, identity))
+        return None if tensors is None else Weights(identity, tensors)
 
     def _finish(self, read: "_Reading") -> Weights:
         _check_unchanged(read.path, read.file.fileno(), read.identity)
@@ -138,7 +134,7 @@ class Digests:
             if remembered := self._recall_sha256(path):
                 return remembered
             identity = Identity.of(file.fileno())
-            settled = identity.settled()
+            (settled,) = settle([file.fileno()])
             digest = sha256_of(file)
             _check_unchanged(path, file.fileno(), identity)
         if settled:
@@ -155,21 +151,22 @@ class Digests:
 
         threading.Thread(target=work, daemon=True).start()
 
-    def remember_sha256(self, path: Path, sha256: str, *, until_restart: bool = False) -> None:
-        """Remember the SHA-256 of a file that has just been written as a whole, or moved, and read on the way.
+    def remember_sha256(self, path: Path, sha256: str, before: Identity | None, *, until_restart: bool = False) -> None:
+        """Remember the SHA-256 of a file that was given a name, if nothing else has happened to it.
 
         Args:
+            before: the file then, see `Identity.written`; for None nothing is remembered.
             until_restart: forget it when the machine is started again, before which it may not have reached the disk.
         """
         with suppress(OSError):  # it was moved on already
             identity = Identity.of(path)
-            if identity.settled():
+            if before and identity[:3] == before[:3]:  # all but the time of change
                 self._remember(f"sha256 {_start()}" if until_restart else "sha256", path, identity, sha256)
 
     def _recall_sha256(self, path: Path) -> str | None:
         identity = Identity.of(path)
         found = self._recall("sha256", path, identity) or self._recall(f"sha256 {_start()}", path, identity)
-        return None if found is None else str(found)
+        return found if isinstance(found, str) else None
 
     def of_missing(self, going: Collection[Path] = ()) -> Iterator[Path]:
         """Where digests are remembered of files that are gone, or among those that are going to be."""
@@ -187,7 +184,7 @@ class Digests:
     def _remember(self, kind: str, path: Path, identity: Identity, value: Any) -> None:
         entry = json.dumps({"path": str(path), "identity": identity, "value": value}).encode()
         with suppress(OSError):  # a directory that cannot be written to costs time only
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory)
             with replacing(self._memory(kind, path)) as file:
                 file.write(_seal(entry) + entry)
 
@@ -208,6 +205,17 @@ class _Reading:
     digests: dict[str, str] = field(default_factory=dict)
 
 
+def _begin(files: Mapping[Path, BinaryIO], prefixes: Collection[str]) -> list[_Reading]:
+    """Take the identities of weights files, and read what is in those."""
+    descriptors = [file.fileno() for file in files.values()]
+    identities = [Identity.of(each) for each in descriptors]
+    begun = []
+    for (path, file), identity, settled in zip(files.items(), identities, settle(descriptors), strict=True):
+        index = {name: entry for name, entry in read_index(file, path).items() if name.startswith((*prefixes,))}
+        begun.append(_Reading(_kind(prefixes), path, file, identity, settled, index))
+    return begun
+
+
 def _kind(prefixes: Collection[str]) -> str:
     """What the digests of the tensors under some prefixes are remembered as."""
     return f"tensors {' '.join(sorted(prefixes))}"
@@ -220,18 +228,19 @@ def _seal(entry: bytes) -> bytes:
 
 def _read_memory(memory: Path) -> dict[str, Any] | None:
     """What is remembered in a file; None if there is none, or it is damaged or another version's."""
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         seal, _, entry = memory.read_bytes().partition(b"\n")
-    except OSError:
-        return None
-    if seal + b"\n" != _seal(entry):
-        return None
-    found: dict[str, Any] = json.loads(entry)
-    return found
+        found = json.loads(entry) if seal + b"\n" == _seal(entry) else None
+        if isinstance(found, dict) and found.keys() == {"path", "identity", "value"} and isinstance(found["path"], str):
+            return found
+    return None
 
 
-def _tensors_of(remembered: Mapping[str, Any]) -> dict[str, TensorDigest]:
-    return {name: TensorDigest(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in remembered.items()}
+def _tensors_of(remembered: Any) -> dict[str, TensorDigest] | None:
+    """The tensors that are remembered; None if anything else is."""
+    with suppress(AttributeError, TypeError, ValueError):
+        return {n: TensorDigest(str(a), tuple(map(operator.index, b)), str(c)) for n, (a, b, c) in remembered.items()}
+    return None
 
 
 def _described(entry: StoredTensor | Other, digest: str) -> TensorDigest:
@@ -291,25 +300,42 @@ def _hash_rows(fd: int, path: Path, tensor: StoredTensor, buffer: memoryview) ->
 
 
 def _hash_strided(fd: int, path: Path, tensor: StoredTensor, _: memoryview) -> str:
-    """As `_hash_rows`, for numbers that stand in another order in the file, such as a transposed matrix."""
+    """As `_hash_rows`, for numbers that stand in another order in the file, such as a transposed matrix.
+
+    They are put in order in memory, of one tensor at a time: of at most 2 GB, see `cosyjit.tensors.read_index`.
+    """
+    with _ONE_IN_ORDER:
+        return xxhash.xxh3_128_hexdigest(_in_order(_read_extent(fd, path, tensor), tensor))
+
+
+def _read_extent(fd: int, path: Path, tensor: StoredTensor) -> bytearray:
     content = bytearray(tensor.extent)
     at = 0
     while at < len(content):
-        size = os.preadv(fd, [memoryview(content)[at : at + (1 << 30)]], tensor.start + at)
+        size = os.preadv(fd, [memoryview(content)[at:]], tensor.start + at)
         if not size:
             raise _changed(path)
         at += size
+    return content
+
+
+def _in_order(content: bytearray, tensor: StoredTensor) -> bytearray:
+    """The numbers of a tensor in row-major order; they are moved by rows along its longest axis."""
     word = math.gcd(tensor.item_size, 8)
-    numbers = memoryview(content).cast(_FORMATS[word])
     shape, stride = tensor.shape, tensor.stride
     if word < tensor.item_size:  # complex numbers of 16 bytes
         shape, stride = (*shape, 2), (*(2 * step for step in stride), 1)
-    digest = xxhash.xxh3_128()
-    for outer in itertools.product(*map(range, shape[:-1])):
-        first = sum(map(operator.mul, outer, stride))
-        row = numbers[first : first + (shape[-1] - 1) * stride[-1] + 1 : stride[-1] or 1].tobytes()
-        digest.update(row if stride[-1] else row * shape[-1])
-    return digest.hexdigest()
+    found = bytearray(tensor.bytes)
+    source, target = (memoryview(each).cast(_FORMATS[word]) for each in (content, found))
+    places = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    longest = max(range(len(shape)), key=shape.__getitem__)
+    count, step, place = shape[longest], stride[longest], places[longest]
+    for outer in itertools.product(*(range(1 if axis == longest else size) for axis, size in enumerate(shape))):
+        first, to = (sum(map(operator.mul, outer, steps)) for steps in (stride, places))
+        row = source[first : first + (count - 1) * step + 1 : step or 1]
+        repeated = row if step else memoryview(row.tobytes() * count).cast(_FORMATS[word])
+        target[to : to + (count - 1) * place + 1 : place] = repeated
+    return found
 
 
 def _check_unchanged(path: Path, fd: int, identity: Identity) -> None:

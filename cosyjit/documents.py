@@ -1,5 +1,10 @@
-"""JSON documents with a schema number, as stores and publications have them."""
+"""JSON documents with a schema number, as stores and publications have them.
 
+Publications are named by the digest of their content. What else a store has carries its own: a checksum, by which any
+change of the file shows that was not made on purpose. Against those that are, there are signatures (`cosyjit.signing`).
+"""
+
+import hashlib
 import json
 import re
 from typing import Any, Final
@@ -10,9 +15,33 @@ SCHEMA: Final = 1
 """Of records, publications and heads. A later version that writes something else raises it."""
 
 
+_SEAL: Final = "checksum"
+
+
 def dump(document: dict[str, Any]) -> bytes:
     """A document as a file's content."""
     return json.dumps(document, indent=1).encode("ascii") + b"\n"
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """A document as a file's content, with the SHA-256 of what it would be without."""
+    return dump({**document, _SEAL: hashlib.sha256(dump(document)).hexdigest()})
+
+
+def unseal(document: dict[str, Any], content: bytes, where: str) -> dict[str, Any]:
+    """What was sealed.
+
+    Args:
+        document: from `load` or `read`, of a schema that this version knows: a later one may be sealed otherwise.
+        content: the file's.
+
+    Raises:
+        RecordError: a byte of it is another than was written; the message begins with `where`.
+    """
+    sealed = {name: value for name, value in document.items() if name != _SEAL}
+    if seal(sealed) != content:
+        raise damaged(where, "its checksum is missing, or another's")
+    return sealed
 
 
 def load(content: bytes, where: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@
     │   ├── StoreError                 a store that cannot be read or written, or has not what is asked of it
     │   │   ├── StoreUnavailableError  one that cannot be reached now, or is busy
     │   │   └── RecordError            a record or manifest that is damaged
-    │   │       └── LaterSchemaError   one that a later version of cosyjit has written
+    │   │       ├── LaterSchemaError   one that a later version of cosyjit has written
+    │   │       └── SignatureError     one that no key has signed of which that is required
     │   ├── PublicationError           a directory, or a number, under which nothing is published
     │   └── ServerError                a Prefect server that is not there, too old, or lets nobody in
     ├── TransientError                 what may pass by itself: the other parent of what is unavailable
@@ -25,16 +26,31 @@ constructor passes its own arguments on to `Exception`.
 """
 
 from collections.abc import Sequence
+from typing import Final
+
+_LONGEST: Final = 300
+"""The most characters of another error's text in one of ours."""
 
 
 class CosyjitError(Exception):
     """The root of all errors that cosyjit raises on purpose. As text, each is one line, whatever names it quotes."""
 
     def __str__(self) -> str:
-        return "\\n".join(self._text().splitlines())
+        return printable(self._text())
 
     def _text(self) -> str:
         return super().__str__()
+
+
+def printable(text: str) -> str:
+    """Text as one line that does nothing to a terminal: what is no printable character stands as Python escapes it."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
+def line(error: BaseException) -> str:
+    """An error's text in one line, cut where it quotes much, or its name if it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class TransientError(CosyjitError):
@@ -95,8 +111,16 @@ class TensorMismatchError(CheckpointError):
 
     def _text(self) -> str:
         lists = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
-        found = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in lists.items() if names)
+        found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in lists.items() if names)
         return f"{self.where}: the tensors do not fit the configuration ({found}); export a matching pair"
+
+
+_SHOWN: Final = 500
+"""How many names a message gives: no component has so many tensors, but what a stranger's file has beside them may."""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 class SelectionError(InputError):
@@ -121,6 +145,10 @@ class RecordError(StoreError):
 
 class LaterSchemaError(RecordError):
     """A record or manifest that a later version of cosyjit has written; it is left alone."""
+
+
+class SignatureError(RecordError):
+    """A record that none of the keys has signed of which a signature is required; it is left alone."""
 
 
 class PublicationError(InputError):

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ _POLL: Final = 0.1
 TEMPORARY: Final = ".tmp"
 """What the names of files end with that are being written."""
 
+_FILE: Final = 0o664
+_DIRECTORY: Final = 0o775
+"""The modes of what is made, of which the umask takes away: whatever it is, nobody but owner and group may write."""
+
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
@@ -39,7 +44,7 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
     try:
-        with temporary.open("xb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE), "wb") as file:
             yield file
             if sync:
                 file.flush()
@@ -76,7 +81,7 @@ def make_directory(directory: Path) -> None:
     made: list[Path] = []
     try:
         for path in reversed(missing):
-            path.mkdir(exist_ok=True)
+            path.mkdir(_DIRECTORY, exist_ok=True)
             made.append(path)
             sync_directory(path.parent)
     except OSError:
@@ -84,6 +89,28 @@ def make_directory(directory: Path) -> None:
             for path in reversed(made):
                 path.rmdir()
         raise
+
+
+def make_own(directory: Path) -> None:
+    """Make a directory for this user alone, where everyone knows what it is called.
+
+    Raises:
+        OSError: it cannot be made, or is none of this user's own.
+    """
+    make_directory(directory.parent)
+    with suppress(FileExistsError):
+        directory.mkdir(0o700)
+    check_own(directory)
+
+
+def check_own(directory: Path) -> None:
+    """
+    Raises:
+        OSError: it is not there, another user's, a link, or one that all may write to.
+    """
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
+        raise PermissionError(errno.EPERM, "is not this user's own", str(directory))
 
 
 def sync_directory(directory: Path) -> None:
@@ -132,7 +159,7 @@ def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] | No
     Args:
         waiting: is called again and again while others hold it, and may raise to give up.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fd = _open_lock(path)
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         while waiting is not None and not _taken(fd, kind):
@@ -146,8 +173,15 @@ def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] | No
 
 def is_free(path: Path) -> bool:
     """Whether nobody holds a lock."""
-    with path.open("ab") as file:
-        return _taken(file.fileno(), fcntl.LOCK_EX)
+    fd = _open_lock(path)
+    try:
+        return _taken(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE)
 
 
 def _taken(fd: int, kind: int) -> bool:
@@ -159,10 +193,25 @@ def _taken(fd: int, kind: int) -> bool:
     return True
 
 
+def content(path: Path, most: int) -> bytes | None:
+    """What is in a small file that may be a stranger's; None if it is larger, no file, or cannot be read."""
+    try:
+        if path.is_file():
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                found = file.read(most + 1)
+                return found if len(found) <= most else None
+    except OSError:
+        pass
+    return None
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a whole directory, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except RecursionError:
+            raise OSError(errno.ENAMETOOLONG, "Directories in too many directories", str(path)) from None
     else:
         with suppress(FileNotFoundError):
             path.unlink()

@@ -5,10 +5,11 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
-from cosyjit import documents, latest, publication, publish, record
-from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, StoreError
+from cosyjit import documents, latest, memory, publication, publish, record
+from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, SignatureError, StoreError
 from cosyjit.place import STAGING
 from cosyjit.publication import Publication
 from cosyjit.storage import Entry
@@ -27,8 +28,7 @@ _NAMES: Final = {
 }
 """The forms of the names of a store's files, by folder."""
 
-_DAY: Final = 86_400.0
-OLDER_THAN: Final = 7 * _DAY
+OLDER_THAN: Final = 7 * 86_400.0
 """The age, in seconds, that what nothing refers to has to have unless asked otherwise."""
 
 
@@ -41,7 +41,8 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
 
     Args:
         keep: how many publications of each directory are in reach, at least 1.
-        older_than: in seconds; a day at least for a remote store, where nobody can be waited for.
+        older_than: in seconds; `Store.grace` at least for a remote store, where nobody can be waited for. Exports
+            renew what they rely on there, and each file is looked at again right before it goes.
         remove: remove what is found; else nothing is changed.
 
     Returns:
@@ -54,11 +55,13 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
     """
     if keep < 1 or older_than < 0:
         raise SelectionError(f"--keep {keep} --older-than {older_than:g}: keep 1 or more, for 0 seconds or longer")
-    older_than = older_than if store.local else max(older_than, _DAY)
+    older_than = older_than if store.local else max(older_than, store.grace)
+    oldest = time.time() - older_than
     with store.alone():
-        found = list(_Search(store, older_than).found(keep))
-        for entry in found if remove else []:
-            store.remove(entry.name)
+        found = list(_Search(store, oldest).found(keep))
+        if remove:
+            found = [entry for entry in found if store.remove_old(entry.name, oldest)]
+            memory.tidy(memory.notes())
     found += _copies(store, older_than, remove=remove)
     return sorted(found, key=lambda entry: -entry.size)
 
@@ -77,9 +80,9 @@ def _copies(store: Store, older_than: float, *, remove: bool) -> list[Entry]:
 class _Search:
     """The files of a store, and which of them nothing refers to."""
 
-    def __init__(self, store: Store, older_than: float) -> None:
+    def __init__(self, store: Store, oldest: float) -> None:
         self._store = store
-        self._oldest = time.time() - older_than
+        self._oldest = oldest
         self._entries = store.entries()
 
     def found(self, keep: int) -> Iterator[Entry]:
@@ -91,7 +94,7 @@ class _Search:
 
         gone = self._unnamed("publications", {publication.name_of(each.identity) for each in reached})
         yield from gone.values()
-        left = [found for name, found in publications.items() if name not in gone]
+        left = [found for name, found in publications.items() if name not in gone and found is not None]
         published = [artifact for each in (*reached, *left) for artifact in each.artifacts.values()]
 
         gone = self._unnamed("records", {record.name_of(each.fingerprint) for each in published})
@@ -119,19 +122,26 @@ class _Search:
 
     def _in_reach(self, keep: int) -> Iterator[Publication]:
         for head in publication.heads(self._store):
-            for last in (publication.load(self._store, head.publication), publish.shown(self._store, head.directory)):
+            for last in (publication.load(self._store, head.publication), self._shown(head.directory)):
                 yield from islice(publication.chain(self._store, last), keep)
 
-    def _publication(self, name: str) -> Publication:
+    def _shown(self, directory: Path) -> Publication | None:
+        try:
+            return publish.shown(self._store, directory)
+        except RecordError:
+            return None  # who may write there is not to stop collections; the store has what was published with it
+
+    def _publication(self, name: str) -> Publication | None:
         found = publication.load(self._store, documents.stem(name))
-        if found is None:  # what was before it would seem to be out of reach
+        gone = found is None and self._store.read(name) is None  # by another machine's collection
+        if found is None and not gone:  # what was before it would seem to be out of reach
             raise documents.damaged(f"{self._store}/{name}", "other content than its name says")
         return found
 
     def _record(self, key: str) -> record.Record | None:
         try:
             return record.load(self._store, key)
-        except LaterSchemaError:
+        except (LaterSchemaError, SignatureError):
             raise
         except RecordError:
             return None  # no one can use it; what it named is built again

@@ -32,6 +32,9 @@ _REVISION: Final = r"[A-Za-z0-9][A-Za-z0-9_.+-]*(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]*
 _LONGEST: Final = 96
 """The most characters of a revision: a name with it is part of a path."""
 
+_TOO_LARGE: Final = 1 << 60
+"""In bytes: no disk has room for it."""
+
 _NAMED: Final = 10
 """How many revisions of a model a message names."""
 
@@ -86,12 +89,13 @@ def parse(text: str) -> Model | None:
     Neither part of it, as a name in a directory, leads out of that directory. A revision may have a / in it.
     """
     found = re.fullmatch(rf"(?P<id>{_PART}/{_PART})(@(?P<revision>{_REVISION}))?", text)
-    if found is None or ".." in text or not _is_revision(found["revision"] or _BRANCH):
+    if found is None or ".." in text or not is_revision(found["revision"] or _BRANCH):
         return None
     return Model(found["id"], found["revision"])
 
 
-def _is_revision(value: object) -> bool:
+def is_revision(value: object) -> bool:
+    """Whether something is what a revision may be called: a text that leads out of no directory."""
     return (
         isinstance(value, str)
         and len(value) <= _LONGEST
@@ -122,7 +126,7 @@ def listing(model: Model, names: Collection[str]) -> Listing:
             entries = api.legacy.list_repo_files(model.id, "model", revision=asked, recursive=False)
         except NotExistError:
             raise _unknown(api, model) from None
-        commits = [(_date(entry), entry["Revision"]) for entry in entries if _is_revision(entry.get("Revision"))]
+        commits = [(_date(entry), entry["Revision"]) for entry in entries if is_revision(entry.get("Revision"))]
         found = {entry.get("Path"): entry for entry in entries if entry.get("Type") != "tree"}
         files = tuple(_file(model, name, found[name], asked) for name in names if name in found)
         return Listing(max(commits)[1] if commits else asked, public(endpoint), files)
@@ -136,12 +140,12 @@ def _date(entry: Mapping[str, Any]) -> int:
 def _file(model: Model, name: str, entry: Mapping[str, Any], asked: str) -> File:
     size, digest, revision = entry.get("Size"), entry.get("Sha256"), entry.get("Revision")
     digest = digest.lower() if isinstance(digest, str) else ""
-    if type(size) is not int or size < 0 or not re.fullmatch("[0-9a-f]{64}", digest):
+    if type(size) is not int or not 0 <= size < _TOO_LARGE or not re.fullmatch("[0-9a-f]{64}", digest):
         raise SourceError(
             f"{model}: the hub lists {name} without its size and SHA-256, and what cannot be checked is not exported; "
             "download it yourself, and give the directory"
         )
-    return File(name, size, digest, str(revision) if _is_revision(revision) else asked)
+    return File(name, size, digest, str(revision) if is_revision(revision) else asked)
 
 
 def _unknown(api: "HubApi", model: Model) -> SourceError:

@@ -57,8 +57,7 @@ def status(directory: Path, store: Store) -> Status:
         PublicationError: nothing was published there with this store.
         StoreError: the store cannot be read.
     """
-    shown = publish.current(store, directory)
-    *found, manifest = publish.inspect(store, directory, shown)
+    shown, (*found, manifest) = publish.look(store, directory)
     targets, problem = _targets(shown, store)
     names = tuple(
         Shown(each.name, each.condition, *_compare(shown, each.name, targets.get(each.name), store, problem))

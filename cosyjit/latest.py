@@ -21,7 +21,7 @@ def name_of(source: str, target: str) -> str:
 
 
 def read(store: Store, name: str) -> str | None:
-    """The key of the fingerprint that a reference leads to; None if there is none, or it is damaged.
+    """The key of the fingerprint that a reference leads to; None if there is none, or it is damaged or another's.
 
     Raises:
         LaterSchemaError: a later version has written it.
@@ -29,11 +29,15 @@ def read(store: Store, name: str) -> str | None:
     content = store.read(name)
     if content is None:
         return None
+    where = f"{store}/{name}"
     try:
-        return documents.digest(documents.read(content, f"{store}/{name}").get("fingerprint"), 32)
+        document = documents.unseal(documents.read(content, where), content, where)
+        if name_of(document["source"], document["target"]) != name:
+            return None
+        return documents.digest(document["fingerprint"], 32)
     except LaterSchemaError:
         raise
-    except (RecordError, ValueError):
+    except (RecordError, LookupError, ValueError):
         return None
 
 
@@ -42,4 +46,4 @@ def write(store: Store, source: str, target: str, key: str) -> None:
     name = name_of(source, target)
     if read(store, name) != key:
         document = {"schema": documents.SCHEMA, "source": source, "target": target, "fingerprint": key}
-        store.write(name, documents.dump(document))
+        store.write(name, documents.seal(document))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosyjit import documents, record
-from cosyjit.errors import RecordError, SelectionError
+from cosyjit.errors import RecordError, SelectionError, line
 from cosyjit.files import absolute, sha256_of
 from cosyjit.fingerprint import key_of
 from cosyjit.record import Record
@@ -63,7 +63,7 @@ def _find(store: Store, reference: str) -> Record | None:
     if found is not None:
         return found
     for entry in store.entries("records"):
-        if reference.encode() in (store.read(entry.name) or b""):
+        if reference.encode() in record.statement_in(store.read(entry.name) or b""):
             found = record.load(store, documents.stem(entry.name))
             if found is not None and found.sha256 == reference:
                 return found
@@ -86,8 +86,7 @@ def _short_form(path: Path) -> dict[str, Any]:
     except RecordError:
         raise
     except Exception as error:  # noqa: BLE001  (a damaged archive makes zipfile raise almost anything)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RecordError(f"{path}: is no artifact of cosyjit ({reason}); name one that it has built") from None
+        raise RecordError(f"{path}: is no artifact of cosyjit ({line(error)}); name one that it has built") from None
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
         raise documents.damaged(str(path), "the fingerprint is not that of its parts")
     return document

@@ -5,6 +5,7 @@ always let in, however much it needs: it has to be tried some time.
 """
 
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +32,22 @@ def installed() -> int:
     return found
 
 
+def notes() -> Path:
+    """Where the builds of this user on this machine note what memory they need, whatever their stores are."""
+    try:
+        return Path(files.DEFAULT_ROOT).expanduser() / "locks" / "memory"
+    except RuntimeError:  # there is no home
+        return Path(tempfile.gettempdir()) / f"cosyjit-{os.getuid()}"
+
+
+def tidy(directory: Path) -> None:
+    """Remove the notes of processes that were killed, without waiting for a build that would."""
+    with suppress(OSError):  # mostly there is no such directory
+        files.check_own(directory)
+        with files.locked(directory / "lock"):
+            list(_taken(directory))
+
+
 @contextmanager
 def reserved(
     directory: Path, size: int, limit: int | None = None, *, waiting: Callable[[], None] = lambda: None
@@ -46,7 +63,7 @@ def reserved(
     limit = limit or int(_SHARE * installed())
     with ExitStack() as held:
         with suppress(OSError):  # nothing can be noted there: nobody is kept waiting
-            directory.mkdir(parents=True, exist_ok=True)
+            files.make_own(directory)
             while not _admitted(directory, size, limit, held):
                 waiting()
                 time.sleep(_POLL)
@@ -59,7 +76,7 @@ def _admitted(directory: Path, size: int, limit: int, held: ExitStack) -> bool:
         if taken and sum(taken) + size > limit:
             return False
         note = directory / f"{uuid.uuid4().hex}.{size}"
-        held.callback(note.unlink, missing_ok=True)
+        held.callback(_forget, note)
         held.enter_context(files.locked(note))
         return True
 
@@ -67,6 +84,11 @@ def _admitted(directory: Path, size: int, limit: int, held: ExitStack) -> bool:
 def _taken(directory: Path) -> Iterator[int]:
     for note in directory.glob("*.*"):
         if files.is_free(note):  # of a process that was killed
-            note.unlink(missing_ok=True)
+            _forget(note)
         else:
             yield int(note.suffix.removeprefix("."))
+
+
+def _forget(note: Path) -> None:
+    with suppress(OSError):  # whoever looks next will do it, since nobody holds it
+        note.unlink(missing_ok=True)

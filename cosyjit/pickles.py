@@ -14,6 +14,12 @@ Globals = Mapping[tuple[str, str], Any]
 
 _SCALARS: Final = {str, int, float, bool, type(None)}
 
+_LARGEST_KEY: Final = 1 << 60
+"""Larger integers may have one hash, as many as one likes, which takes a dictionary the square of their number."""
+
+_MOST_ARGUMENTS: Final = 16
+"""Of one call: they are copied for each. What makes a tensor of any kind takes less than ten."""
+
 _INT: Final = struct.Struct("<i").unpack_from
 _SIZE: Final = struct.Struct("<I").unpack_from
 _SHORT: Final = struct.Struct("<H").unpack_from
@@ -31,6 +37,9 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
         pickled: the pickle.
         known: what it may name. A callable is called with the arguments that the pickle gives.
         persistent: gives the objects that the pickle refers to by an identifier of their own.
+
+    It takes time in proportion to the pickle's size, apart from what the callables take, and memory of at most a
+    hundred times that.
 
     Raises:
         ForbiddenError: it names something that is not in `known`.
@@ -68,8 +77,7 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
             items, stack = stack, marks.pop()
             stack.append((*items,))
         elif code == 0x52:  # REDUCE
-            arguments = stack.pop()
-            stack[-1] = stack[-1](*arguments)
+            stack[-2:] = [_called(*stack[-2:])]
         elif code == 0x51:  # BINPERSID
             stack[-1] = persistent(stack[-1])
         elif 0x85 <= code <= 0x87:  # TUPLE1, TUPLE2, TUPLE3
@@ -100,6 +108,7 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
             stack[-1].update(zip(_keys(items[::2]), items[1::2], strict=True))
         elif code == 0x62:  # BUILD: attributes, which data has none of; torch keeps the modules' versions there
             stack.pop()
+            _check_dictionary(stack[-1])
         elif code == 0x4E:  # NONE
             stack.append(None)
         elif code == 0x88:  # NEWTRUE
@@ -111,7 +120,7 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
             stack.append(_FLOAT(pickled, at)[0])
             at += 8
         elif code == 0x55:  # SHORT_BINSTRING
-            stack.append(pickled[at + 1 : at + 1 + pickled[at]].decode("latin-1"))
+            stack.append(pickled[at + 1 : at + 1 + pickled[at]].decode("ascii"))
             at += 1 + pickled[at]
         elif code == 0x5D:  # EMPTY_LIST
             stack.append([])
@@ -134,7 +143,21 @@ def _keys(keys: list[Any]) -> list[Any]:
     """Keys of a dictionary; tuples are none, for deep ones take for ever to hash, or the stack of the process."""
     if not all(type(key) in _SCALARS for key in keys):
         raise TypeError("a key that is no string or number")
+    if any(type(key) is int and abs(key) >= _LARGEST_KEY for key in keys):
+        raise ValueError("a key that is too large a number")
     return keys
+
+
+def _called(function: Any, arguments: Any) -> Any:
+    if type(arguments) is not tuple or len(arguments) > _MOST_ARGUMENTS:
+        raise TypeError("a call with no arguments, or too many")
+    return function(*arguments)
+
+
+def _check_dictionary(value: Any) -> None:
+    """What is no dictionary may be changed by its attributes: a tensor may get other numbers."""
+    if type(value) is not dict:
+        raise TypeError(f"attributes of a {type(value).__name__}")
 
 
 def _named(known: Globals, module: str, name: str) -> Any:

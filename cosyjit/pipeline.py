@@ -4,7 +4,6 @@ Whatever needs torch runs in processes of its own (`cosyjit.worker`); the caller
 """
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +16,13 @@ from typing import Final, Literal, Protocol
 from cosyjit import publish, record, sets, worker
 from cosyjit.building import build
 from cosyjit.digests import processors
-from cosyjit.errors import StoreError
+from cosyjit.errors import SignatureError, StoreError, line
 from cosyjit.files import absolute
-from cosyjit.memory import reserved
+from cosyjit.memory import notes, reserved
 from cosyjit.planning import Planned, Target, compare_one, localize, plan, remember
 from cosyjit.publication import Published
 from cosyjit.record import Material, Record
-from cosyjit.store import DEFAULT_ROOT, Store
+from cosyjit.store import Store
 
 _SLOTS: Final = threading.BoundedSemaphore(processors())
 """One for each processor: no more is built at a time. Who comes first is served first."""
@@ -92,7 +91,7 @@ def make(
                 found = compare_one(store, target).record  # another process may have built it while we waited
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
-                with reserved(_notes(), target.memory_bytes, memory, waiting=worker.check_open):
+                with reserved(notes(), target.memory_bytes, memory, waiting=worker.check_open):
                     found = _make(localize(target, store), store, progress, run or {})
     else:
         state = "cached"
@@ -112,14 +111,6 @@ def make(
         again = Planned(target, "stale", ("object missing or damaged",))
         return make(again, store, directory, link=link, memory=memory, progress=progress, run=run)
     return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
-
-
-def _notes() -> Path:
-    """Where the builds of this user on this machine note what memory they need, whatever their stores are."""
-    try:
-        return Path(DEFAULT_ROOT).expanduser() / "locks" / "memory"
-    except RuntimeError:  # there is no home
-        return Path(tempfile.gettempdir()) / f"cosyjit-{os.getuid()}"
 
 
 def _make(target: Target, store: Store, progress: worker.Progress | None, run: Mapping[str, str]) -> Record:
@@ -188,7 +179,7 @@ def _outcome(target: Target, pending: Pending) -> Outcome:
     try:
         return pending.result()
     except Exception as error:  # noqa: BLE001  (one target's failure is not the others')
-        return Outcome(target, "failed", error=" ".join(str(error).split()) or type(error).__name__)
+        return Outcome(target, "failed", error=line(error))
 
 
 def publication_directory(planned: Sequence[Planned], directory: str | Path | None) -> Path:
@@ -201,9 +192,11 @@ def ready(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator
     """Make sure, before the work, that there is room for it; and end it with an error, what it left is removed.
 
     Raises:
+        SignatureError: something is to be built, and there is no key for the signature that the store requires.
         StoreError: the store has no room for what is to be built.
         OutputError: the directory cannot be written to, or has no room for that.
     """
+    _check_signer(planned, store)
     size = sum(each.target.weight_bytes for each in planned if each.record is None)
     if size:
         store.check_room(size)
@@ -211,6 +204,15 @@ def ready(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator
     size += sum(each.bytes for each in reused if not sets.file(directory, each.sha256).exists())
     with publish.opened(directory, size):
         yield
+
+
+def _check_signer(planned: Sequence[Planned], store: Store) -> None:
+    unsigned = [each.target.name for each in planned if each.record is None]
+    if unsigned and store.trusted and not store.signer:
+        raise SignatureError(
+            f"{', '.join(unsigned)}: would be built, and {store.trusted.path} requires a signature; "
+            "export where that key is, with --sign"
+        )
 
 
 def conclude(outcomes: Sequence[Outcome], store: Store, directory: Path, *, link: bool = False) -> list[Outcome]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cosyjit import files, leases
-from cosyjit.errors import StoreError, StoreUnavailableError
+from cosyjit.errors import StoreError, StoreUnavailableError, line
 from cosyjit.services import UnavailableError
 from cosyjit.storage import Local, Remote, Storage, storage
 
@@ -33,9 +33,9 @@ class Place:
         try:
             self._storage: Storage = storage(given)
         except ImportError as error:
-            raise StoreError(f"{shown}: needs a package that is missing; {_line(error)}") from None
+            raise StoreError(f"{shown}: needs a package that is missing; {line(error)}") from None
         except (RuntimeError, TypeError, ValueError, OSError) as error:
-            raise StoreError(f"{shown}: is no store ({_line(error)}); give a directory or an fsspec URL") from None
+            raise StoreError(f"{shown}: is no store ({line(error)}); give a directory or an fsspec URL") from None
         self.root = given if self.local is None else str(self.local)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Place:
         except UnavailableError as error:
             raise StoreUnavailableError(f"{self.root}: cannot be reached now ({error}); try again later") from None
         except OSError as error:
-            reason = error.strerror or _line(error)
+            reason = error.strerror or line(error)
             raise StoreError(
                 f"{self.root}: cannot be read or written ({reason}); mend it, or name another store"
             ) from None
@@ -79,7 +79,8 @@ class Place:
                         entering.enter_context(files.locked(self.local / "gate"))
                         if files.is_free(self.local / "lock"):
                             for left in (self.local / "tmp").glob(f"{STAGING}*"):
-                                files.remove(left)  # of a process that was killed
+                                with suppress(OSError):  # of a process that was killed, whose builds may still write
+                                    files.remove(left)
                     held.enter_context(files.locked(self.local / "lock", shared=True))
             else:
                 with self._reached():
@@ -159,7 +160,3 @@ class Place:
 def _work_below(local: Path) -> Path:
     files.make_directory(local / "tmp")
     return local / "tmp"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from cosyjit import latest, record, worker
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.errors import BuildError, CheckpointError, InputError, LaterSchemaError, RecordError
+from cosyjit.errors import BuildError, CheckpointError, InputError, LaterSchemaError, RecordError, SignatureError
 from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.identity import Identity
@@ -19,6 +19,8 @@ _MEMORY_FACTOR: Final = 2.2
 _MEMORY_BASE: Final = 600_000_000
 """Measured of full-size components with torch 2.13: at most 2.1 times the float32 weights and 0.57 GB, mapped files
 counted as well."""
+
+_MISSING: Final = "record missing"
 
 
 @dataclass(frozen=True)
@@ -212,11 +214,12 @@ def compare_one(store: Store, target: Target, *, force: bool = False) -> Planned
     found, problem = _load(store, key)
     if found is not None:
         condition = store.condition(found.sha256)
-        if condition == "whole":
+        if condition != "whole":
+            return Planned(target, "stale", (f"object {condition}",))
+        if store.renew(record.name_of(key)):
             return Planned(target, "fresh", record=found)
-        return Planned(target, "stale", (f"object {condition}",))
     before = latest.read(store, _reference(target))
-    if before == key:
+    if before == key or problem != _MISSING:
         return Planned(target, "stale", (problem,))
     return Planned(target, *_since(store, before, target.fingerprint))
 
@@ -227,6 +230,8 @@ def _since(store: Store, before: str | None, now: Fingerprint) -> tuple[Literal[
         known = _load(store, before)[0] if before else None
     except LaterSchemaError:
         return "stale", ("its last record is a later version's",)
+    except SignatureError:
+        return "stale", ("its last record has no signature that is required",)
     if known is None:
         return ("stale", ("its last record is missing",)) if before else ("new", ())
     return "stale", tuple(differences(known.fingerprint, now))
@@ -235,9 +240,13 @@ def _since(store: Store, before: str | None, now: Fingerprint) -> tuple[Literal[
 def _load(store: Store, key: str) -> tuple[Record | None, str]:
     """The record of a fingerprint, or why there is none; one that is damaged is set aside."""
     try:
-        return record.load(store, key), "record missing"
+        return record.load(store, key), _MISSING
     except LaterSchemaError:
         raise
+    except SignatureError:
+        if store.signer is None:
+            raise
+        return None, "record has no signature that is required"  # it is written anew with one; others may use this one
     except RecordError:
         store.set_aside(record.name_of(key))
         return None, "record damaged"

@@ -79,7 +79,7 @@ def parse(content: bytes, where: str) -> Publication:
     document = documents.read(content, where)
     try:
         publication = _publication(document)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
     if publication.content != content:
         raise documents.damaged(where, "not as cosyjit writes it")
@@ -126,12 +126,14 @@ class Head(NamedTuple):
 
 def save(store: Store, publication: Publication, directory: Path, *, shown: bool) -> None:
     """Keep a publication, as the last of its directory; before it is shown there, and again afterwards."""
-    if load(store, publication.identity) is None:
-        store.write(name_of(publication.identity), publication.content)
     head = Head(directory.absolute(), publication.identity, shown)
-    if _read_head(store, directory) != head:
+    known = _read_head(store, directory)
+    named = known is not None and known.publication == publication.identity
+    if not named or load(store, publication.identity) is None:  # written anew, it is not collected before it is named
+        store.write(name_of(publication.identity), publication.content)
+    if known != head:
         document = {**head._asdict(), "directory": str(head.directory), "schema": documents.SCHEMA}
-        store.write(_head(directory), documents.dump(document))
+        store.write(_head(directory), documents.seal(document))
 
 
 def _head(directory: Path) -> str:
@@ -149,7 +151,7 @@ def head(store: Store, directory: Path) -> Publication | None:
 
 def _read_head(store: Store, directory: Path) -> Head | None:
     content = store.read(_head(directory))
-    return None if content is None else _parse_head(content, f"{store}/{_head(directory)}")
+    return None if content is None else _parse_head(content, store, _head(directory))
 
 
 def heads(store: Store) -> Iterator[Head]:
@@ -157,16 +159,21 @@ def heads(store: Store) -> Iterator[Head]:
     for entry in store.entries("heads"):
         content = store.read(entry.name)
         if content is not None:
-            yield _parse_head(content, f"{store}/{entry.name}")
+            yield _parse_head(content, store, entry.name)
 
 
-def _parse_head(content: bytes, where: str) -> Head:
-    document = documents.read(content, where)
+def _parse_head(content: bytes, store: Store, name: str) -> Head:
+    where = f"{store}/{name}"
+    document = documents.unseal(documents.read(content, where), content, where)
     try:
         directory = Path(documents.text(document["directory"]))
-        return Head(directory, documents.digest(document["publication"], 64), document["shown"] is True)
+        found = Head(directory, documents.digest(document["publication"], 64), document["shown"] is True)
+        named = _head(directory)
     except (LookupError, ValueError) as error:
         raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+    if named != name:
+        raise documents.damaged(where, "another directory's")
+    return found
 
 
 def chain(store: Store, publication: Publication | None) -> Iterator[Publication]:

@@ -5,20 +5,31 @@ names in place. What is damaged here is copied again from the store.
 """
 
 import os
-import uuid
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from cosyjit import files, publication, sets
+from cosyjit import files, publication, record, sets
 from cosyjit.digests import processors
-from cosyjit.errors import CheckpointError, OutputError, PublicationError
+from cosyjit.errors import (
+    CheckpointError,
+    LaterSchemaError,
+    OutputError,
+    PublicationError,
+    RecordError,
+    StoreError,
+)
+from cosyjit.identity import Identity
 from cosyjit.publication import Publication, Published
-from cosyjit.record import now
-from cosyjit.store import Condition, Store
+from cosyjit.record import check_signed, now
+from cosyjit.store import Condition, Store, object_name
+
+_LARGEST: Final = 16 << 20
+"""In bytes, what a manifest may take that stands in a directory, and so may be anyone's."""
 
 
 @contextmanager
@@ -79,6 +90,7 @@ def publish(
 
     Raises:
         OutputError: the directory cannot be written to; it shows what it did.
+        SignatureError: an artifact has no record with a signature that the store requires.
         StoreError: an object is missing or damaged, or cannot be linked; the directory shows what it did.
     """
     with sets.writing(directory):
@@ -86,13 +98,16 @@ def publish(
         # What someone has taken away, or with it the whole directory, is not wanted back.
         others = {name: each for name, each in _artifacts(wanted).items() if os.path.lexists(directory / name)}
         merged = {**others, **artifacts}
+        _check_signed(store, merged)
         if wanted is None or (wanted.artifacts, wanted.source) != (merged, source):
             wanted = _following(wanted, source, merged)
         elif _is_well(store, directory, wanted, link=link):
-            publication.save(store, wanted, directory, shown=True)  # it may be a copy of another directory
+            if publication.head(store, directory) != wanted:  # it may be a copy of another directory
+                _renew(store, wanted, others)
+                publication.save(store, wanted, directory, shown=True)
             sets.clean(directory)
             return wanted
-        _show(store, directory, wanted, link=link)
+        _show(store, directory, wanted, others, link=link)
     return wanted
 
 
@@ -104,6 +119,7 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
 
     Raises:
         PublicationError: there is no such publication, or none that is kept.
+        SignatureError: an artifact of it has no record with a signature that the store requires.
         StoreError: an object of it is missing or damaged. As after any error, the directory shows what it did.
     """
     current(store, directory)  # nothing is made where nothing was published
@@ -117,9 +133,15 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
                 f"{directory}: there is no publication {wanted} to go back to; "
                 f"kept are {known[-1].number} to {last.number}"
             )
+        _check_signed(store, found.artifacts)
         after = _following(last, found.source, found.artifacts, found.restores or found.number)
-        _show(store, directory, after, link=False)
+        _show(store, directory, after, last.artifacts, link=False)
     return after
+
+
+def _check_signed(store: Store, artifacts: Mapping[str, Published]) -> None:
+    for name, each in artifacts.items():
+        check_signed(store, name, each.sha256, each.fingerprint)
 
 
 def current(store: Store, directory: Path) -> Publication:
@@ -159,7 +181,7 @@ def _artifacts(shown: Publication | None) -> Mapping[str, Published]:
 def shown(store: Store, directory: Path) -> Publication | None:
     """The publication that a directory shows, or showed when it was last whole; None if there is none."""
     identity = sets.current(directory)
-    if identity is not None:
+    if identity is not None and re.fullmatch("[0-9a-f]{64}", identity):
         found = _document(directory, identity) or publication.load(store, identity)
         if found is not None:
             return found
@@ -169,11 +191,15 @@ def shown(store: Store, directory: Path) -> Publication | None:
 def _document(directory: Path, identity: str) -> Publication | None:
     """The publication in a set's document; None if it is not what the set's name says."""
     path = sets.document(directory, identity)
-    try:
-        content = path.read_bytes()
-    except OSError:
+    content = files.content(path, _LARGEST)
+    if content is None or sha256(content).hexdigest() != identity:
         return None
-    return publication.parse(content, str(path)) if sha256(content).hexdigest() == identity else None
+    try:
+        return publication.parse(content, str(path))
+    except LaterSchemaError:
+        raise
+    except RecordError:
+        return None  # a stranger's, who has named it for its digest
 
 
 def discard(directory: Path) -> None:
@@ -189,6 +215,19 @@ class Finding(NamedTuple):
     condition: Condition
 
 
+def look(store: Store, directory: Path, *, again: bool = False) -> tuple[Publication, list[Finding]]:
+    """What a directory shows, and what became of each name of it: of one publication, whatever comes meanwhile.
+
+    Raises:
+        PublicationError: nothing was published there that the directory or the store knows of.
+    """
+    while True:
+        published = current(store, directory)
+        found = inspect(store, directory, published, again=again)
+        if all(each.condition == "whole" for each in found) or current(store, directory) == published:
+            return published, found
+
+
 def inspect(store: Store, directory: Path, published: Publication, *, again: bool = False) -> list[Finding]:
     """Look at each name of a publication in its directory.
 
@@ -199,11 +238,11 @@ def inspect(store: Store, directory: Path, published: Publication, *, again: boo
         Finding(name, _condition(store, directory / name, artifact.sha256, again=again))
         for name, artifact in published.artifacts.items()
     ]
-    try:
-        content = (directory / sets.MANIFEST).read_bytes()
-    except OSError:
+    manifest = directory / sets.MANIFEST
+    if not manifest.exists():
         return [*found, Finding(sets.MANIFEST, "missing")]
-    return [*found, Finding(sets.MANIFEST, "whole" if content == published.content else "damaged")]
+    whole = files.content(manifest, len(published.content)) == published.content
+    return [*found, Finding(sets.MANIFEST, "whole" if whole else "damaged")]
 
 
 def _condition(store: Store, path: Path, digest: str, *, again: bool) -> Condition:
@@ -236,11 +275,12 @@ def _following(
     )
 
 
-def _show(store: Store, directory: Path, after: Publication, *, link: bool) -> None:
+def _show(store: Store, directory: Path, after: Publication, before: Mapping[str, Published], *, link: bool) -> None:
     sets.check_names(directory, [*after.artifacts, sets.MANIFEST])
     digests = {artifact.sha256 for artifact in after.artifacts.values()}
     with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk
         list(pool.map(lambda digest: _bring(store, directory, digest, link=link), digests))
+    _renew(store, after, before)
     # The store has to know of it before anyone sees it, or its objects could be collected.
     publication.save(store, after, directory, shown=False)
     members = {name: artifact.sha256 for name, artifact in after.artifacts.items()}
@@ -248,16 +288,36 @@ def _show(store: Store, directory: Path, after: Publication, *, link: bool) -> N
     publication.save(store, after, directory, shown=True)
 
 
+def _renew(store: Store, after: Publication, before: Mapping[str, Published]) -> None:
+    """Keep what a publication names from being collected by another machine before that can see it.
+
+    Args:
+        before: what is shown already, and goes on being shown even if the store has lost it.
+
+    Raises:
+        StoreError: something else is missing.
+    """
+
+    def renew(artifact: Published) -> None:
+        for name in (object_name(artifact.sha256), record.name_of(artifact.fingerprint)):
+            if not store.renew(name) and artifact not in before.values():
+                raise StoreError(f"{store}/{name}: is missing; export its checkpoint again to build it anew")
+
+    with ThreadPoolExecutor(processors()) as pool:  # one asks while another waits for the answer
+        list(pool.map(renew, after.artifacts.values()))
+
+
 def _bring(store: Store, directory: Path, digest: str, *, link: bool) -> None:
     path = sets.file(directory, digest)
-    if _condition(store, path, digest, again=False) == "whole" and (link or not store.is_linked(digest, path)):
+    there = not path.is_symlink() and _condition(store, path, digest, again=False) == "whole"
+    if there and (link or not store.is_linked(digest, path)):
         return
     files.make_directory(path.parent)
     if link:
-        temporary = path.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
-        store.link(digest, temporary)
-        temporary.replace(path)
-    else:
-        with files.replacing(path) as file:
-            store.fetch(digest, file)
-    store.digests.remember_sha256(path, digest, until_restart=not link)
+        store.link(digest, path)
+        return
+    with files.replacing(path) as file:
+        store.fetch(digest, file)
+        file.flush()
+        before = Identity.written(file.fileno())
+    store.digests.remember_sha256(path, digest, before, until_restart=True)

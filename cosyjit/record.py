@@ -5,6 +5,7 @@ A record is an in-toto Statement v1 (https://in-toto.io/Statement/v1) with the S
 itself, so that equal inputs keep equal bytes and a stray file can be traced.
 """
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple
 
-from cosyjit import documents
+from cosyjit import documents, signing
 from cosyjit.digests import TensorDigest
-from cosyjit.errors import RecordError
+from cosyjit.errors import RecordError, SignatureError
 from cosyjit.fingerprint import Fingerprint, canonical
+from cosyjit.signing import Envelope, Trusted
 from cosyjit.store import Store
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
@@ -58,6 +60,8 @@ class Record:
         figures: what was measured: bytes, weight_bytes, seconds.
         run: the identifiers of the Prefect run, where there was one.
         versions: of cosyjit, torch and Python.
+        signed_by: the identifiers of the keys that have signed it, as it says; only `load` with a store that requires
+            signatures has checked one.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Record:
     figures: Mapping[str, float]
     run: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=current_versions)
+    signed_by: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def bytes(self) -> int:
@@ -124,26 +129,54 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def parse(content: bytes, where: str) -> Record:
+def parse(content: bytes, where: str, trusted: Trusted | None = None) -> Record:
     """The record that a file describes.
+
+    Args:
+        content: the file's.
+        where: what messages begin with.
+        trusted: the keys of which one has to have signed it; none has to for None.
 
     Raises:
         LaterSchemaError: a later version has written it.
-        RecordError: it is damaged. The messages begin with `where`.
+        SignatureError: none of the keys has signed it.
+        RecordError: it is damaged.
     """
-    document = documents.load(content, where)
+    stored = documents.load(content, where)
     try:
-        predicate = document["predicate"]
-        documents.check_schema(predicate["cosyjit_schema"], where)
-        return _record(document, predicate)
+        envelope = signing.opened(stored) if signing.is_envelope(stored) else None
+        document = documents.load(envelope.payload, where) if envelope else stored
+        documents.check_schema(document["predicate"]["cosyjit_schema"], where)
+        kept = documents.unseal(stored, content, where)
+        if trusted is not None:
+            trusted.check(envelope, where)
+        if envelope is None:
+            return _record(kept, ())
+        _check_as_written(envelope, kept, document)
+        return _record(document, tuple(envelope.signatures))
     except RecordError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
 
 
-def _record(document: Mapping[str, Any], predicate: Mapping[str, Any]) -> Record:
+def _check_as_written(envelope: Envelope, kept: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    if (envelope.document, envelope.payload) != (kept, canonical(document)):
+        raise ValueError("not as cosyjit writes it")
+
+
+def statement_in(content: bytes) -> bytes:
+    """The text of the statement in a record's file, unchecked; what is none is given as it is."""
+    try:
+        document = json.loads(content)
+        return signing.opened(document).payload if signing.is_envelope(document) else content
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return content
+
+
+def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
     (subject,) = document["subject"]
+    predicate = document["predicate"]
     definition, details = predicate["buildDefinition"], predicate["runDetails"]
     external, internal, metadata = (
         definition["externalParameters"],
@@ -176,6 +209,7 @@ def _record(document: Mapping[str, Any], predicate: Mapping[str, Any]) -> Record
         figures={name: _number(value) for name, value in metadata["cosyjit_figures"].items()},
         run={name: documents.text(value) for name, value in metadata["cosyjit_run"].items()},
         versions={name: documents.text(value) for name, value in details["builder"]["version"].items()},
+        signed_by=signed_by,
     )
     if record.bytes < 0 or record.fingerprint.key != internal["fingerprint"]:
         raise ValueError("the fingerprint is not that of its parts")
@@ -200,21 +234,46 @@ def load(store: Store, key: str) -> Record | None:
 
     Raises:
         LaterSchemaError: a later version has written it.
+        SignatureError: it has not the signature that the store requires.
         RecordError: it is damaged, or another fingerprint's.
     """
     name = name_of(key)
     content = store.read(name)
     if content is None:
         return None
-    record = parse(content, f"{store}/{name}")
+    record = parse(content, f"{store}/{name}", store.trusted)
     if record.fingerprint.key != key:
         raise documents.damaged(f"{store}/{name}", "another fingerprint's")
     return record
 
 
 def save(store: Store, record: Record) -> None:
-    """Write a record, after the object that it names."""
-    store.write(name_of(record.fingerprint.key), documents.dump(record.statement))
+    """Write a record, after the object that it names; signed, where the store has a key for that."""
+    statement = record.statement
+    document = store.signer.sign(canonical(statement)).document if store.signer else statement
+    store.write(name_of(record.fingerprint.key), documents.seal(document))
+
+
+def check_signed(store: Store, name: str, sha256: str, key: str) -> None:
+    """Make sure, where the store requires signatures, that an artifact is what a signed record says.
+
+    Args:
+        name: the file name that it is to be shown by.
+        sha256: the digest of its bytes.
+        key: its fingerprint's.
+
+    Raises:
+        SignatureError: the record has no such signature, there is none, or it is of another artifact.
+    """
+    if store.trusted is None:
+        return
+    found = load(store, key)
+    if found is None or (found.name, found.sha256) != (name, sha256):
+        problem = "missing" if found is None else f"of {found.name}, sha256 {found.sha256}"
+        raise SignatureError(
+            f"{store}/{name_of(key)}: is {problem}, and {store.trusted.path} requires a signature for {name}, "
+            f"sha256 {sha256}; export its checkpoint again where that key is, with --sign"
+        )
 
 
 def short_form(fingerprint: Fingerprint) -> bytes:

@@ -12,6 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cosyjit.audit import Fault
+from cosyjit.errors import printable
 from cosyjit.inspection import Status
 from cosyjit.lineage import Trace
 from cosyjit.pictures import Chart, as_image, svg
@@ -197,7 +198,12 @@ def _names(target: Target) -> tuple[str, str]:
 
 
 def _words(reasons: Iterable[str]) -> Text:
-    return Text("\n".join(reasons))
+    return Text("\n".join(map(printable, reasons)))
+
+
+def _line(text: str) -> Text:
+    """A line of what a file says, which may be anybody's."""
+    return Text(printable(text))
 
 
 def status_table(status: Status) -> Table:
@@ -229,8 +235,8 @@ def history_table(publications: Sequence[Publication]) -> Table:
         known = before.artifacts if before else {}
         changed = [name for name in {**known, **each.artifacts} if known.get(name) != each.artifacts.get(name)]
         back = f" (as {each.restores})" if each.restores else ""
-        row = (f"{each.number}{back}", each.published, str(len(each.artifacts)), _words(changed), Text(each.source))
-        table.add_row(*row)
+        count = str(len(each.artifacts))
+        table.add_row(f"{each.number}{back}", _line(each.published), count, _words(changed), _line(each.source))
     return table
 
 
@@ -247,16 +253,18 @@ def lineage_tree(trace: Trace) -> Tree:
     """What an artifact was made from, as a tree."""
     made = trace.record
     if made is None:
-        tree = Tree(Text(f"{trace.sha256} (of no record in this store)"))
+        tree = Tree(_line(f"{trace.sha256} (of no record in this store)"))
         _branch(tree, "says of itself", trace.short_form or {})
         return tree
-    tree = Tree(Text(made.name if trace.same_bytes else f"{made.name} (the file's own bytes are {trace.sha256})"))
-    tree.add(Text(f"sha256 {made.sha256}"))
+    tree = Tree(_line(made.name if trace.same_bytes else f"{made.name} (the file's own bytes are {trace.sha256})"))
+    tree.add(_line(f"sha256 {made.sha256}"))
     _branch(tree, f"fingerprint {made.fingerprint.key}", made.fingerprint.parts)
     _branch(tree, f"source {made.source}", {f"{each.name} sha256": each.sha256 for each in made.materials})
     _branch(tree, "built with", made.versions)
     _branch(tree, "run", {"started": made.started, "finished": made.finished, **made.run})
     _branch(tree, "measured", made.figures)
+    if made.signed_by:
+        _branch(tree, "signed, as it says, by", {"ed25519 key": ", ".join(made.signed_by)})
     return tree
 
 
@@ -298,13 +306,13 @@ def garbage_json(found: Sequence[Entry], *, removed: bool) -> str:
 
 
 def _branch(tree: Tree, label: str, values: Any) -> None:
-    branch = tree.add(Text(label))
+    branch = tree.add(_line(label))
     for name, value in values.items():
         if isinstance(value, dict):
             _branch(branch, name, value)
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            branch.add(Text(f"{name} {shown}"))
+            branch.add(_line(f"{name} {shown}"))
 
 
 def _json(document: Any) -> str:

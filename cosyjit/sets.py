@@ -7,6 +7,9 @@
     .cosyjit/sets/<set>/llm.llm.fp32.zip -> ../../files/<sha256>
     .cosyjit/files/<sha256>
 
+The directory may be a stranger's, and what he has put there is believed as little as it can be: nothing is written or
+removed through a link that leads out of `.cosyjit`.
+
 The names are symbolic links through `current`, which is replaced by renaming. What it does not lead to, nobody sees.
 
 As in a plain copy, nothing is waited for to reach the disk: the system writes it in its own time. After a start of the
@@ -15,6 +18,7 @@ machine the digests of these files are taken anew, so that what a loss of power 
 
 import fcntl
 import os
+import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -29,6 +33,9 @@ MANIFEST: Final = "cosyjit.json"
 """The name of the document that describes a set, among its files."""
 
 _STATE: Final = ".cosyjit"
+_SET: Final = r"sets/((?!\.\.?$)[^/]+)"
+"""Where the link to the set that is shown may lead to."""
+
 _GRACE: Final = 0.1
 """In s, how long the set before is left where it is: for readers that are amid following the links to it."""
 
@@ -39,10 +46,11 @@ _BEFORE: Final = "before."
 def current(directory: Path) -> str | None:
     """The name of the set that a directory shows; None if it shows none."""
     try:
-        name = (directory / _STATE / "current").readlink().name
+        target = str((directory / _STATE / "current").readlink())
     except OSError:
         return None
-    return None if name.startswith(_BEFORE) else name
+    found = re.fullmatch(_SET, target)
+    return None if found is None or found[1].startswith(_BEFORE) else found[1]
 
 
 def document(directory: Path, name: str) -> Path:
@@ -73,7 +81,7 @@ def show(directory: Path, name: str, content: bytes, members: Mapping[str, str])
     files.make_directory(manifest.parent)
     for member, digest in members.items():
         _link(f"../../files/{digest}", manifest.with_name(member))
-    if not manifest.exists() or manifest.read_bytes() != content:
+    if files.content(manifest, len(content)) != content:
         with files.replacing(manifest) as opened:
             opened.write(content)
     _adopt(directory, names)
@@ -87,11 +95,12 @@ def show(directory: Path, name: str, content: bytes, members: Mapping[str, str])
 def check_names(directory: Path, names: Collection[str]) -> None:
     """
     Raises:
-        OutputError: one of the names is a directory's.
+        OutputError: one of the names is that of a directory, or of something else that is no file.
     """
     for path in (directory / name for name in names):
-        if path.is_dir() and not path.is_symlink():
-            raise OutputError(f"{path}: is a directory; move it away, or publish into another directory")
+        if os.path.lexists(path) and not path.is_symlink() and not path.is_file():
+            kind = "is a directory" if path.is_dir() else "is no file"
+            raise OutputError(f"{path}: {kind}; move it away, or publish into another directory")
 
 
 def _adopt(directory: Path, names: Collection[str]) -> None:
@@ -109,7 +118,7 @@ def _adopt(directory: Path, names: Collection[str]) -> None:
             continue
         if path.is_symlink():
             (folder / path.name).symlink_to(path.readlink())
-        else:
+        elif path.is_file():
             _keep(path, folder / path.name)
     for name in strange:
         path = directory / name
@@ -192,15 +201,24 @@ def _left(directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files."""
+    """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files.
+
+    Raises:
+        OutputError: the directory cannot be written to, or what is in that folder leads elsewhere.
+    """
     state = directory / _STATE
     try:
         while True:
+            _check_own(directory)
             files.make_directory(state)
-            fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # another process has removed it right now
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
                 if _same(fd, state):  # else another process has removed it while we waited
+                    _check_own(directory)
                     yield
                     return
             finally:
@@ -213,6 +231,29 @@ def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
 
 def _same(fd: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(fd), path.stat())
+        return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:
         return False
+
+
+def _check_own(directory: Path) -> None:
+    for path in _foreign(directory):
+        raise OutputError(f"{path}: is not as cosyjit makes it, and may lead elsewhere; remove it, and run again")
+
+
+def _foreign(directory: Path) -> Iterator[Path]:
+    """What stands in the folder of a directory's sets in place of a folder, or of the link to one of them."""
+    state = directory / _STATE
+    yield from (path for path in (state, state / "sets", state / "files") if not _is_folder(path))
+    link = state / "current"
+    if link.is_symlink():
+        if not re.fullmatch(_SET, str(link.readlink())):
+            yield link
+    elif not _is_folder(link):  # which it is in a copy of a directory
+        yield link
+    yield from (path for path in (state / "sets").glob("*") if not _is_folder(path))
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a directory itself, or nothing."""
+    return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink())

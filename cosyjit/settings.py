@@ -4,6 +4,7 @@ Not by pydantic-settings, whose import takes two fifths of the time that an expo
 """
 
 import os
+from pathlib import Path
 from typing import Final
 
 from cosyjit.errors import SelectionError
@@ -16,6 +17,12 @@ MEMORY: Final = "COSYJIT_MEMORY"
 
 DASK: Final = "COSYJIT_DASK"
 """The variable that names the address of a Dask scheduler, on whose workers the flow then builds."""
+
+SIGN: Final = "COSYJIT_SIGN"
+"""The variable that names the file of the private key to sign records with."""
+
+REQUIRE_SIGNATURE: Final = "COSYJIT_REQUIRE_SIGNATURE"
+"""The variable that names the file of the public keys of which one has to have signed."""
 
 SERVER: Final = "PREFECT_API_URL"
 """Prefect's own variable for its server's API."""
@@ -47,6 +54,21 @@ def memory() -> int | None:
 def dask() -> str | None:
     """The address of the Dask scheduler that the environment names; None if it names none."""
     return os.environ.get(DASK) or None
+
+
+def sign() -> Path | None:
+    """The file of the private key that the environment names; None if it names none."""
+    return _path(SIGN)
+
+
+def require_signature() -> Path | None:
+    """The file of public keys that the environment names; None if it names none."""
+    return _path(REQUIRE_SIGNATURE)
+
+
+def _path(variable: str) -> Path | None:
+    given = os.environ.get(variable)
+    return Path(given) if given else None
 
 
 def credentials() -> tuple[str | None, str | None]:

@@ -31,6 +31,7 @@ from cosyjit.digests import Digests
 from cosyjit.errors import CheckpointError, OutputError, RecordError, SourceError, SourceUnavailableError
 from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.hub import File, Model
+from cosyjit.identity import Identity
 
 NAMES: Final = (*CONFIG_FILES, *dict.fromkeys(part.weights for family in FAMILIES for part in family.components))
 """The files of a model that matter here."""
@@ -131,16 +132,19 @@ class Snapshot:
 
     def _fetch(self, file: File) -> None:
         path, incoming = self.path(file.name), _incoming(file)
-        files.make_directory(incoming.parent)
         files.make_directory(_root() / ".locks")
         with files.locked(_root() / ".locks" / file.sha256):
             if _is_at_hand(path, file):  # another process has fetched it while we waited
                 return
+            files.make_own(incoming)  # what the client makes in it all may write to, unless the umask says otherwise
             came = hub.download(self.model, file, incoming)
             files.make_directory(path.parent)
+            came.chmod(0o664 & came.stat().st_mode)
+            with came.open("rb") as complete:
+                before = Identity.written(complete.fileno())
             came.replace(path)
             # The client does not wait for the disk: after a loss of power the bytes are looked at once more.
-            _digests().remember_sha256(path, file.sha256, until_restart=True)
+            _digests().remember_sha256(path, file.sha256, before, until_restart=True)
             files.remove(incoming)
 
     def keep(self) -> None:
@@ -251,13 +255,13 @@ def _read(model: Model, path: Path) -> _Known | None:
         document = documents.read(path.read_bytes(), str(path))
         snapshot = Snapshot(
             model,
-            documents.text(document["revision"]),
-            documents.text(document["endpoint"]),
+            _revision(document["revision"]),
+            documents.text(document["endpoint"], "[!-~]+"),
             tuple(_file(entry) for entry in document["files"]),
         )
         if document["model"] != model.id or snapshot.directory != path.parent:
             return None
-        return _Known(int(document["number"]), documents.text(document["resolved"]), snapshot)
+        return _Known(_count(document["number"]), documents.text(document["resolved"], "[0-9T:+-]{1,40}"), snapshot)
     except (OSError, RecordError, LookupError, TypeError, ValueError):
         return None
 
@@ -266,7 +270,19 @@ def _file(entry: dict[str, Any]) -> File:
     name = documents.text(entry["name"])
     if name not in NAMES:
         raise ValueError(f"{name!r} is no file of a model")
-    return File(name, int(entry["size"]), documents.digest(entry["sha256"], 64), documents.text(entry["revision"]))
+    return File(name, _count(entry["size"]), documents.digest(entry["sha256"], 64), _revision(entry["revision"]))
+
+
+def _revision(value: object) -> str:
+    if not hub.is_revision(value):
+        raise ValueError(f"{value!r} is no revision")
+    return str(value)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 60:
+        raise ValueError(f"{value!r} is no number of things")
+    return value
 
 
 @contextmanager

@@ -7,6 +7,7 @@ is complete, as object stores do.
 
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -59,6 +60,14 @@ class Storage(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
+
+    @abstractmethod
+    def modified(self, name: str) -> float:
+        """When a file was last changed, in s since 1970."""
+
+    def renew(self, name: str, age: float) -> None:  # noqa: ARG002  (most cannot)
+        """Let a file that was not changed for so many seconds count as changed now, where that can be done."""
+        self.open(name).close()
 
     def uploads(self) -> Iterator[Entry]:
         """What has been sent of files that are not complete and are no entries; `remove` knows these names as well."""
@@ -116,6 +125,9 @@ class Local(Storage):
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
+
+    def modified(self, name: str) -> float:
+        return (self.root / name).stat().st_mtime
 
 
 class Remote(Storage):
@@ -183,6 +195,10 @@ class Remote(Storage):
         with self._asked(), suppress(FileNotFoundError):
             self._system.rm_file(self._path(name))
 
+    def modified(self, name: str) -> float:
+        with self._asked():
+            return _modified(self._system.info(self._path(name)))
+
 
 class S3(Remote):
     """In a bucket, reached as the environment and the configuration of AWS's clients say, or that of fsspec.
@@ -245,6 +261,11 @@ class S3(Remote):
         with self._asked():
             self._system.cp_file(self._path(name), self._path(to))
             self._system.rm_file(self._path(name))
+
+    def renew(self, name: str, age: float) -> None:
+        if time.time() - self.modified(name) > age:
+            with suppress(PermissionError), self._asked():  # who may only read relies on nothing for long
+                self._system.cp_file(self._path(name), self._path(name), MetadataDirective="REPLACE")
 
     def uploads(self) -> Iterator[Entry]:
         with suppress(PermissionError, UnsupportedOperation), self._asked():  # whose bucket it is may see to them

@@ -21,15 +21,17 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from cosyjit import files
 from cosyjit.digests import Digests
-from cosyjit.errors import CheckpointError, StoreError
+from cosyjit.errors import CheckpointError, SelectionError, StoreError
 from cosyjit.identity import Identity
 from cosyjit.place import Place
+from cosyjit.signing import Signer, Trusted
 from cosyjit.storage import Entry
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
@@ -46,25 +48,41 @@ class Store(Place):
         root: the path or URL, absolute.
         digests: those that this machine remembers.
         cache: this machine's copies of a remote store's objects; None for a local one.
+        signer: what records are signed with as they are written; None if they are not.
+        trusted: the keys of which one has to have signed each record that is read; None if none has to.
+        grace: how long, in s, a remote store keeps what was written or renewed, whether anything refers to it or not.
     """
 
     cache: "Store | None"
+    grace: float = 86_400.0
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(
+        self, root: str | Path | None = None, *, sign: Path | None = None, require: Path | None = None
+    ) -> None:
         """
         Args:
             root: a directory, which the first write makes, or an fsspec URL; `DEFAULT_ROOT` for None.
+            sign: the file of a private key.
+            require: a file of public keys.
 
         Raises:
             StoreError: it is no path, or a URL that fsspec has no file system for.
+            SelectionError: the files of keys have none, or what is signed would not be read.
         """
         super().__init__(str(root or DEFAULT_ROOT))
+        self.signer = None if sign is None else Signer(sign)
+        self.trusted = None if require is None else Trusted(require)
+        if self.signer and self.trusted and self.signer.keyid not in self.trusted.keyids:
+            raise SelectionError(f"{sign}: is not the private half of a key in {require}; add its public half there")
         local = self.local
         self.cache = None if local else Store(f"{DEFAULT_ROOT}/cache")
         self.digests = Digests((local or Path(DEFAULT_ROOT).expanduser()) / "digests")
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
-        return Store, (self.root,)
+    def __reduce__(self) -> tuple[object, ...]:
+        # The keys stay in their files: each machine has its own.
+        sign = self.signer.path if self.signer else None
+        require = self.trusted.path if self.trusted else None
+        return partial(Store, self.root, sign=sign, require=require), ()
 
     # Documents.
 
@@ -97,6 +115,35 @@ class Store(Place):
         with self._reached():
             self._storage.remove(name)
 
+    def remove_old(self, name: str, before: float) -> bool:
+        """Remove a file unless someone has changed or renewed it since a time, in s since 1970; whether it is gone.
+
+        Between a look and the removal is the time of one request: what is renewed in that is lost. A local store is
+        collected alone.
+        """
+        with self._reached(), suppress(FileNotFoundError):  # of uploads, which do not change either
+            if self.local is None and self._storage.modified(name) >= before:
+                return False
+        self.remove(name)
+        return True
+
+    def renew(self, name: str) -> bool:
+        """Keep a file from being collected by another machine, before something is written that names it.
+
+        What it names has to be renewed before it. Nothing of a local store goes while it is in use.
+
+        Returns:
+            Whether it is there; of a local store, True.
+        """
+        if self.local is not None:
+            return True
+        with self._reached():
+            try:
+                self._storage.renew(name, self.grace / 2)
+            except FileNotFoundError:
+                return False
+            return True
+
     def set_aside(self, name: str) -> None:
         """Move a file that is not what it should be out of the way, for someone to look at."""
         with self._reached(), suppress(FileNotFoundError):
@@ -113,9 +160,11 @@ class Store(Place):
         """
         if self.condition(sha256) != "whole":
             with self._reached():
+                with file.open("rb") as complete:
+                    before = Identity.written(complete.fileno())
                 self._storage.add(file, object_name(sha256))
                 if self.local is not None:
-                    self.digests.remember_sha256(self.local / object_name(sha256), sha256)
+                    self.digests.remember_sha256(self.local / object_name(sha256), sha256, before)
         if self.cache is not None:
             with suppress(StoreError):  # it costs a download
                 self.cache.add(file, sha256)
@@ -123,14 +172,13 @@ class Store(Place):
     def condition(self, sha256: str) -> Condition:
         """Whether an object is there and has the bytes that its name says; a damaged one is set aside.
 
-        A local object is read for that, unless it is the file that was read before. A remote one is checked as it is
-        fetched.
+        A local object is read for that, unless it is the file that was read before. A remote one is renewed, since
+        whoever asks is going to rely on it, and checked as it is fetched.
         """
+        if self.local is None:
+            return "whole" if self.renew(object_name(sha256)) else "missing"
         with self._reached():
             try:
-                if self.local is None:
-                    self._storage.open(object_name(sha256)).close()
-                    return "whole"
                 path = self.local / object_name(sha256)
                 inode = path.stat().st_ino
                 if self._sha256(path) == sha256:
@@ -218,19 +266,32 @@ class Store(Place):
                 yield block
 
     def link(self, sha256: str, path: Path) -> None:
-        """Give an object of a local store another name on the same disk.
+        """Let a path on the same disk be another name of an object of a local store, whatever stood there.
 
         Raises:
             StoreError: it is missing or damaged, or cannot be linked.
         """
+        before = self._settled(sha256)
         if self.local is None or self.condition(sha256) != "whole":
             raise StoreError(f"{self}: object {sha256} cannot be linked; publish without links")
         original = self.local / object_name(sha256)
+        temporary = path.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
         try:
-            os.link(original, path)
+            os.link(original, temporary)
+            temporary.replace(path)
         except OSError as error:
             raise StoreError(f"{self}: no links into {path.parent} ({error.strerror}); publish without links") from None
-        self.digests.remember_sha256(original, sha256)  # one more name is a change of the file's record, not its bytes
+        finally:
+            temporary.unlink(missing_ok=True)  # of one file's names none replaces the other
+        for name in (original, path):
+            self.digests.remember_sha256(name, sha256, before)
+
+    def _settled(self, sha256: str) -> Identity | None:
+        with suppress(OSError):
+            if self.local is not None:
+                with (self.local / object_name(sha256)).open("rb") as file:
+                    return Identity.written(file.fileno())
+        return None
 
     def is_linked(self, sha256: str, path: Path) -> bool:
         """Whether a file is an object of a local store itself, by another name."""

@@ -5,10 +5,8 @@ drawn.
 """
 
 import math
-import os
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from cosyjit.config import Config
 from cosyjit.errors import OutputError, SelectionError
+from cosyjit.files import make_directory, replacing
 from cosyjit.standins import declare_model
 
 _SIZES: Final = ("tiny", "full")
@@ -99,11 +98,11 @@ def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0) -> Pa
     """
     stand_in = declare(family, size)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         for name, model in stand_in.models.items():
-            with _replacing(directory / name) as file:
+            with replacing(directory / name) as file:
                 _save(_draw_all(model, f"{seed}/{name}"), file)
-        with _replacing(directory / stand_in.config_name) as file:
+        with replacing(directory / stand_in.config_name) as file:
             file.write(stand_in.config.encode())
     except OSError as error:
         raise OutputError(f"{directory}: cannot be written to ({error.strerror}); name another directory") from error
@@ -130,18 +129,6 @@ def declare(family: str, size: str) -> StandIn:
 def _check(name: str, choices: Collection[str], kind: str) -> None:
     if name not in choices:
         raise SelectionError(f"{name!r} is no {kind} of stand-in; choose from {', '.join(choices)}")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes this path once it is complete, and leaves nothing behind if it never is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _save(tensors: dict[str, Tensor], file: BinaryIO) -> None:

@@ -1,18 +1,19 @@
 """The tensors of a `.pt` file and where their bytes are, read without torch and without running anything.
 
 A file of `torch.save` is a zip archive of stored members: `data.pkl` describes the tensors, and each `data/N` holds the
-bytes of one storage.
+bytes of one storage. It may come from a stranger: to read its index takes at most 0.3 GB and some seconds, whatever it
+says, and what is to be read of its tensors after that is bounded by its size.
 """
 
 import io
 import math
-import struct
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from cosyjit.archives import Member, content, extent, members
 from cosyjit.errors import CheckpointError
 from cosyjit.pickles import ForbiddenError, Globals, loads
 
@@ -47,15 +48,38 @@ _STORAGES: Final = {
     "ComplexDoubleStorage": "complex128",
 }
 
+_QUANTIZED_STORAGES: Final = {"QInt8Storage": "qint8", "QUInt8Storage": "quint8", "QInt32Storage": "qint32"}
+_SIZES: Final = {**ITEM_SIZES, "qint8": 1, "quint8": 1, "qint32": 4}
+
 _OTHER_TYPES: Final = (
     *("uint16", "uint32", "uint64", "complex32", "per_tensor_affine", "per_channel_affine"),
     *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 _OTHER_TENSORS: Final = ("tensor_v3", "qtensor", "sparse_tensor", "meta_tensor_no_storage")
 
-_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
-_LARGEST_PICKLE: Final = 64 << 20
-"""A state dictionary of 1,500 tensors has a pickle of 0.2 MB."""
+_LARGEST_PICKLE: Final = 2 << 20
+"""In bytes; what it describes may take a hundred times that. A state dictionary of 1,500 tensors has one of 0.2 MB."""
+
+_MOST_DIMENSIONS: Final = 64
+"""As many as torch can compute with."""
+
+_LARGEST_NUMBER: Final = (1 << 63) - 1
+"""Torch's largest size, step, and count of a tensor's numbers."""
+
+_LONGEST_NAME: Final = 200
+"""In characters. Those of published tensors have at most 70."""
+
+_MOST_READ: Final = 8
+"""How many times the file's size its tensors may take together. Tied weights are read once for each of their names."""
+
+_LARGEST_APART: Final = 1 << 30
+"""In bytes, from the first to behind the last: tensors that are not contiguous are put in order in memory."""
+
+_MOST_ROWS: Final = 1 << 22
+"""In how many rows at most the tensors that are not contiguous are put in order together; some seconds' work."""
+
+_LONGEST_REASON: Final = 200
+"""In characters, of what messages quote of a file."""
 
 
 class StoredTensor(NamedTuple):
@@ -101,6 +125,11 @@ class StoredTensor(NamedTuple):
             expected *= size
         return True
 
+    @property
+    def rows(self) -> int:
+        """Of how many rows along its longest axis it consists."""
+        return math.prod(self.shape) // max(self.shape, default=1)
+
 
 class Other(NamedTuple):
     """An entry that is no tensor, such as the count of epochs that training leaves; the name of its type."""
@@ -120,6 +149,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         CheckpointError: it is missing, or cannot be read.
     """
     try:
+        kind = path.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # to open a pipe is to wait for its writer
+            raise CheckpointError(f"{path}: is a pipe or a device; put the weights file there")
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: does not exist; put the weights file beside the configuration") from None
@@ -146,33 +178,31 @@ def read_index(file: BinaryIO, path: Path) -> Index:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     except Exception as error:  # noqa: BLE001  (a damaged file makes the unpickler raise almost anything)
-        raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from None
+        raise _damaged(path, _brief(str(error)) or type(error).__name__) from None
 
 
 def _read_index(file: BinaryIO, path: Path) -> Index:
     size = file.seek(0, io.SEEK_END)
     if size == 0:
         raise CheckpointError(f"{path}: is empty; copy or download it again")
-    with zipfile.ZipFile(file) as archive:
-        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-    if "constants.pkl" in members:
+    found = members(file)
+    if "constants.pkl" in found:
         raise CheckpointError(f"{path}: is a TorchScript archive; save the model's state dictionary")
-    if "byteorder" in members and (order := _read(file, members["byteorder"], size)) != b"little":
-        raise _damaged(path, f"byte order {order[:20]!r}")
-    pickled = _read(file, members["data.pkl"], size)
+    if "byteorder" in found and (order := content(file, found["byteorder"], _LARGEST_PICKLE)) != b"little":
+        raise ValueError(f"byte order {order[:20]!r}")
     try:
-        state = loads(
-            pickled, _KNOWN, lambda pid: _storage(pid, lambda key: _extent(file, members[f"data/{key}"], size))
-        )
+        state = loads(content(file, found["data.pkl"], _LARGEST_PICKLE), _KNOWN, _Storages(file, found).of)
     except ForbiddenError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors, which loading could run as code ({error}); "
+            f"{path}: holds more than tensors, which loading could run as code ({_brief(str(error))}); "
             "save it as a flat state dictionary"
         ) from None
-    if not isinstance(state, dict):
+    if type(state) is not dict:
         kind = "Tensor" if isinstance(state, StoredTensor) else type(state).__name__
         raise CheckpointError(f"{path}: holds a {kind}; save it as a flat state dictionary")
-    return {name: _entry(value) for name, value in state.items() if isinstance(name, str)}
+    index = {_checked(name): _entry(value) for name, value in state.items() if isinstance(name, str)}
+    _check_cost([entry for entry in index.values() if isinstance(entry, StoredTensor)], size)
+    return index
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
@@ -181,28 +211,32 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _read(file: BinaryIO, member: zipfile.ZipInfo, size: int) -> bytes:
-    start, length = _extent(file, member, size)
-    if length > _LARGEST_PICKLE:
-        raise ValueError(f"{member.filename} has {length} bytes")
-    file.seek(start)
-    return file.read(length)
+def _brief(text: str) -> str:
+    """The beginning of a text that may be a stranger's, in one line that a terminal can show."""
+    shown = " ".join(text[:_LONGEST_REASON].split())
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
+    return shown + "…" * (len(text) > _LONGEST_REASON)
 
 
-def _extent(file: BinaryIO, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
-    """Where the bytes of an archive's member begin in the file, and how many there are."""
-    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-        raise ValueError(f"{member.filename} is compressed")
-    file.seek(member.header_offset)
-    signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    start = member.header_offset + _LOCAL_HEADER.size + name + extra
-    if signature != b"PK\x03\x04" or start + member.file_size > size:
-        raise ValueError(f"{member.filename} is cut short")
-    return start, member.file_size
+def _checked(name: str) -> str:
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"an entry whose name is no printable text of at most {_LONGEST_NAME} characters: {name}")
+    return name
 
 
 def _entry(value: Any) -> StoredTensor | Other:
     return value if isinstance(value, StoredTensor | Other) else Other(type(value).__name__)
+
+
+def _check_cost(tensors: Sequence[StoredTensor], size: int) -> None:
+    """See that to read all tensors takes no more than a file of this size may ask for."""
+    apart = [tensor for tensor in tensors if not tensor.contiguous]
+    if any(max(tensor.bytes, tensor.extent) > _LARGEST_APART for tensor in apart):
+        raise ValueError(f"a tensor of more than {_LARGEST_APART} bytes is not contiguous")
+    if sum(tensor.bytes for tensor in tensors) + sum(tensor.extent for tensor in apart) > _MOST_READ * size:
+        raise ValueError(f"its tensors take more than {_MOST_READ} times its {size} bytes")
+    if sum(tensor.rows for tensor in apart) > _MOST_ROWS:
+        raise ValueError("its tensors are not contiguous, in too many rows")
 
 
 class _Storage(NamedTuple):
@@ -213,14 +247,31 @@ class _Storage(NamedTuple):
     bytes: int
 
 
-def _storage(pid: Any, extent: Callable[[str], tuple[int, int]]) -> _Storage:
-    kind, dtype, key, _, numbers = pid
-    if not (type(dtype) is type(key) is str and type(numbers) is int):
-        raise TypeError("a storage that is none")
-    start, size = extent(key)
-    if kind != "storage" or numbers < 0 or numbers * ITEM_SIZES[dtype] > size:
-        raise ValueError(f"storage {key} is cut short")
-    return _Storage(dtype, start, numbers * ITEM_SIZES[dtype])
+class _Storages:
+    """The storages of a file, each of one type and size, as torch has them."""
+
+    def __init__(self, file: BinaryIO, found: Mapping[str, Member]) -> None:
+        self._file = file
+        self._members = found
+        self._known: dict[str, _Storage] = {}
+
+    def of(self, pid: Any) -> _Storage:
+        """The storage that a pickle refers to."""
+        kind, dtype, key, _, numbers = pid
+        if not (type(dtype) is type(key) is str and type(numbers) is int) or kind != "storage":
+            raise TypeError("a storage that is none")
+        if key not in self._known:
+            self._known[key] = self._found(dtype, key, numbers)
+        storage = self._known[key]
+        if (dtype, numbers * _SIZES[dtype]) != (storage.dtype, storage.bytes):
+            raise ValueError(f"storage {key} is of two types or sizes")
+        return storage
+
+    def _found(self, dtype: str, key: str, numbers: int) -> _Storage:
+        start, size = extent(self._file, self._members[f"data/{key}"])
+        if numbers * _SIZES[dtype] != size:
+            raise ValueError(f"storage {key} has {size} bytes, others than it should")
+        return _Storage(dtype, start, size)
 
 
 def _rebuild_tensor(
@@ -231,22 +282,25 @@ def _rebuild_tensor(
     _gradient: bool,
     _hooks: object,
     lazily: object = None,
-) -> StoredTensor:
-    numbers = (offset, *shape, *stride)
-    if (
-        not type(shape) is type(stride) is tuple
-        or not all(type(number) is int and number >= 0 for number in numbers)
-        or len(shape) != len(stride)
-    ):
-        raise ValueError(f"a tensor of shape {shape}, stride {stride} and offset {offset}")
+) -> StoredTensor | Other:
+    if type(storage) is not _Storage:
+        raise TypeError("a tensor of no storage")
+    if storage.dtype not in ITEM_SIZES:
+        return _rebuild_other()
+    if not type(shape) is type(stride) is tuple or not len(shape) == len(stride) <= _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of no shape, or of more than {_MOST_DIMENSIONS} dimensions")
+    if not all(type(number) is int and 0 <= number <= _LARGEST_NUMBER for number in (offset, *shape, *stride)):
+        raise ValueError("a tensor whose sizes, steps and offset are no numbers of torch")
     if lazily:  # conjugated or negated, which torch does when it reads the numbers
-        raise ValueError(f"a tensor to be changed as it is read: {lazily}")
+        raise ValueError("a tensor to be changed as it is read")
     if 0 in shape:
+        if math.prod(size or 1 for size in shape) > _LARGEST_NUMBER:
+            raise ValueError(f"a tensor of shape {shape} is too large for torch")
         return StoredTensor(storage.dtype, shape, stride, storage.start)
     tensor = StoredTensor(storage.dtype, shape, stride, storage.start + offset * ITEM_SIZES[storage.dtype])
     if tensor.start + tensor.extent > storage.start + storage.bytes:
         raise ValueError(f"a tensor of shape {shape} ends behind its storage")
-    if tensor.bytes > max(storage.bytes, 0):
+    if tensor.bytes > storage.bytes:
         raise ValueError(f"a tensor of shape {shape} repeats its numbers")
     return tensor
 
@@ -259,7 +313,7 @@ def _rebuild_other(*_: object) -> Other:
     return Other("Tensor")
 
 
-def _rebuild_parameter(tensor: StoredTensor, *_: object) -> StoredTensor:
+def _rebuild_parameter(tensor: StoredTensor | Other, *_: object) -> StoredTensor | Other:
     return tensor
 
 
@@ -270,8 +324,7 @@ _KNOWN: Final[Globals] = {
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
     # What makes tensors of other kinds: none of a component's, but they may stand beside them.
     ("torch.storage", "UntypedStorage"): "uint8",
-    **{("torch", name): "uint8" for name in ("QInt8Storage", "QUInt8Storage")},
-    ("torch", "QInt32Storage"): "int32",
+    **{("torch", name): dtype for name, dtype in _QUANTIZED_STORAGES.items()},
     **{("torch", name): _rebuild_other for name in ("Size", "device", *ITEM_SIZES, *_OTHER_TYPES)},
     **{("torch._utils", f"_rebuild_{name}"): _rebuild_other for name in _OTHER_TENSORS},
     ("torch.serialization", "_get_layout"): _rebuild_other,

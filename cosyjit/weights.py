@@ -3,13 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from cosyjit.encoders.registry import build_encoder
-from cosyjit.errors import TensorMismatchError, UnsupportedOptionError
+from cosyjit.errors import CheckpointError, TensorMismatchError, UnsupportedOptionError
 from cosyjit.families import Component
 from cosyjit.source import Source
 from cosyjit.tensors import Other, StoredTensor, opened, read_index
@@ -46,15 +46,23 @@ def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor | Other]:
     What training leaves beside a model's weights, `epoch` and `step`, is under no prefix.
 
     Raises:
-        CheckpointError: the file is missing, empty or damaged, would run code, or holds no dictionary.
+        CheckpointError: the file is missing, empty or damaged, would run code, is no dictionary, or cannot be mapped.
     """
     with opened(path) as file:
         index = read_index(file, path)
-        size = os.fstat(file.fileno()).st_size
-        # By the descriptor: the path may meanwhile be another file's.
-        storage = torch.UntypedStorage.from_file(f"/proc/self/fd/{file.fileno()}", shared=False, nbytes=size)
+        storage = _mapped(file, path)
     found = {name[len(prefix) :]: entry for name, entry in index.items() if name.startswith(prefix)}
     return {name: _map(entry, storage) if isinstance(entry, StoredTensor) else entry for name, entry in found.items()}
+
+
+def _mapped(file: BinaryIO, path: Path) -> Any:
+    size = os.fstat(file.fileno()).st_size
+    try:
+        # By the descriptor: the path may meanwhile be another file's.
+        return torch.UntypedStorage.from_file(f"/proc/self/fd/{file.fileno()}", shared=False, nbytes=size)
+    except RuntimeError:
+        reason = f"its {size} bytes cannot be mapped; give the process more memory, or wait until it is complete"
+        raise CheckpointError(f"{path}: {reason}") from None
 
 
 def _map(entry: StoredTensor, storage: Any) -> Tensor:

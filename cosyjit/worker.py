@@ -36,11 +36,17 @@ T = TypeVar("T")
 _SERVER_ENDED: Final = "the build server ended; see its output above, and run again"
 
 
-def run(function: Callable[..., T], *args: Any, progress: Progress | None = None) -> T:
+def run(
+    function: Callable[..., T], *args: Any, progress: Progress | None = None, into: os.PathLike[str] | None = None
+) -> T:
     """Call `function(*args, progress=...)` in a process of its own and wait for what it returns.
 
     Safe to call from several threads at once. The function and its arguments are pickled, so the function has to stand
     in a module; what it returns or raises is pickled back.
+
+    Args:
+        progress: is told the name of each stage that the call tells.
+        into: where it writes, if it does: what torch does when it cannot is abort.
 
     Raises:
         BuildError: the process ended without an answer; the message says how.
@@ -62,7 +68,7 @@ def run(function: Callable[..., T], *args: Any, progress: Progress | None = None
     if kind == "raised":
         raise value.error from value
     if kind == "ended":
-        raise BuildError(f"the build process {_how(value)}")
+        raise BuildError(f"the build process {_how(value, into)}")
     return value
 
 
@@ -123,12 +129,12 @@ class _Raised(Exception):  # noqa: N818  (shown as the cause of the error it car
         return f"\n{self.trace}"
 
 
-def _how(status: int) -> str:
+def _how(status: int, into: os.PathLike[str] | None) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended without an answer, exit status {code}; see its output above"
-    # What torch does when it cannot write is abort.
-    hints = {signal.SIGKILL: "; the system may be out of memory", signal.SIGABRT: "; the disk may be full"}
+    disk = f"; the disk of {os.fspath(into)} may be full" if into else ""
+    hints = {signal.SIGKILL: "; the system may be out of memory", signal.SIGABRT: disk}
     died_of = signal.Signals(-code)
     return f"was killed by {died_of.name}{hints.get(died_of, '')}"
 

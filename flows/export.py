@@ -30,7 +30,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.filesize import decimal
 
 from cosyjit import pipeline, planning, report, settings, worker
-from cosyjit.errors import CosyjitError, SelectionError, TransientError
+from cosyjit.errors import CosyjitError, SelectionError, TransientError, line
 from cosyjit.pipeline import Outcome, Pending
 from cosyjit.planning import Planned, Target
 from cosyjit.server import check_version
@@ -160,7 +160,7 @@ def export(
     _listen()
     try:
         _check(sources, publish)
-        store = Store(settings.store())
+        store = Store(settings.store(), sign=settings.sign(), require=settings.require_signature())
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
             work = [_export(each, components, precisions, publish, store, force=force) for each in sources]
@@ -284,4 +284,4 @@ def _show(exported: Sequence[_Exported], outcomes: Sequence[Outcome]) -> None:
         )
         create_markdown_artifact(page, key=f"lineage-{slug}", description="Lineage, and figures by publication")
     except Exception as error:  # noqa: BLE001  (whatever the client raises)
-        get_run_logger().warning("no artifacts were left for this run: %s", " ".join(str(error).split()))
+        get_run_logger().warning("no artifacts were left for this run: %s", line(error))

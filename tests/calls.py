@@ -1,5 +1,6 @@
 """What tests call in worker processes, and how they watch processes and directories."""
 
+import logging
 import os
 import resource
 import subprocess
@@ -188,10 +189,15 @@ def run_here(capsys: "pytest.CaptureFixture[str]", *arguments: object) -> Ran:
     from cosyjit.cli import main  # noqa: PLC0415  (calls do without)
 
     capsys.readouterr()
+    logger = logging.getLogger("cosyjit")
+    handlers, level = logger.handlers, logger.level
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as ended_with:
         return Ran(int(ended_with.code or 0), *capsys.readouterr())
+    finally:  # or it would go on printing what other tests tell
+        logger.handlers = handlers
+        logger.setLevel(level)
     raise AssertionError("the command line did not exit")
 
 

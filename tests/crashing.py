@@ -1,342 +1,194 @@
 """Runs what writes to stores and directories, killed or hindered at each of its steps, and tells what that left.
 
-A program, `python -m tests.crashing SCENARIO FAULT FOLDER`: each attempt is a fork of it, so it imports little.
+A program, `python -m tests.crashing SOURCE FOLDER OTHER STEPS FAULTS SCENARIOS`, with commas between names: each
+attempt is a fork of it, so it imports little. A step is a system call that changes a file below one of its folders.
 """
 
 import errno
 import hashlib
-import io
 import json
 import os
+import re
 import shutil
-import signal
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from cosyjit import audit, gc, publication, publish, record, sets
-from cosyjit.errors import BuildError, CosyjitError
+from cosyjit import audit, gc, latest, publication, publish, record, sets, worker
+from cosyjit.errors import CosyjitError
 from cosyjit.files import TEMPORARY
-from cosyjit.fingerprint import Fingerprint
-from cosyjit.publication import Published
-from cosyjit.record import Record
-from cosyjit.store import Store
+from cosyjit.store import object_name
+from tests import syscalls
+from tests.scenarios import SCENARIOS, Place, played
+from tests.syscalls import Answer, Call
 
-Fault = Literal["killed", "killed twice", "input/output error", "no space left"]
 State = dict[str, Any]
-
-_TO: Final = {"os.rename", "os.link", "os.symlink"}
-"""Events of the interpreter's audit that tell two paths, what is changed as the second one."""
-
-_OF: Final = {"os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
-"""Those that tell one path, and the folder it is in at the end."""
-
-_TAKES_ROOM: Final = {"open", "write", "copy", "os.mkdir", "os.symlink", "os.link"}
-
-
-def keep(store: Store, content: bytes) -> Published:
-    """Put an artifact and its record into a store, as a build does."""
-    made = _record(content)
-    with store.staging() as work:
-        file = work / "artifact"
-        try:
-            file.write_bytes(content)
-        except OSError as error:
-            raise BuildError(f"not built ({error.strerror})") from None
-        store.add(file, made.sha256)
-        record.save(store, made)
-    return kept(content)
-
-
-def kept(content: bytes) -> Published:
-    """What `keep` gives."""
-    made = _record(content)
-    return Published(made.sha256, len(content), made.fingerprint.key)
-
-
-def _record(content: bytes) -> Record:
-    sha256 = hashlib.sha256(content).hexdigest()
-    fingerprint = Fingerprint({}, {"class": "Encoder", "options": {"of": sha256}}, "fp32", "cpu", {}, 1, "2")
-    return Record(
-        "name.zip",
-        sha256,
-        fingerprint,
-        "encoder",
-        "/model",
-        (),
-        record.now(),
-        record.now(),
-        {"bytes": len(content)},
-        versions={},
-    )
-
-
-class Place(NamedTuple):
-    """A store, and a directory to publish into."""
-
-    folder: Path
-
-    @property
-    def store(self) -> Store:
-        """Opened anew, as another process would."""
-        return Store(self.folder / "store")
-
-    @property
-    def directory(self) -> Path:
-        return self.folder / "model"
-
-    def export(self, contents: Mapping[str, bytes]) -> None:
-        """Make artifacts and publish them."""
-        store = self.store
-        with store.in_use():
-            artifacts = {name: keep(store, content) for name, content in contents.items()}
-            publish.publish(store, self.directory, artifacts, "/model")
-
-    def publish(self, contents: Mapping[str, bytes]) -> None:
-        """Publish artifacts that are there."""
-        store = self.store
-        with store.in_use():
-            publish.publish(
-                store, self.directory, {name: kept(content) for name, content in contents.items()}, "/model"
-            )
-
-
-OLD: Final = {"a.zip": b"old a", "b.zip": b"old b"}
-NEW: Final = {"a.zip": b"new a"}
-BOTH_NEW: Final = {"a.zip": b"new a", "b.zip": b"new b"}
-THREE: Final = {**OLD, "c.zip": b"old c"}
-
-
-class Scenario(NamedTuple):
-    """What is there, and what is done then."""
-
-    prepare: Callable[[Place], None]
-    run: Callable[[Place], None]
-
-
-def _published(place: Place) -> None:
-    place.export(OLD)
-
-
-def _kept(place: Place) -> None:
-    place.directory.mkdir()
-    for content in BOTH_NEW.values():
-        keep(place.store, content)
-
-
-def _foreign(place: Place) -> None:
-    _kept(place)
-    (place.directory / "a.zip").write_bytes(b"old a")
-    (place.directory / "theirs").write_bytes(b"old b")
-    (place.directory / "b.zip").symlink_to("theirs")
-
-
-def _twice_published(place: Place) -> None:
-    place.export(OLD)
-    place.export({"b.zip": b"new b", "c.zip": b"new c"})
-
-
-def _damaged(place: Place) -> None:
-    place.export(THREE)
-    with (place.directory / "a.zip").open("r+b") as file:
-        file.write(b"ALIEN")
-    (place.directory / "other").write_bytes(b"alien b")
-    (place.directory / "other").replace(place.directory / "b.zip")
-    with (place.directory / sets.MANIFEST).open("ab") as file:
-        file.write(b"\n\n")
-    (place.directory / "c.zip").unlink()
-
-
-def _littered(place: Place) -> None:
-    for number in range(3):
-        place.export({name: content + b"%d" % number for name, content in OLD.items()})
-    keep(place.store, b"made, and never published")
-    (place.folder / "store" / "tmp" / "cosyjit-left").mkdir(parents=True)
-    (place.folder / "store" / "tmp" / "cosyjit-left" / "half").write_bytes(b"ha")
-    (place.folder / "store" / "records" / f".{'0' * 32}{TEMPORARY}").write_bytes(b"{")
-
-
-SCENARIOS: Final = {
-    "publish": Scenario(_published, lambda place: place.export(NEW)),
-    "publish over foreign files": Scenario(_foreign, lambda place: place.publish(BOTH_NEW)),
-    "publish first": Scenario(_kept, lambda place: place.publish(NEW)),
-    "roll back": Scenario(_twice_published, lambda place: _roll_back(place, 1)),
-    "mend": Scenario(_damaged, lambda place: place.publish(THREE)),
-    "collect": Scenario(_littered, lambda place: _ignore(gc.collect(place.store, keep=1, older_than=0, remove=True))),
-}
-
-
-def _roll_back(place: Place, number: int) -> None:
-    store = place.store
-    with store.in_use():
-        publish.rollback(store, place.directory, number)
-
-
-def _ignore(_: object) -> None:
-    pass
+Step = int | str
+"""The number of a step, counted from 1, or its kind: then the first of that kind is meant."""
 
 
 # Faults.
 
+_BY_NAME: Final = frozenset(syscalls.PATHS)
+_MAKING: Final = frozenset({"open", "openat", "mkdir", "mkdirat", "link", "linkat", "symlink", "symlinkat"})
+_TAKING_ROOM: Final = syscalls.WRITING | _MAKING
 
-class _Steps:
-    """Counts the changes that this process makes to files; at one of them, kills it or lets the change fail.
 
-    The digests that are remembered are left out: they may be lost at any time, and are written as documents are.
+_VARIABLE: Final = re.compile(
+    r"(?<=cosyjit-)[^/]+|[0-9a-f]{8,}|(?<=objects[/.]|..locks/)[0-9a-f]{2}(?=[/.]|$)|[^/]+(?=\.zip)"
+)
+"""Of a path, what does not matter for what is done with it, or differs from one attempt to the next."""
+
+
+class Fault(NamedTuple):
+    """What happens to a step; of one that writes, half is done before.
+
+    Attributes:
+        calls: which it happens to.
+        lasting: whether it happens to all after that.
+        within: a pattern of the paths, from the place on, that it happens to.
+        times: how many attempts it happens to, one after the other.
     """
 
-    def __init__(self, fault: Fault, at: int) -> None:
-        self._fault, self._at = fault, at
-        self._only = {"killed twice": {"os.rename"}, "no space left": _TAKES_ROOM}.get(fault)
-        self.taken = 0
-        self.struck = ""
+    answer: Answer
+    calls: frozenset[str] = _BY_NAME | frozenset(syscalls.FILES)
+    lasting: bool = False
+    within: str = ""
+    times: int = 1
 
-    def due(self, kind: str, path: str) -> bool:
-        """Take a step; whether it is the one."""
-        if (self._only is not None and kind not in self._only) or "/store/digests" in path:
+    def concerns(self, call: str, path: str) -> bool:
+        """Whether it may happen to a call of a path, from the place on."""
+        return call in self.calls and re.search(self.within, path) is not None
+
+
+FAULTS: Final[Mapping[str, Fault]] = {
+    "killed": Fault("kill"),
+    "killed twice": Fault("kill", frozenset({"rename"}), within="^model/", times=2),
+    "input/output error": Fault(errno.EIO),
+    "no space left": Fault(errno.ENOSPC, _TAKING_ROOM, lasting=True),
+    "quota exceeded": Fault(errno.EDQUOT, _TAKING_ROOM),
+    "permission denied": Fault(errno.EACCES, _BY_NAME),
+    "read-only": Fault(errno.EROFS, _BY_NAME, lasting=True),
+    "short write": Fault("go on", syscalls.WRITING),
+}
+
+
+@dataclass
+class Steps:
+    """Counts the steps of some work, and lets a fault happen to one of them.
+
+    Attributes:
+        at: the step that it happens to; None for none.
+        folders: where a change is a step.
+        kinds: of the steps so far.
+        struck: the file whose change was the first to fail, and `kind`, of what kind that was.
+    """
+
+    fault: Fault
+    at: Step | None
+    folders: tuple[Path, ...]
+    kinds: list[str] = field(default_factory=list)
+    struck: str = ""
+    kind: str = ""
+    _halved: tuple[str, int] = ("", 0)
+
+    def answer(self, call: Call) -> Answer:
+        if self._goes_on(call):
+            self._halved = ("", 0)
+            return self.fault.answer
+        kind = self._kind(call)
+        if kind is None:
+            return "go on"
+        self.kinds.append(kind)
+        if not (self.struck and self.fault.lasting):
+            if self.struck or self.at not in (kind, len(self.kinds)):
+                return "go on"
+            self.struck, self.kind = call.path, kind
+            if call.name in syscalls.WRITING:
+                self._halved = call.path, syscalls.process_of(call.thread)
+                return "half"
+        return self.fault.answer
+
+    def _goes_on(self, call: Call) -> bool:
+        """Whether this is the next that a process does after half of what it was to write."""
+        path, process = self._halved
+        if not path or syscalls.process_of(call.thread) != process:
             return False
-        if self._fault == "killed twice" and "/model/" not in path:
-            return False
-        self.taken += 1
-        if self.taken < self._at or (self.taken > self._at and self._fault != "no space left"):
-            return False
-        self.struck = self.struck or path
-        return True
+        return isinstance(self.fault.answer, str) or (call.name in syscalls.WRITING and call.path == path)
 
-    def strike(self) -> None:
-        if self._fault.startswith("killed"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        number = errno.ENOSPC if self._fault == "no space left" else errno.EIO
-        raise OSError(number, os.strerror(number))
-
-    def step(self, kind: str, path: str) -> None:
-        if self.due(kind, path):
-            self.strike()
-
-    def watch(self) -> None:
-        """Step before each change from now on, and stop half-way through what is written."""
-        sys.addaudithook(self._hook())  # sees all changes of names, and cannot be removed: this process ends soon
-        steps, fsync, copy_file_range, path_open = self, os.fsync, os.copy_file_range, Path.open
-
-        def synced(fd: int) -> None:
-            steps.step("fsync", _name(fd))
-            fsync(fd)
-
-        def copied(source: int, target: int, count: int) -> int:
-            if steps.due("copy", _name(target)):
-                copy_file_range(source, target, count // 2)
-                steps.strike()
-            return copy_file_range(source, target, count)
-
-        class Raw(io.FileIO):
-            def write(self, content: Any, /) -> int:
-                if steps.due("write", _name(self.fileno())):
-                    super().write(memoryview(content)[: len(content) // 2])
-                    steps.strike()
-                return super().write(content)
-
-        def opened(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-            if "b" in mode and set(mode) & set("wxa"):
-                return io.BufferedWriter(Raw(path, mode.replace("b", "")))
-            return path_open(path, mode, *arguments, **options)
-
-        for owner, name, wrapped in (
-            (os, "fsync", synced),
-            (os, "copy_file_range", copied),
-            (Path, "open", opened),
-        ):
-            setattr(owner, name, wrapped)
-
-    def _hook(self) -> Callable[[str, tuple[Any, ...]], None]:
-        def audited(event: str, arguments: tuple[Any, ...]) -> None:
-            if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                self.step(event, str(arguments[0]))
-            elif event in _TO:
-                self.step(event, os.fspath(arguments[1]))
-            elif event in _OF:
-                within = _name(arguments[-1]) if arguments[-1] >= 0 else ""  # as `shutil.rmtree` names them
-                self.step(event, os.path.join(within, arguments[0]))  # noqa: PTH118
-
-        return audited
-
-
-def _name(fd: int) -> str:
-    """The path of an open file."""
-    return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115  (as text)
+    def _kind(self, call: Call) -> str | None:
+        """A step's kind: the call, and the path without what differs from one attempt to the next."""
+        folder = next((folder for folder in self.folders if call.path.startswith(f"{folder}/")), None)
+        if folder is None:
+            return None
+        path = call.path.removeprefix(f"{folder}/")
+        return f"{call.name} {_VARIABLE.sub('#', path)}" if self.fault.concerns(call.name, path) else None
 
 
 class Ended(NamedTuple):
-    """How an attempt ended: "killed", "through", or the message and kind of its error.
-
-    Attributes:
-        steps: how many were taken.
-        struck: the file whose change was the one that failed.
-    """
+    """How an attempt ended: "killed", "through", or the message and kind of its error."""
 
     how: str
     kind: str
-    steps: int
-    struck: str = ""
 
 
-def _attempt(work: Callable[[], None], fault: Fault, at: int) -> Ended:
+def attempt(work: Callable[[], object], steps: Steps) -> Ended:
     """Do some work in a process of its own."""
     reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _child(work, _Steps(fault, at), writing)
-    os.close(writing)
     with os.fdopen(reading, "rb") as told:
+        syscalls.watch(lambda: os.write(writing, json.dumps(_end(work)).encode()), steps.answer)
+        os.close(writing)
         answer = told.read()
-    os.waitpid(pid, 0)
-    return Ended(*json.loads(answer)) if answer else Ended("killed", "", at)
+    return Ended(*json.loads(answer)) if answer else Ended("killed", "")
 
 
-def _child(work: Callable[[], None], steps: _Steps, answer: int) -> None:
-    how, kind = "through", ""
+def _end(work: Callable[[], object]) -> Ended:
     try:
-        steps.watch()
         work()
     except CosyjitError as error:
-        how, kind = str(error), type(error).__name__
+        return Ended(str(error), type(error).__name__)
     except BaseException:  # noqa: BLE001  (whatever it is, it is told)
-        how, kind = traceback.format_exc(), "crash"
-    finally:
-        os.write(answer, json.dumps([how, kind, steps.taken, steps.struck]).encode())
-        os._exit(0)
+        return Ended(traceback.format_exc(), "crash")
+    return Ended("through", "")
 
 
 # What is left.
 
 
 def state(place: Place) -> State:
-    """What a reader of the directory sees: contents by name, and what the manifest says."""
+    """What a reader of the directory sees: digests by name, and those that the manifest says."""
     found: State = {}
-    for path in sorted(place.directory.iterdir()):
+    for path in sorted(place.directory.iterdir()) if place.directory.exists() else []:
         if path.exists() and not path.name.startswith("."):
-            content = path.read_bytes().decode()
-            manifest = path.name == sets.MANIFEST
+            content = path.read_bytes()
             found[path.name] = (
-                {n: a["sha256"] for n, a in json.loads(content)["artifacts"].items()} if manifest else content
+                {name: each["sha256"] for name, each in json.loads(content)["artifacts"].items()}
+                if path.name == sets.MANIFEST
+                else hashlib.sha256(content).hexdigest()
             )
     return found
 
 
 def left(place: Place) -> list[str]:
-    """Files of the store and of the directory that nothing refers to."""
+    """Files of the store, the directory and the machine that nothing refers to."""
     store = place.store
     chain = publish.history(store, place.directory)
     published = [artifact for each in chain for artifact in each.artifacts.values()]
+    keys = {artifact.fingerprint for artifact in published}
+    entries = {entry.name for entry in store.entries()}
     wanted = {
         *(publication.name_of(each.identity) for each in chain),
-        *(record.name_of(each.fingerprint) for each in published),
-        *(f"objects/{each.sha256[:2]}/{each.sha256}" for each in published),
+        *map(record.name_of, keys),
+        *(object_name(each.sha256) for each in published),
+        *(name for name in entries if name.startswith("latest/") and latest.read(store, name) in keys),
+        *(name for name in entries if re.fullmatch(r"gate|lock|locks/..|(heads|digests)/.*", name)),
     }
-    kept = {entry.name for entry in store.entries() if entry.name.split("/")[0] not in {"digests", "heads"}}
     own = place.directory / ".cosyjit"
     shown = {
         "current",
@@ -347,12 +199,15 @@ def left(place: Place) -> list[str]:
     inside = {str(path.relative_to(own)) for path in own.rglob("*") if path.is_symlink() or not path.is_dir()}
     empty = {str(path.relative_to(own)) for path in own.glob("*/*") if path.is_dir() and not any(path.iterdir())}
     loose = [str(path) for path in _everything(place) if path.name.endswith(TEMPORARY) or not path.exists()]
-    return sorted({*(kept - wanted - {"gate", "lock"}), *(inside - shown), *empty, *loose})
+    machine = [path for name in ("home", "tmp") for path in (place.folder / name).rglob("*") if not path.is_dir()]
+    forgotten = map(str, store.digests.of_missing())
+    notes = [str(path) for path in machine if path.parts[-2:] != ("memory", "lock")]
+    return sorted({*(entries - wanted), *(inside - shown), *empty, *loose, *forgotten, *notes})
 
 
 def _everything(place: Place) -> Iterator[Path]:
-    yield from place.directory.rglob("*")
-    yield from (place.folder / "store").rglob("*")
+    for folder in (place.directory, place.folder / "store", place.other):
+        yield from folder.rglob("*")
 
 
 @dataclass
@@ -360,17 +215,20 @@ class Observed:
     """What became of an attempt.
 
     Attributes:
-        at: the step or steps at which it was hindered.
-        how, kind, struck: as in `Ended`.
+        scenario: that was attempted.
+        at: the step or steps at which it was hindered, and `kinds`, what kinds those are.
+        how, kind, struck: as in `Ended` and `Steps`.
         shown: by the directory then.
         faults: that an audit of the store found then.
         again: how another attempt ended, with nothing in its way.
         after: what the directory showed then.
-        history: the numbers of the publications then, and of those that they restore.
-        left: what nothing refers to, after a collection.
+        history: the publications then.
+        left: what nothing refers to, after a collection, and what an audit finds then.
     """
 
-    at: list[int]
+    scenario: str
+    at: list[Step]
+    kinds: list[str]
     how: str
     kind: str
     struck: str
@@ -378,58 +236,144 @@ class Observed:
     faults: list[str]
     again: str = ""
     after: State | None = None
-    history: list[tuple[int, int | None]] | None = None
+    history: list[list[int | None]] | None = None
     left: list[str] | None = None
 
 
-def observe(scenario: Scenario, fault: Fault, folder: Path) -> Iterator[Observed]:
-    """Attempt a scenario, hindered at one step after the other, until it comes through; the last is that one."""
-    place, prepared = Place(folder / "place"), folder / "prepared"
-    place.folder.mkdir()
-    scenario.prepare(place)
-    shutil.copytree(place.folder, prepared, symlinks=True)
-    yield Observed([], "", "", "", state(place), [])
-    at = [1]
-    while True:
-        shutil.rmtree(place.folder)
-        shutil.copytree(prepared, place.folder, symlinks=True)
-        observed, ended = _observe(scenario, fault, place, at)
-        yield observed
-        if ended.how != "through" or ended.steps >= at[-1]:  # an error may have been dealt with
-            at = [*at[:-1], at[-1] + 1] if len(at) == 2 or fault != "killed twice" else [*at, 1]
-        elif len(at) == 2:
-            at = [at[0] + 1]
-        else:
+class Observer:
+    """Attempts a scenario again and again.
+
+    Attributes:
+        kinds: of the steps that it has.
+    """
+
+    def __init__(self, name: str, place: Place) -> None:
+        self._name, self._place = name, place
+        self._scenario = SCENARIOS[name]
+        self._folders = place.folder, place.other
+        for folder in (*self._folders, place.folder / "home", place.folder / "tmp"):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        self._scenario.prepare(place)
+        for folder in self._folders:
+            prepared = folder.with_name(f"prepared {folder.name}")
+            shutil.rmtree(prepared, ignore_errors=True)
+            folder.rename(prepared)
+        self._restore()
+        self._fault = FAULTS["killed"]
+        self.kinds = list(dict.fromkeys(self._attempt(None)[0].kinds))
+        self._restore()
+
+    def _restore(self) -> None:
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(folder.with_name(f"prepared {folder.name}"), folder, symlinks=True)
+
+    def before(self) -> Observed:
+        """What is there."""
+        return self._look([], [], Ended("", ""), "")
+
+    def attempts(self, fault: Fault, wanted: list[Step] | None) -> Iterator[Observed]:
+        """Attempts that are hindered at the wanted steps, or at one after the other; the last comes through."""
+        self._fault = fault
+        if fault.times > 1:
+            yield from self._pairs(sparse=wanted is not None)
             return
+        for step in range(1, sys.maxsize) if wanted is None else [*wanted, sys.maxsize]:
+            observed = self._observe([step])
+            yield observed
+            if wanted is None and not observed.struck:
+                return
 
+    def _pairs(self, *, sparse: bool) -> Iterator[Observed]:
+        for first in range(1, sys.maxsize):
+            for second in range(1, sys.maxsize, 4 if sparse else 1):
+                observed = self._observe([first, second])
+                yield observed
+                if not observed.struck:
+                    break
+            if not observed.kinds:
+                return
 
-def _observe(scenario: Scenario, fault: Fault, place: Place, at: list[int]) -> tuple[Observed, Ended]:
-    for number in at:
-        ended = _attempt(lambda: scenario.run(place), fault, number)
-    faults = [f"{each.name}: {each.problem}" for each in audit.audit_store(place.store)]
-    observed = Observed(at, ended.how, ended.kind, ended.struck, state(place), faults)
-    try:
-        scenario.run(place)
+    def _observe(self, at: list[Step]) -> Observed:
+        kinds = []
+        for step in at:
+            steps, ended = self._attempt(step)
+            if not steps.struck:
+                break
+            kinds.append(steps.kind)
+        observed = self._look(at, kinds, ended, steps.struck)
+        try:
+            self._finish(observed)
+        except Exception:  # noqa: BLE001  (whatever it is, it is told)
+            observed.again = traceback.format_exc()
+        self._restore()
+        return observed
+
+    def _attempt(self, step: Step | None) -> tuple[Steps, Ended]:
+        steps = Steps(self._fault, step, self._folders)
+        return steps, attempt(lambda: self._scenario.run(self._place), steps)
+
+    def _look(self, at: list[Step], kinds: list[str], ended: Ended, struck: str) -> Observed:
+        return Observed(self._name, at, kinds, *ended, struck, state(self._place), self._faults())
+
+    def _faults(self) -> list[str]:
+        return [f"{each.name}: {each.problem}" for each in audit.audit_store(self._place.store)]
+
+    def _finish(self, observed: Observed) -> None:
+        self._scenario.run(self._place)
         observed.again = "through"
-        observed.after = state(place)
-        observed.history = [(each.number, each.restores) for each in publish.history(place.store, place.directory)]
-        gc.collect(place.store, older_than=0, remove=True)
-        observed.left = left(place)
-        if state(place) != observed.after:
+        observed.after = state(self._place)
+        chain = publish.history(self._place.store, self._place.directory)
+        observed.history = [[each.number, each.restores] for each in chain]
+        gc.collect(self._place.store, older_than=0, remove=True)
+        observed.left = left(self._place) + self._faults()
+        if state(self._place) != observed.after:
             observed.left.append("the collection changed what is shown")
-    except Exception:  # noqa: BLE001  (whatever it is, it is told)
-        observed.again = traceback.format_exc()
-    return observed, ended
 
 
-def main(scenario: str, fault: Fault, folder: str) -> None:
-    # Waiting for a clock to move on, and for the disk, is most of the time that the steps take. A process that is
-    # killed takes with it nothing that it has written, and no file here is written twice within a tick of the clock.
-    time.sleep = _ignore
-    os.fsync = _ignore  # type: ignore[assignment]
-    for observed in observe(SCENARIOS[scenario], fault, Path(folder)):
-        sys.stdout.write(json.dumps(vars(observed)) + "\n")
+UNAVAILABLE: Final = 77
+"""The exit status where the system lets no process watch another one."""
+
+
+def main(source: str, folder: str, other: str, steps: str, faults: str, scenarios: str) -> None:
+    if not syscalls.available():
+        sys.exit(UNAVAILABLE)
+    time.sleep = partial(_shortly, time.sleep)
+    worker.run = played  # type: ignore[assignment]
+    worker.prepare = lambda: None
+    place = Place(Path(folder, "place"), Path(other, "other"), Path(source))
+    os.environ["HOME"], tempfile.tempdir = str(place.folder / "home"), str(place.folder / "tmp")
+    struck: set[tuple[str, str]] = set()
+    for name in scenarios.split(","):
+        observer = Observer(name, place)
+        for fault in faults.split(","):
+            kinds = [kind for kind in observer.kinds if FAULTS[fault].concerns(*kind.split(" ", 1))]
+            wanted = None if steps == "every" else _some(fault, kinds, struck)
+            if kinds and wanted != []:
+                tell(observer.before(), fault, kinds)
+                for observed in observer.attempts(FAULTS[fault], wanted):
+                    tell(observed)
+
+
+def _some(fault: str, kinds: Sequence[str], struck: set[tuple[str, str]]) -> list[Step]:
+    """The kinds of steps that a fault has not happened to yet, or one of the others."""
+    new = [kind for kind in kinds if (fault, kind) not in struck]
+    struck |= {(fault, kind) for kind in new}
+    if not new and FAULTS[fault].times > 1:
+        return []
+    return [*(new or kinds[len(kinds) // 2 :][:1])]
+
+
+def _shortly(sleep: Callable[[float], None], seconds: float) -> None:
+    """Waiting for a clock to move on is most of the time that the steps take, and nobody else is at work here."""
+    sleep(min(seconds, 0.001))
+
+
+def tell(observed: Observed, fault: str = "", kinds: Sequence[str] = ()) -> None:
+    """Print an observation; the first of some tells what the others will be of."""
+    sys.stdout.write(json.dumps([vars(observed), fault, kinds]) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    main(*sys.argv[1:])

@@ -7,6 +7,7 @@ import pytest
 from cosyjit import audit, documents, publication, record
 from cosyjit.audit import Fault
 from cosyjit.errors import PublicationError, StoreError
+from cosyjit.identity import Identity
 from cosyjit.store import Store
 from tests.calls import snapshot
 from tests.stored import add, files_of, location, object_of, put, sha256, show, unique_url
@@ -131,6 +132,7 @@ def test_an_object_is_read_even_if_it_is_remembered(store: Store) -> None:
     path = location(store, digest)
     path.chmod(0o644)
     path.write_bytes(b"ONE")
-    store.digests.remember_sha256(path, digest)  # a disk that turns bits over leaves the times as they are
+    # A disk that turns bits over leaves the times as they are.
+    store.digests.remember_sha256(path, digest, Identity.of(path))
     assert store.condition(digest) == "whole"
     assert faults(store) == {object_of(sha256(b"one")): "damaged"}

@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import json
+import os
 import re
+import socket
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -17,7 +20,8 @@ from ruamel.yaml import YAML
 
 from cosyjit.config import Config, Instance
 from cosyjit.errors import ConfigError
-from tests.gadgets import INCLUDED, PLACES, PLANTED, REDEFINED, RUNNING
+from tests.calls import start
+from tests.gadgets import BOMBS, INCLUDED, PLACES, PLANTED, REDEFINED, RUNNING
 
 PUBLISHED: Final = {
     "llm.text_encoder": "cosyvoice.transformer.encoder.ConformerEncoder",
@@ -278,7 +282,74 @@ def test_aliases_that_stand_for_more_and_more_are_refused() -> None:
     exploding = config("\n".join(["l0: &l0 1", *levels, "llm: !new:a.Model", "  e: !new:a.Encoder {a: *l11}", ""]))
     with pytest.raises(ConfigError) as error:
         exploding.instance("llm.e")
-    assert_error(error, WHERE, "llm.e", "more than 10000 nodes")
+    assert_error(error, WHERE, "llm.e", "more than 100,000 characters")
+
+
+IN_BOUNDS: Final = """
+import json, os, resource, sys
+from cosyjit.config import Config
+from cosyjit.errors import ConfigError
+from tests.gadgets import BOMBS
+
+def outcome(text):
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    try:
+        found = Config(text, "where")
+        return "it comes to " + str(found.instance("llm.e").options)
+    except ConfigError as error:
+        return str(error)
+
+for name, text in BOMBS.items():
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.write(writing, outcome(text).encode()[:4000])
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        print(json.dumps([name, pipe.read()]), flush=True)
+"""
+"""Reads each in a process of its own, which may take 30 s of a processor and 1 GB."""
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, str]:
+    """What each bomb came to; nothing for those that went beyond their bounds."""
+    with start(IN_BOUNDS) as process:
+        out, err = process.communicate()
+    assert err == ""
+    return dict(json.loads(line) for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_would_come_to_too_much_is_refused_or_left_alone(name: str, outcomes: dict[str, str]) -> None:
+    assert outcomes[name].startswith(("where: ", "it comes to {"))
+    assert outcomes[name].isprintable()
+    assert len(outcomes[name]) < 500
+
+
+@pytest.mark.parametrize("options", ["{a: !ref <n><s>, b: !ref '<s>/<n>', c: !ref '<n>*2', d: !ref '(<n> + 1) * <f>'}"])
+def test_bounds_leave_texts_and_arithmetic_as_they_are(options: str) -> None:
+    text = document(options + "\n", SHARED)
+    assert config(text).instance("llm.e").options == by_hyperpyyaml(text)["llm"]["e"]
+
+
+def test_what_a_message_quotes_is_cut() -> None:
+    broken = config(document("{a: !ref <x>}\n", f"x: {{a: {'x' * 1_900}, a: 1}}\n"))
+    with pytest.raises(ConfigError) as error:
+        broken.instance("llm.e")
+    assert_error(error, WHERE, "llm.e", "duplicate", "...")
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["a\u202eb", "a'b", "%1b[31m", "", "1a", "a/b"])
+def test_what_names_no_class_is_an_error(name: str) -> None:
+    for text in (f"llm: !<!new:{name}> {{}}\n", f"llm: !new:{name} {{}}\n"):
+        with pytest.raises(ConfigError) as error:
+            config(text).class_of("llm")
+        assert_error(error, WHERE, "restore the published file")
+        assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("name", ["llm.e", "flow.e", "llm.m.e", "llm.a", "llm.b", "llm.c", "llm.d", "x"])
@@ -307,6 +378,7 @@ UNREADABLE: Final = {
     "UTF-16": "llm: 1".encode("utf-16"),
     "too deep": b"[" * 400,
     "other version": b"%YAML 3.0\n---\nllm: 1\n",
+    "version that is none": b"%YAML 1.3\n---\nllm: 1\n",
 }
 
 
@@ -320,7 +392,14 @@ def test_a_file_that_is_no_mapping_is_an_error(content: bytes, tmp_path: Path) -
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.yaml", tmp_path):
+    (tmp_path / "large.yaml").write_bytes(b"#" * (1 << 17))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.yaml"))
+    (tmp_path / "link.yaml").symlink_to("/dev/zero")
+    (tmp_path / "circle.yaml").symlink_to("circle.yaml")
+    names = ("missing", "large", "pipe", "socket", "link", "circle")
+    for path in (*(tmp_path / f"{name}.yaml" for name in names), tmp_path, Path("x" * 300)):
         with pytest.raises(ConfigError) as error:
             Config.read(path)
         assert_error(error, path, "restore the published file")

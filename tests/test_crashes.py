@@ -2,117 +2,195 @@
 
 import json
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
-from tests.calls import ROOT, finished, spawn
-from tests.crashing import SCENARIOS, Fault, Observed
+from tests.calls import ROOT, spawn
+from tests.crashing import FAULTS, UNAVAILABLE, Observed
+from tests.scenarios import SCENARIOS
 
-RUNS: Final[Mapping[Fault, Sequence[str]]] = {
-    "killed": [*SCENARIOS],
-    "killed twice": ["publish over foreign files"],
-    "input/output error": ["publish", "publish over foreign files", "mend", "collect"],
-    "no space left": ["publish", "roll back", "mend"],
-}
-"""Not each fault in each scenario, which would take long and tell little more."""
-
-CASES: Final = [(scenario, fault) for fault, scenarios in RUNS.items() for scenario in scenarios]
-FAILURES: Final = [case for case in CASES if not case[1].startswith("killed")]
-
-HISTORY: Final[Mapping[str, list[tuple[int, int | None]]]] = {
-    "publish": [(2, None), (1, None)],
-    "publish over foreign files": [(1, None)],
-    "publish first": [(1, None)],
-    "roll back": [(3, 1), (2, None), (1, None)],
-    "mend": [(1, None)],
-    "collect": [(3, None)],
-}
-"""The numbers of the publications in the end, and of those that they restore."""
-
-Runs = Mapping[tuple[str, str], tuple[Observed, list[Observed]]]
+KILLS: Final = ("killed", "killed twice")
+COMMON_ERRORS: Final = ("input/output error", "no space left", "permission denied")
+ERRORS: Final = tuple(fault for fault in FAULTS if fault not in {*KILLS, "short write"})
 
 
-class Case(NamedTuple):
-    """A scenario, what hinders it, what was there before, and how the attempts ended; the last came through."""
+class Run(NamedTuple):
+    """A scenario that was hindered again and again.
 
-    scenario: str
-    fault: Fault
+    Attributes:
+        name: of the scenario.
+        before: what was there.
+        kinds: of steps that it has.
+        attempts: how they ended; the last one came through.
+    """
+
+    name: str
     before: Observed
+    kinds: list[str]
     attempts: list[Observed]
+
+    @property
+    def after(self) -> dict[str, object]:
+        return self.attempts[-1].shown
+
+
+Runs = Mapping[str, list[Run]]
+"""By what hinders them."""
+
+
+Job = tuple[Sequence[str], Sequence[str]]
+"""Faults, and scenarios that each of them happens to."""
+
+RunAll = Callable[[str, Sequence[Job]], Runs]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """What became of each scenario, hindered at each of its steps: first what was there, last how it came through."""
+def run_all(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunAll]:
+    """Does jobs side by side: the faults happen at some steps, or at every step."""
     memory = Path("/dev/shm")  # noqa: S108  (quicker than a disk, for so many small files)
-    base = memory if memory.is_dir() else tmp_path_factory.getbasetemp()
-    with tempfile.TemporaryDirectory(dir=base) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield dict(zip(CASES, pool.map(lambda case: _run(case, Path(folder)), CASES), strict=True))
+    other = tmp_path_factory.mktemp("other")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield partial(_run_all, tiny, Path(folder), other)
 
 
-def _run(case: tuple[str, Fault], base: Path) -> tuple[Observed, list[Observed]]:
-    folder = tempfile.mkdtemp(dir=base)
-    status, out, err = finished(spawn(sys.executable, "-m", "tests.crashing", *case, folder, cwd=ROOT))
-    assert (status, err) == (0, "")
-    before, *attempts = [Observed(**json.loads(line)) for line in out.splitlines()]
-    return before, attempts
+def _run_all(source: Path, base: Path, other: Path, steps: str, jobs: Sequence[Job]) -> Runs:
+    def run(job: Job) -> str:
+        folders = tempfile.mkdtemp(dir=base), tempfile.mkdtemp(dir=other)
+        arguments = source, *folders, steps, *map(",".join, job)
+        with spawn(sys.executable, "-m", "tests.crashing", *arguments, cwd=ROOT) as process:
+            out, err = process.communicate(timeout=1200)
+        if process.returncode == UNAVAILABLE:
+            pytest.skip("this system lets no process watch the system calls of another one")
+        assert (process.returncode, err) == (0, "")
+        return out
+
+    found: dict[str, list[Run]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for out in pool.map(run, jobs):
+            for line in out.splitlines():
+                observed, fault, kinds = json.loads(line)
+                if fault:
+                    runs = found.setdefault(fault, [])
+                    runs.append(Run(observed["scenario"], Observed(**observed), kinds, []))
+                else:
+                    runs[-1].attempts.append(Observed(**observed))
+    return found
 
 
-@pytest.fixture(params=CASES, ids=", ".join)
-def case(request: pytest.FixtureRequest, runs: Runs) -> Case:
-    """A scenario, what hinders it, and what became of it."""
-    scenario, fault = request.param
-    return Case(scenario, fault, *runs[scenario, fault])
+@pytest.fixture(scope="module")
+def some_steps(run_all: RunAll) -> Runs:
+    """Most faults at each kind of step, of whichever scenario comes first."""
+    return run_all("some", [(faults, [*SCENARIOS]) for faults in ((*KILLS, "short write"), COMMON_ERRORS)])
 
 
-def test_each_scenario_is_hindered_at_many_steps_and_comes_through_in_the_end(case: Case) -> None:
-    *hindered, through = case.attempts
-    assert (through.how, through.kind) == ("through", "")
-    assert len(hindered) >= 10
-    if case.fault == "killed":
-        assert {each.how for each in hindered} == {"killed"}
+@pytest.fixture(scope="module")
+def every_step(run_all: RunAll) -> Runs:
+    """All faults at all steps of each scenario."""
+    return run_all("every", [([*FAULTS], [name]) for name in reversed([*SCENARIOS])])
 
 
-def test_a_directory_shows_one_whole_set_wherever_the_work_ends(case: Case) -> None:
-    before, after = case.before.shown, case.attempts[-1].shown
-    for each in case.attempts:
-        if case.scenario == "mend":  # what is damaged becomes whole name by name, and none is missing on the way
-            for name in before:
-                assert each.shown.get(name) in (before[name], after[name]), (each.at, each.struck, name)
+def steps_of(faults: Sequence[str]) -> pytest.MarkDecorator:
+    """Runs a test for each fault, with a sample of the steps, and with every step."""
+    common = [fault for fault in faults if fault in {*COMMON_ERRORS, *KILLS, "short write"}]
+    some = [pytest.param("some_steps", fault, id=f"some steps, {fault}") for fault in common]
+    every = [pytest.param("every_step", fault, id=f"every step, {fault}", marks=pytest.mark.stress) for fault in faults]
+    return pytest.mark.parametrize(("steps", "fault"), [*some, *every])
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest, steps: str, fault: str) -> list[Run]:
+    """What became of each scenario under a fault."""
+    found: Runs = request.getfixturevalue(steps)
+    return found[fault]
+
+
+def each(runs: list[Run]) -> Iterator[tuple[Run, Observed]]:
+    yield from ((run, attempt) for run in runs for attempt in run.attempts)
+
+
+@steps_of([*FAULTS])
+def test_each_scenario_is_hindered_and_comes_through_in_the_end(runs: list[Run], steps: str, fault: str) -> None:
+    assert [run.name for run in runs if run.attempts[-1].how != "through" or run.attempts[-1].struck] == []
+    if fault == "killed twice":
+        assert min(len(run.attempts) for run in runs) >= 4
+    elif steps == "every_step":
+        assert [run.name for run in runs if len(run.attempts) <= len(run.kinds)] == []
+    else:
+        struck = {kind for _, attempt in each(runs) for kind in attempt.kinds}
+        assert struck == {kind for run in runs for kind in run.kinds}
+
+
+@steps_of(KILLS)
+def test_who_is_killed_says_nothing(runs: list[Run]) -> None:
+    assert {attempt.how for _, attempt in each(runs) if attempt.struck} == {"killed"}
+
+
+@steps_of([*FAULTS])
+def test_a_directory_shows_one_whole_set_wherever_the_work_ends(runs: list[Run]) -> None:
+    for run, attempt in each(runs):
+        where = run.name, attempt.at, attempt.struck
+        if SCENARIOS[run.name].mends[0]:  # what is damaged becomes whole name by name, and none is missing on the way
+            for name in run.before.shown:
+                assert attempt.shown.get(name) in (run.before.shown[name], run.after[name]), (*where, name)
         else:
-            assert each.shown in (before, after), (each.at, each.struck)
+            assert attempt.shown in (run.before.shown, run.after), where
 
 
-def test_a_store_holds_only_whole_documents_and_what_they_name_wherever_the_work_ends(case: Case) -> None:
-    assert [(each.at, each.faults) for each in case.attempts if each.faults] == []
+@steps_of([*FAULTS])
+def test_a_store_holds_only_whole_documents_and_what_they_name_wherever_the_work_ends(runs: list[Run]) -> None:
+    for run, attempt in each(runs):
+        # An object that is damaged at first may be set aside, and then it is missing.
+        known = {_object(fault) for fault in run.before.faults}
+        assert {_object(fault) for fault in attempt.faults} <= known, (run.name, attempt.at, attempt.struck)
 
 
-def test_what_ended_early_can_be_done_again(case: Case) -> None:
-    after = case.attempts[-1].shown
-    for each in case.attempts:
-        assert each.again == "through", (each.at, each.again)
-        assert each.after == after, each.at
-        expected = HISTORY[case.scenario]
-        if case.scenario == "roll back" and each.shown == after:
+def _object(fault: str) -> str:
+    return ([fault.partition(":")[0], *re.findall("[0-9a-f]{64}", fault)])[-1]
+
+
+@steps_of([*FAULTS])
+def test_what_ended_early_can_be_done_again(runs: list[Run]) -> None:
+    for run, attempt in each(runs):
+        assert attempt.again == "through", (run.name, attempt.at, attempt.again)
+        assert attempt.after == run.after, (run.name, attempt.at)
+        expected = SCENARIOS[run.name].history
+        if run.name == "roll back" and attempt.shown == run.after:
             expected = [(4, 1), *expected]  # it was done already, and then once more
-        assert [tuple(pair) for pair in each.history or []] == expected, each.at
+        assert [tuple(pair) for pair in attempt.history or []] == expected, (run.name, attempt.at)
 
 
-def test_nothing_is_left_of_what_ended_early_once_it_is_collected(case: Case) -> None:
-    assert [(each.at, each.left) for each in case.attempts if each.left] == []
+@steps_of([*FAULTS])
+def test_nothing_is_left_of_what_ended_early_once_it_is_collected(runs: list[Run]) -> None:
+    assert [(run.name, attempt.at, attempt.left) for run, attempt in each(runs) if attempt.left] == []
 
 
-@pytest.mark.parametrize(("scenario", "fault"), FAILURES, ids=map(", ".join, FAILURES))
-def test_a_failure_is_an_error_in_one_line_that_names_the_place(runs: Runs, scenario: str, fault: str) -> None:
-    for each in runs[scenario, fault][1]:
-        if each.kind:
-            place, kind = ("model", "OutputError") if "/model" in each.struck else ("store", "StoreError")
-            assert each.kind in {kind, "BuildError"}, (each.struck, each.how)
-            assert len(each.how.splitlines()) == 1
-            assert f"/{place}: " in each.how or each.kind == "BuildError", (each.struck, each.how)
+@steps_of(ERRORS)
+def test_a_failure_is_an_error_in_one_line_that_names_the_place(runs: list[Run], fault: str) -> None:
+    for run, attempt in each(runs):
+        if not attempt.kind:
+            continue
+        where = run.name, attempt.struck, attempt.how
+        assert attempt.kind in {"OutputError", "StoreError", "BuildError"}, where
+        assert re.fullmatch(r"/[^:]*/(store|model)(/[^:]*)?: [^\n]+ \([^\n]+\); [^\n]+", attempt.how), where
+        if not FAULTS[fault].lasting:
+            place = "model" if "/place/model/" in f"{attempt.struck}/" else "store"
+            assert f"/place/{place}" in attempt.how, where
+
+
+@steps_of([fault for fault in ERRORS if not FAULTS[fault].lasting])
+def test_digests_that_cannot_be_remembered_cost_time_only(runs: list[Run]) -> None:
+    found = {(run.name, attempt.how) for run, attempt in each(runs) if "/digests" in attempt.struck}
+    assert {how for name, how in found if name != "collect"} == {"through"}
+
+
+@steps_of(["short write"])
+def test_what_is_written_in_two_goes_is_whole(runs: list[Run]) -> None:
+    assert {attempt.how for _, attempt in each(runs)} == {"through"}

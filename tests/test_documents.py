@@ -26,6 +26,19 @@ def test_a_document_comes_back_from_lines_of_ascii(document: dict[str, Any]) -> 
     assert documents.load(content, "here") == document
 
 
+@given(st.dictionaries(ODD, VALUES, max_size=4).filter(lambda document: "checksum" not in document))
+def test_a_sealed_document_comes_back_without_its_seal(document: dict[str, Any]) -> None:
+    content = documents.seal(document)
+    assert documents.unseal(documents.load(content, "here"), content, "here") == document
+
+
+def test_a_document_without_a_seal_is_refused() -> None:
+    content = documents.dump({"a": 1})
+    with pytest.raises(RecordError) as error:
+        documents.unseal(documents.load(content, "here"), content, "here")
+    assert str(error.value) == ("here: is damaged (its checksum is missing, or another's); remove it, and export again")
+
+
 @pytest.mark.parametrize(
     "content",
     [

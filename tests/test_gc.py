@@ -288,6 +288,22 @@ def test_a_document_of_a_later_version_stops_all_before_anything_goes(
     assert documents_of(store) == before
 
 
+@pytest.mark.parametrize("content", [b"{}", b'{"schema": 1}', b'{"schema": 99}', b"nothing"], ids=repr)
+def test_a_document_that_a_stranger_puts_into_a_directory_stops_nothing(
+    content: bytes, store: Store, tmp_path: Path
+) -> None:
+    shown = show(store, tmp_path / "a", b"one")
+    orphan = add(store, b"orphan")
+    sets = tmp_path / "a" / ".cosyjit" / "sets"
+    (sets / sha256(content)).mkdir()
+    (sets / sha256(content) / "cosyjit.json").write_bytes(content)
+    (sets.parent / "current").unlink()
+    (sets.parent / "current").symlink_to(f"sets/{sha256(content)}")
+    found = gc.collect(store, older_than=0, remove=True)
+    assert [entry.name for entry in found if not entry.name.startswith("digests/")] == [object_of(orphan)]
+    assert is_whole(store, shown)
+
+
 def test_a_later_versions_publication_out_of_reach_stops_all_too(store: Store, tmp_path: Path) -> None:
     show(store, tmp_path / "a", b"one")
     content = documents.dump({"schema": 2})

@@ -16,8 +16,8 @@ PACKAGE: Final = ROOT / "cosyjit"
 FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
-    {"errors", "identity", "pictures", "pickles", "services"},
-    {"documents", "families", "files", "settings", "tensors"},
+    {"archives", "errors", "identity", "nodes", "pictures", "pickles", "services"},
+    {"cutting", "documents", "families", "files", "settings", "signing", "tensors"},
     {"hub", "memory", "sets", "storage"},
     {"encoders", "config", "digests", "leases"},
     {"place", "snapshots"},
@@ -42,7 +42,8 @@ OTHERS: Final = {
     "urllib3": {"server"},
     "xxhash": {"digests", "fingerprint", "latest", "publication"},
     "hyperpyyaml": {"config"},
-    "ruamel": {"config"},
+    "ruamel": {"config", "cutting", "nodes"},
+    "cryptography": {"signing"},
     "cyclopts": {"cli"},
     "rich": {"report", "terminal"},
 }
@@ -110,7 +111,7 @@ def below(name: str) -> set[str]:
     if name == "__init__":
         return set().union(*LAYERS[: LAYERS.index({"pipeline"}) + 1])
     if name == "synth":
-        return {"errors", "config", "encoders", "standins"}
+        return {"errors", "files", "config", "encoders", "standins"}
     level = next(level for level, layer in enumerate(LAYERS) if name in layer)
     return set().union(*LAYERS[:level]) | ({"synth", "__init__"} if "cli" in LAYERS[level] else set())
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosyjit.errors import BuildError
-from cosyjit.memory import installed, reserved
+from cosyjit.memory import installed, reserved, tidy
 from tests.calls import ROOT, start, wait_for
 from tests.stored import said
 
@@ -90,6 +90,17 @@ def test_processes_wait_for_each_other_and_a_killed_one_for_nobody(tmp_path: Pat
         assert not waits(tmp_path, 60)
         assert waits(tmp_path, 61)
     assert not waits(tmp_path, 100)
+
+
+def test_what_a_killed_process_noted_goes_without_a_build_and_what_a_living_one_did_stays(tmp_path: Path) -> None:
+    with reserved(tmp_path, 40, 100), start(RESERVE, tmp_path, 60, cwd=ROOT) as killed:
+        assert said(killed) == "in"
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert notes(tmp_path) == 2
+        tidy(tmp_path)
+        assert notes(tmp_path) == 1
+        assert waits(tmp_path, 61)
 
 
 def test_who_waits_goes_on_as_soon_as_there_is_enough(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import pickle
 import resource
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosyjit.pickles import ForbiddenError, Globals, loads
-from tests.calls import start
-from tests.gadgets import PICKLED
+from cosyjit.tensors import _KNOWN
+from tests.calls import ROOT, finished, spawn, start
+from tests.gadgets import INSTRUCTED, NAMED, PICKLED
+from tests.hostile import call, dictionary, named, number, pickled, row, text
 
 DOCUMENTED: Final = (ForbiddenError, ValueError, TypeError, AttributeError, LookupError, struct.error)
 """What a damaged pickle may raise."""
 
-KEYS: Final = st.text(max_size=5) | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False)
+KEYS: Final = (
+    st.text(max_size=5) | st.integers(1 - 2**60, 2**60 - 1) | st.booleans() | st.none() | st.floats(allow_nan=False)
+)
 SCALARS: Final = KEYS | st.integers(-(2**2039), 2**2039 - 1) | st.text(st.characters(codec="utf-8"))
 DATA: Final = st.recursive(
     SCALARS,
@@ -42,8 +47,8 @@ def read(pickled: bytes, known: Globals | None = None, persistent: Callable[[Any
 
 @given(DATA)
 def test_plain_data_is_what_the_standard_library_reads(value: Any) -> None:
-    for pickled in (pickle.dumps(value, 2), pickle._dumps(value, 2)):  # type: ignore[attr-defined]  # that in Python
-        found, expected = read(pickled), pickle.loads(pickled)
+    for content in (pickle.dumps(value, 2), pickle._dumps(value, 2)):  # type: ignore[attr-defined]  # that in Python
+        found, expected = read(content), pickle.loads(content)
         assert found == expected == value
         assert repr(found) == repr(expected)  # which tells 1, 1.0 and True apart, at any depth
 
@@ -73,8 +78,10 @@ def test_what_is_shared_stays_shared() -> None:
     assert found["a"][1] is found["a"]
 
 
-def test_strings_of_python_2_are_latin_1() -> None:
-    assert read(b"\x80\x02U\x03a\xe9b.") == "aéb"
+def test_strings_of_python_2_are_ascii() -> None:
+    assert read(b"\x80\x02U\x03a.b.") == "a.b"
+    with pytest.raises(ValueError, match=r"^'ascii' codec can't decode"):  # torch takes it for UTF-8
+        read(b"\x80\x02U\x03a\xc3\xa9.")
 
 
 def test_known_names_are_called_with_what_the_pickle_gives() -> None:
@@ -109,6 +116,57 @@ def test_what_would_run_code_is_refused_and_named(gadget: Callable[[str], object
     assert not marker.exists()
     pickle.loads(pickled)
     assert marker.exists()
+
+
+LOADING: Final = """
+import pickle, sys
+from pathlib import Path
+from tests.gadgets import INSTRUCTED
+
+for number, instructions in enumerate(INSTRUCTED.values()):
+    marker = Path(sys.argv[1], str(number))
+    try:
+        pickle.loads(b"\\x80\\4" + instructions(str(marker)) + b".")
+    except Exception:
+        pass
+    assert marker.exists(), number
+"""
+
+
+def test_the_standard_library_runs_what_is_refused_here(tmp_path: Path) -> None:
+    ran = finished(spawn(sys.executable, "-c", LOADING, tmp_path, cwd=ROOT))
+    assert (ran.status, ran.err) == (0, "")
+    assert len(list(tmp_path.iterdir())) == len(INSTRUCTED)
+
+
+@pytest.mark.parametrize("start", [b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b""], ids=["2", "3", "4", "5", "none"])
+@pytest.mark.parametrize("name", INSTRUCTED)
+def test_no_instructions_run_anything(name: str, start: bytes, tmp_path: Path) -> None:
+    value = INSTRUCTED[name](str(tmp_path / "marker"))
+    for instructions in (value, dictionary({"a": value}), row(value), b"}" + value + b"b", b"}" + value + b"Ns"):
+        with pytest.raises((ForbiddenError, ValueError)):
+            read(start + instructions + b".", _KNOWN)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+@pytest.mark.parametrize("gadget", PICKLED)
+def test_no_pickle_of_an_older_protocol_is_read(gadget: Callable[[str], object], protocol: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^the pickle is of another protocol than 2$"):
+        read(pickle.dumps(gadget(str(tmp_path / "marker")), protocol), _KNOWN)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("name", NAMED, ids=lambda name: name[:40])
+def test_what_others_name_to_run_code_is_not_known(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    for value in (
+        named(module, attribute),
+        call(named(module, attribute), text("a")),
+        b"](" + named(module, attribute),
+    ):
+        with pytest.raises(ForbiddenError):
+            read(pickled(value), _KNOWN)
 
 
 @pytest.mark.parametrize("name", ["builtins\neval", "os\nsystem", "collections\nOrderedDict.update", "\n", "a\nb"])
@@ -184,6 +242,27 @@ def test_a_huge_index_of_the_memo_costs_no_memory() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
+def test_attributes_are_those_of_a_dictionary_alone() -> None:
+    # To others, these are what a tensor is made of anew.
+    for value in (b"]", row(number(1)), named("a", "b") + b")R", text("x")):
+        with pytest.raises(TypeError, match=r"^attributes of a (list|tuple|int|str)$"):
+            read(pickled(value + b"}b"), {("a", "b"): int})
+
+
+@pytest.mark.parametrize("arguments", [text("abc"), b"]K\1a", b"}", number(7), row(*[b"N"] * 17)], ids=repr)
+def test_a_call_without_a_few_arguments_is_refused(arguments: bytes) -> None:
+    with pytest.raises(TypeError, match=r"^a call with no arguments, or too many$"):
+        read(pickled(named("a", "b") + arguments + b"R"), {("a", "b"): lambda *given: given})
+
+
+def test_keys_are_numbers_that_have_a_hash_of_their_own() -> None:
+    largest = 2**60 - 1
+    assert read(pickle.dumps({largest: 1, -largest: 2, 0: 3}, 2)) == {largest: 1, -largest: 2, 0: 3}
+    for key in (2**60, -(2**60), 2**61 - 1, 2**2000):
+        with pytest.raises(ValueError, match=r"^a key that is too large a number$"):
+            read(pickle.dumps({key: 1}, 2))
+
+
 DEEP: Final = b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns."
 """A dictionary whose key is a tuple in a tuple in a tuple."""
 
@@ -191,16 +270,58 @@ WIDE: Final = b"\x80\x02})" + b"q\1h\1\x86" * 64 + b"Ns."
 """A dictionary whose key is a pair of twice the same pair, and so on: to hash it takes 2^64 steps."""
 
 
-@pytest.mark.parametrize("pickled", [DEEP, WIDE], ids=["deep", "wide"])
-def test_a_key_that_is_costly_to_hash_neither_ends_nor_holds_up_the_process(pickled: bytes, tmp_path: Path) -> None:
-    (tmp_path / "pickled").write_bytes(pickled)
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
-        "resource.setrlimit(resource.RLIMIT_CPU, (10, 10))\n"
-        "from cosyjit.pickles import loads\n"
-        "try: loads(open(sys.argv[1], 'rb').read(), {}, None)\n"
-        "except (ValueError, TypeError): print('refused')"
-    )
-    with start(code, tmp_path / "pickled") as process:
+MODULUS: Final = sys.hash_info.modulus
+COLLIDING: Final = pickled(b"}(" + b"".join(number(i * MODULUS) + b"N" for i in range(1, 150_000)) + b"u")
+"""A dictionary of numbers that all have the hash 0."""
+
+ARGUMENTS: Final = pickled(row(*[b"N"] * 1_000_000) + b"q\1](" + (named("a", "b") + b"h\1R") * 100_000 + b"e")
+"""A hundred thousand calls with a million arguments each."""
+
+CHARACTERS: Final = pickled(text("x" * 1_000_000) + b"q\1](" + (named("a", "b") + b"h\1R") * 100_000 + b"e")
+"""The same with the characters of a string."""
+
+COSTLY: Final = {"deep": DEEP, "wide": WIDE, "colliding": COLLIDING, "arguments": ARGUMENTS, "characters": CHARACTERS}
+
+BOUNDED: Final = """
+import resource, sys
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+from cosyjit.pickles import loads
+
+try:
+    loads(open(sys.argv[1], 'rb').read(), {("a", "b"): lambda *given: None}, None)
+except (ValueError, TypeError):
+    print('refused')
+"""
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_costs_more_than_its_size_neither_ends_nor_holds_up_the_process(name: str, tmp_path: Path) -> None:
+    (tmp_path / "pickled").write_bytes(COSTLY[name])
+    with start(BOUNDED, tmp_path / "pickled") as process:
         out, _ = process.communicate()
     assert (process.returncode, out) == (0, "refused\n")
+
+
+MOST: Final = {
+    "dictionaries": b"}" * (2 << 20),
+    "marks": b"(" * (2 << 20),
+    "lists within lists": b"]" * (1 << 20) + b"a" * ((1 << 20) - 1),
+    "tuples within tuples": b")" + b"\x85" * (2 << 20),
+    "remembered": b"".join(b"]r" + struct.pack("<I", i) for i in range((2 << 20) // 6)),
+    "entries": b"}" + b"".join(b"}K\1K\1s" for _ in range((2 << 20) // 6)),
+    "large numbers": (b"\x8a\1\1" + b"J\1\2\3\4") * ((2 << 20) // 8),
+}
+"""Pickles of 2 MB that describe as much as they can."""
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_pickle_takes_a_hundred_times_its_size_at_most(name: str, tmp_path: Path) -> None:
+    (tmp_path / "pickled").write_bytes(pickled(MOST[name]))
+    code = BOUNDED.replace("1 << 30", "300 << 20").replace("ValueError, TypeError", "ValueError, IndexError")
+    with start(code, tmp_path / "pickled") as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert out in {"", "refused\n"}

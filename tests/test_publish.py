@@ -21,7 +21,7 @@ from cosyjit.publish import history, inspect, opened, rollback, shown
 from cosyjit.store import Store
 from tests import calls
 from tests.calls import snapshot, start
-from tests.crashing import keep
+from tests.scenarios import keep
 
 FIRST: Final = {"llm.llm.fp32.zip": b"llm 1", "flow.encoder.fp32.zip": b"flow 1", "flow.encoder.fp16.zip": b"half 1"}
 SECOND: Final = {"llm.llm.fp32.zip": b"llm 2", "flow.encoder.fp32.zip": b"flow 2", "flow.encoder.fp16.zip": b"half 2"}
@@ -358,7 +358,7 @@ def test_a_directory_that_cannot_be_is_named_in_one_line(store: Store, directory
 def test_a_file_in_the_place_of_the_state_is_named_and_left(store: Store, directory: Path) -> None:
     (directory / ".cosyjit").write_bytes(b"mine")
     as_it_was = snapshot(directory)
-    assert one_line(OutputError, lambda: put_opened(store, directory, FIRST)).startswith(f"{directory}: ")
+    assert one_line(OutputError, lambda: put_opened(store, directory, FIRST)).startswith(f"{directory}/.cosyjit: ")
     assert snapshot(directory) == as_it_was
 
 
@@ -376,7 +376,7 @@ from pathlib import Path
 from cosyjit.errors import CosyjitError
 from cosyjit.publish import opened, publish
 from cosyjit.store import Store
-from tests.crashing import kept
+from tests.scenarios import kept
 content = b"large" * 100_000
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -747,7 +747,7 @@ import sys
 from pathlib import Path
 from cosyjit.publish import publish
 from cosyjit.store import Store
-from tests.crashing import keep
+from tests.scenarios import keep
 store, directory, names = Store(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]
 input()
 for number in range(4):

@@ -1,14 +1,23 @@
 """From what a caller names to a configuration: in a model directory, or of a model of the hub."""
 
+import os
 import pickle
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from cosyjit.errors import SourceError
-from cosyjit.families import CONFIG_FILES
+from cosyjit import documents, files, snapshots
+from cosyjit.errors import SelectionError, SourceError, printable
+from cosyjit.families import CONFIG_FILES, FAMILIES, select
+from cosyjit.hub import File, Model, parse
+from cosyjit.snapshots import Snapshot
 from cosyjit.source import Source, open_source, reopen
 from tests.hubs import MODEL, Hub
 
@@ -28,7 +37,7 @@ def refused(source: str | Path) -> str:
     with pytest.raises(SourceError) as error:
         open_source(source)
     message = str(error.value)
-    assert message.startswith(f"{source}: ")
+    assert message.startswith(f"{printable(str(source))}: ")
     assert len(message.splitlines()) == 1
     return message
 
@@ -122,6 +131,113 @@ def test_a_directory_is_named_for_itself_and_has_all_of_it_at_hand(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["cosyvoice.yaml"]
     assert pickle.loads(pickle.dumps(source)) == source
     assert reopen(source.name) == source
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "circle"])
+def test_what_is_no_file_is_no_configuration(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "cosyvoice.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    assert "no configuration in this directory" in refused(tmp_path)
+
+
+HOSTILE: Final = st.text(st.sampled_from("ab0.-_/@+%~\n\0 \\:\u2024\uff0e\ud800\u202e"), max_size=20) | st.sampled_from(
+    [
+        "..",
+        "/etc/passwd",
+        "../../x",
+        "a/..",
+        "llm.pt/../x",
+        "llm.pt\0",
+        "%2e%2e/x",
+        "..\\x",
+        "x" * 5000,
+        ".",
+        "",
+        "~root",
+    ]
+)
+LISTED: Final = st.sampled_from(["llm.pt", "cosyvoice.yaml"])
+SNAPSHOT: Final = Snapshot(
+    Model(MODEL),
+    "c" * 40,
+    "https://hub",
+    tuple(File(name, 5, "0" * 64, "c" * 40) for name in ("llm.pt", "cosyvoice.yaml")),
+)
+
+
+@given(HOSTILE | LISTED)
+def test_of_a_model_there_are_the_files_that_are_listed_and_no_others(name: str) -> None:
+    source = Source(SNAPSHOT.directory, SNAPSHOT.directory / "cosyvoice.yaml", SNAPSHOT)
+    asks: tuple[Callable[[str], object], ...] = (source.file, source.uri, lambda each: source.obtain([each]))
+    for ask in asks:
+        if name in {"llm.pt", "cosyvoice.yaml"}:
+            assert Path(SNAPSHOT.path(name)).is_relative_to(
+                Path.home() / ".cache" / "cosyjit" / "modelscope" / ".files"
+            )
+        else:
+            with pytest.raises(SourceError) as error:
+                ask(name)
+            assert str(error.value).isprintable()
+    assert not Path.home().exists()
+
+
+@given(HOSTILE)
+def test_whatever_a_source_is_called_what_comes_is_an_error_of_one_line(name: str) -> None:
+    assume(parse(name) is None)
+    with pytest.raises(SourceError) as error:
+        open_source(name, download=False)
+    assert str(error.value).isprintable()
+
+
+@given(st.lists(HOSTILE, max_size=3), st.lists(HOSTILE, max_size=3))
+def test_components_and_precisions_are_those_of_the_tables(components: list[str], precisions: list[str]) -> None:
+    with pytest.raises(SelectionError) as error:
+        select(FAMILIES[0], components, precisions)
+    assert str(error.value).isprintable()
+
+
+SAID: Final[dict[str, Any]] = {
+    "schema": documents.SCHEMA,
+    "model": MODEL,
+    "revision": "c" * 40,
+    "endpoint": "https://hub",
+    "number": 1,
+    "resolved": "2026-01-02T03:04:05+00:00",
+    "files": [file._asdict() for file in SNAPSHOT.files],
+}
+
+
+def described(document: dict[str, Any]) -> list[Snapshot]:
+    """What is found of a description that stands where its commit's does."""
+    directory = replace(SNAPSHOT, revision=document["revision"]).directory
+    files.write(directory / snapshots.DOCUMENT, documents.dump(document))
+    return [each.snapshot for each in snapshots._known(SNAPSHOT.model)]
+
+
+def test_a_description_of_what_was_downloaded_is_believed() -> None:
+    assert described(SAID) == [SNAPSHOT]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"revision": revision} for revision in ("\u2028", "a b", "a\\b", "-", "x" * 97, "\x1b[31m")),
+        *({"endpoint": "https://hub\x1b[31m"}, {"resolved": "\x1b[31m"}, {"number": -1}, {"number": 1.5}),
+        *({"files": [{**SAID["files"][0], "name": name}]} for name in ("../x", "/etc/passwd", "llm.pt\0", "a/llm.pt")),
+        *({"files": [{**SAID["files"][0], "size": size}]} for size in (-1, 10**400, "5", True)),
+        *({"files": [{**SAID["files"][0], "revision": revision}]} for revision in ("..", "../x", "\u202e")),
+        {"files": [{**SAID["files"][0], "sha256": "../" + "0" * 61}]},
+    ],
+    ids=repr,
+)
+def test_a_description_that_cosyjit_would_not_write_is_none(wrong: dict[str, Any]) -> None:
+    assert described({**SAID, **wrong}) == []
 
 
 # Of the hub.

@@ -309,7 +309,7 @@ CHUNK: Final = "static_chunk_size: 1"
         (LAYER, "input_layer: !unknown {a: 1}", ["option input_layer is !unknown", "linear or linear_legacy"]),
         (LAYER, "input_layer: !apply:f []", ["option input_layer is !apply:f", "linear or linear_legacy"]),
         (LAYER, 'input_layer: "two\\nlines"', ["option input_layer is ", "supported: linear or linear_legacy"]),
-        (CHUNK, "static_chunk_size: -1", ["option static_chunk_size is -1", "supported: an integer >= 0"]),
+        (CHUNK, "static_chunk_size: -1", ["option static_chunk_size is -1", "supported: an integer from 0 to 65536"]),
         (CHUNK, "normalize_before: 1", ["option normalize_before is 1", "supported: true or false"]),
         (CHUNK, "cnn_module_kernel: 15", ["option cnn_module_kernel is 15", "the options are ", "key_bias"]),
         (CHUNK, '"two\\nlines": 15', ["supported: the options are "]),

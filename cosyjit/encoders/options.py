@@ -55,8 +55,10 @@ def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _integer(default: Any, least: int) -> Option:
-    return Option(default, f"an integer >= {least}", lambda value: _is_number(value, int) and value >= least)
+def _integer(default: Any, least: int, most: int = 65_536) -> Option:
+    """A number; of any size, one could ask for an encoder that no machine builds."""
+    words = f"an integer from {least} to {most}"
+    return Option(default, words, lambda value: _is_number(value, int) and least <= value <= most)
 
 
 def _one_of(default: Any, *supported: Any) -> Option:
@@ -82,7 +84,7 @@ _COMMON: Final[dict[str, Option]] = {
     "output_size": _integer(256, 2),
     "attention_heads": _integer(4, 1),
     "linear_units": _integer(2048, 1),
-    "num_blocks": _integer(6, 1),
+    "num_blocks": _integer(6, 1, most=1_000),
     "dropout_rate": _rate(),
     "positional_dropout_rate": _rate(),
     "attention_dropout_rate": _rate(),

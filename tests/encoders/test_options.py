@@ -33,23 +33,23 @@ ENOUGH: Final[dict[str, dict[str, Any]]] = {
 }
 """The options that each encoder cannot do without, as their defaults are missing or not supported."""
 
-_COUNT: Final = "an integer >= 1"
+_COUNT: Final = "an integer from 1 to 65536"
 _RATE: Final = "a number from 0 to 1"
 _FLAG: Final = "true or false"
 _ACTIVATIONS: Final = "relu or swish or gelu or tanh or selu or hardtanh"
 
 UNSUPPORTED: Final[dict[str, tuple[str, list[Any]]]] = {
-    "input_size": (_COUNT, [0, -80, 80.0, "eighty", True, None]),
-    "output_size": ("an integer >= 2", [0, 1, -2, 256.0, "many", True, None]),
-    "attention_heads": (_COUNT, [0, -4, 4.0, "four", True, None]),
-    "linear_units": (_COUNT, [0, -1, 2048.0, "lots", True, None]),
-    "num_blocks": (_COUNT, [0, -6, 6.0, "six", True, None]),
+    "input_size": (_COUNT, [0, -80, 10**9, 80.0, "eighty", True, None]),
+    "output_size": ("an integer from 2 to 65536", [0, 1, 65_538, 10**50, -2, 256.0, "many", True, None]),
+    "attention_heads": (_COUNT, [0, -4, 10**9, 4.0, "four", True, None]),
+    "linear_units": (_COUNT, [0, -1, 65_537, 10**18, 2048.0, "lots", True, None]),
+    "num_blocks": ("an integer from 1 to 1000", [0, -6, 1_001, 10**9, 6.0, "six", True, None]),
     "dropout_rate": (_RATE, [-0.1, 1.1, 2, float("nan"), "some", True, None]),
     "positional_dropout_rate": (_RATE, [-0.1, 1.1, 2, float("nan"), "some", True, None]),
     "attention_dropout_rate": (_RATE, [-0.1, 1.1, 2, float("nan"), "some", True, None]),
     "input_layer": ("linear or linear_legacy", ["conv2d", "conv2d2", "embed", "Linear", "", 1, False, None]),
     "normalize_before": (_FLAG, [0, 1, "yes", None]),
-    "static_chunk_size": ("an integer >= 0", [-1, 1.0, "one", False, True, None]),
+    "static_chunk_size": ("an integer from 0 to 65536", [-1, 10**9, 1.0, "one", False, True, None]),
     "use_dynamic_chunk": ("false", [True, 0, "no", None]),
     "global_cmvn": ("null", ["cmvn.json", False, 0]),
     "use_dynamic_left_chunk": ("false", [True, 0, "no", None]),
@@ -63,7 +63,7 @@ CONFORMER_UNSUPPORTED: Final[dict[str, tuple[str, list[Any]]]] = {
     "positionwise_conv_kernel_size": ("1", [0, 3, "one", True, None]),
     "macaron_style": (_FLAG, [0, 1, "yes", None]),
     "use_cnn_module": (_FLAG, [0, 1, "yes", None]),
-    "cnn_module_kernel": (_COUNT, [0, -15, 15.0, "wide", True, None]),
+    "cnn_module_kernel": (_COUNT, [0, -15, 10**9 + 1, 15.0, "wide", True, None]),
     "cnn_module_norm": ("batch_norm or layer_norm", ["group_norm", "rms_norm", "", True, None]),
     "causal": (_FLAG, [0, 1, "yes", None]),
 }

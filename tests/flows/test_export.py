@@ -37,6 +37,7 @@ from tests import s3 as s3_server
 from tests.calls import wait_for
 from tests.hubs import MODEL, Hub
 from tests.kept import retrain
+from tests.keys import pair
 from tests.servers import Asked, answering
 
 TARGETS = [
@@ -138,6 +139,17 @@ def test_the_environment_names_the_store(tiny: Path, tmp_path: Path, monkeypatch
     run(tiny, components=["flow.encoder"], precisions=["fp16"], publish=str(tmp_path / "out"))
 
     assert len(list(Store(tmp_path / "store").objects())) == 1
+
+
+def test_the_environment_names_the_keys(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = pair(tmp_path)
+    one = {"components": ["flow.encoder"], "precisions": ["fp16"], "publish": str(tmp_path / "out")}
+    monkeypatch.setenv("COSYJIT_REQUIRE_SIGNATURE", str(keys.public))
+    assert "flow.encoder.fp16: would be built, and" in (run(tiny, **one).message or "")
+    monkeypatch.setenv("COSYJIT_SIGN", str(keys.private))
+    assert run(tiny, **one).message == "1 built"
+    monkeypatch.delenv("COSYJIT_SIGN")
+    assert run(tiny, **one).message == "1 cached"
 
 
 def test_components_and_precisions_can_be_chosen(tiny: Path, tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Which publication a directory shows last, as a store has it."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from cosyjit import documents, files, publication
+from cosyjit.store import Store
+from tests.mutating import mutator, resealed
+
+SEEDS: Final = [
+    documents.seal({"directory": directory, "publication": "a" * 64, "shown": True, "schema": documents.SCHEMA})
+    for directory in ("/models/a", "/models/\ud800")
+]
+_STORE: Final = Store(Path(tempfile.mkdtemp()))
+
+
+def read(content: bytes) -> None:
+    assert _STORE.local is not None
+    file = _STORE.local / _name(content)
+    files.make_directory(file.parent)
+    file.write_bytes(content)
+    try:
+        for found in publication.heads(_STORE):
+            str(found.directory).encode()
+            publication.head(_STORE, found.directory)
+    finally:
+        file.unlink()
+
+
+def _name(content: bytes) -> str:
+    """That of the head of the directory of which the content says that it is."""
+    try:
+        return publication._head(Path(json.loads(content)["directory"]))
+    except Exception:  # noqa: BLE001  (whatever the content is)
+        return publication._head(Path("/models/a"))
+
+
+mutate = mutator(SEEDS, documents.dump, resealed)

@@ -1,0 +1,36 @@
+"""Records of a store, and what is shown of them."""
+
+from typing import Any, Final
+
+from cosyjit import documents, record, report
+from cosyjit.fingerprint import key_of
+from cosyjit.lineage import Trace
+from tests.fuzz._showing import show
+from tests.mutating import mutator, resealed
+from tests.stored import record_of
+
+_STATEMENTS: Final = [
+    record_of("f" * 64).statement,
+    record_of("a" * 64, 1, run={"flow": "0", "task": "1"}, source="iic/CosyVoice-300M@v1").statement,
+]
+SEEDS: Final = [
+    *(documents.seal(each) for each in _STATEMENTS),
+    documents.seal(record_of("f" * 64, source="\ud800\x1b[31m").statement),
+    documents.seal(record_of("f" * 64, figures={"bytes": float("inf")}).statement),
+]
+
+
+def read(content: bytes) -> None:
+    trace = Trace(record.parse(content, "store/records/x.json"))
+    show(report.lineage_tree(trace))
+    report.lineage_json(trace).encode("ascii")
+
+
+def _rekeyed(document: dict[str, Any]) -> bytes:
+    """A record whose fingerprint is that of its parts, so that what it says is looked at."""
+    parameters = document["predicate"]["buildDefinition"]["internalParameters"]
+    parameters["fingerprint"] = key_of(parameters["parts"])
+    return resealed(document)
+
+
+mutate = mutator(SEEDS, documents.dump, resealed, _rekeyed)

@@ -1,0 +1,55 @@
+"""Zips that say what they were made from: archives, or what one of cosyjit's has to say."""
+
+import io
+import random
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+from cosyjit import documents, lineage, record, report
+from cosyjit.fingerprint import canonical, key_of
+from cosyjit.store import Store
+from tests.fuzz._showing import show
+from tests.mutating import mutator
+from tests.stored import fingerprint
+
+
+def _archive(said: bytes, name: str = f"model/extra/{record.SHORT_FORM}") -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02}.")
+        archive.writestr(zipfile.ZipInfo(name), said)
+    return stream.getvalue()
+
+
+_SAID: Final = record.short_form(fingerprint())
+_DIRECTORY: Final = Path(tempfile.mkdtemp())
+_STORE: Final = Store(_DIRECTORY / "store")
+SEEDS: Final = [_SAID, _archive(_SAID), _archive(_SAID, "extra/cosyjit.json")]
+
+
+def read(content: bytes) -> None:
+    path = _DIRECTORY / "a.zip"
+    path.write_bytes(_archive(content) if content.startswith(b"{") else content)
+    trace = lineage.trace(_STORE, str(path))
+    show(report.lineage_tree(trace))
+    report.lineage_json(trace).encode("ascii")
+
+
+def _rekeyed(document: dict[str, Any]) -> bytes:
+    """What a zip says, its fingerprint that of the parts."""
+    return canonical({**document, "fingerprint": key_of(document["parts"])})
+
+
+_mutate_said: Final = mutator([_SAID], documents.dump, _rekeyed)
+
+
+def mutate(content: bytes, size: int, seed: int) -> bytes:
+    if content.startswith(b"{"):
+        return _mutate_said(content, size, seed)
+    chance = random.Random(seed)  # noqa: S311  (the same each time)
+    changed = bytearray(content or SEEDS[1])
+    for _ in range(chance.choice((1, 1, 2, 8))):
+        changed[chance.randrange(len(changed))] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+    return bytes(changed[: chance.choice((size, size, size, chance.randrange(len(changed))))])

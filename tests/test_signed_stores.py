@@ -1,0 +1,302 @@
+"""Stores whose records have to be signed: what has no signature is neither used nor published, by any command."""
+
+import base64
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from cosyjit import Planned, Published, Store, documents, plan, publish, record
+from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
+from cosyjit.fingerprint import canonical
+from cosyjit.signing import Signer
+from tests.calls import Ran, run_here, shown, snapshot
+from tests.kept import change, keep, object_of, record_of
+from tests.keys import Pair, pair
+
+Run = Callable[..., Ran]
+ONE: Final = ["--component", "flow.encoder", "--precision", "fp16"]
+NAME: Final = "flow.encoder.fp16.zip"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return partial(run_here, capsys)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Pair:
+    return pair(tmp_path)
+
+
+@pytest.fixture
+def planned(tiny2: Path, store: Store) -> tuple[Planned, ...]:
+    return plan(tiny2, ["flow.encoder"], ["fp16"], store=store)
+
+
+@pytest.fixture
+def signed(planned: tuple[Planned, ...], store: Store, keys: Pair) -> dict[str, Published]:
+    """What a store has that keeps and signs what is planned."""
+    return keep(Store(store.root, sign=keys.private), planned)
+
+
+def envelope_of(store: Store, key: str) -> dict[str, Any]:
+    return dict(json.loads(record_of(store, key).read_bytes()))
+
+
+def test_what_is_built_with_a_key_is_signed_and_then_all_commands_take_it(
+    tiny2: Path, keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    required = ["--require-signature", keys.public]
+    out = tmp_path / "out"
+    first = run("export", tiny2, *ONE, "--publish", out, "--sign", keys.private, *required)
+    assert first.status == 0
+    again = run("export", tiny2, *ONE, "--publish", out, *required, "--json")
+    assert [each["state"] for each in json.loads(again.out)["targets"]] == ["cached"]
+    artifact = out / NAME
+    for arguments in (
+        ["plan", tiny2, *ONE, *required],
+        ["verify", out, *required],
+        ["verify", *required],
+        ["lineage", artifact, *required],
+    ):
+        assert (run(*arguments).status, run(*arguments).err) == (0, "")
+
+    (entry,) = store.entries("records")
+    document = envelope_of(store, documents.stem(entry.name))
+    assert {name: document[name] for name in document if name not in {"payload", "checksum"}} == {
+        "payloadType": "application/vnd.in-toto+json",
+        "signatures": document["signatures"],
+    }
+    # What --json prints is what was signed.
+    printed = run("lineage", artifact, "--json").out
+    assert json.loads(printed) == json.loads(base64.b64decode(document["payload"]))
+    assert Signer(keys.private).keyid in run("lineage", artifact).out.replace("\n", "").replace("│", "").replace(
+        " ", ""
+    )
+
+
+@pytest.mark.usefixtures("signed")
+def test_it_is_found_by_its_digest_too(planned: tuple[Planned, ...], store: Store, run: Run) -> None:
+    made = record.load(store, planned[0].target.fingerprint.key)
+    assert made is not None
+    assert run("lineage", made.sha256).status == 0
+
+
+def test_an_unsigned_record_is_not_used_and_nothing_changes(
+    tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    keep(store, planned)
+    assert run("export", tiny2, *ONE, "--publish", tmp_path / "out").status == 0
+    before = snapshot(tmp_path / "out"), snapshot(Path(store.root))
+    name = f"{store.root}/{record.name_of(planned[0].target.fingerprint.key)}"
+    required = ["--require-signature", keys.public]
+    for arguments in (
+        ["plan", tiny2, *ONE, *required],
+        ["export", tiny2, *ONE, "--publish", tmp_path / "out", *required],
+        ["lineage", planned[0].target.fingerprint.key, *required],
+    ):
+        ran = run(*arguments)
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err == (
+            f"cosyjit: {name}: is not signed, and {keys.public} requires a signature; "
+            "export where that key is, with --sign\n"
+        )
+    for arguments in (["verify", tmp_path / "out", *required], ["verify", store.root, *required]):
+        ran = run(*arguments)
+        assert ran.status == 1
+        assert f"is not signed, and {keys.public} requires a signature" in ran.out
+    assert (snapshot(tmp_path / "out"), snapshot(Path(store.root))) == before
+
+
+def test_another_keys_record_is_not_used(
+    tiny2: Path, planned: tuple[Planned, ...], store: Store, tmp_path: Path, run: Run
+) -> None:
+    theirs, ours = pair(tmp_path, "theirs"), pair(tmp_path, "ours")
+    keep(Store(store.root, sign=theirs.private), planned)
+    ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--require-signature", ours.public)
+    assert ran.status == 2
+    assert f"is signed by {Signer(theirs.private).keyid[:16]} alone, and {ours.public} requires" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_with_the_key_at_hand_it_is_built_again_and_signed(
+    tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    keep(store, planned)
+    both = ["--sign", keys.private, "--require-signature", keys.public]
+    ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", *both, "--json")
+    (target,) = json.loads(ran.out)["targets"]
+    assert (target["state"], target["reasons"]) == ("built", ["record has no signature that is required"])
+    assert run("verify", tmp_path / "out", "--require-signature", keys.public).status == 0
+
+
+def test_what_would_be_built_and_not_signed_is_not_begun(
+    tiny2: Path, keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--require-signature", keys.public)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == (
+        f"cosyjit: flow.encoder.fp16: would be built, and {keys.public} requires a signature; "
+        "export where that key is, with --sign\n"
+    )
+    assert store.objects() == set()
+    assert not (tmp_path / "out").exists()
+
+
+def forge(store: Store, key: str, changes: Callable[[dict[str, Any]], object]) -> None:
+    """What one can do who may write to a store and has no key: change a record, and its checksum with it."""
+    document = envelope_of(store, key)
+    del document["checksum"]
+    statement = json.loads(base64.b64decode(document["payload"]))
+    changes(statement)
+    document["payload"] = base64.b64encode(canonical(statement)).decode()
+    record_of(store, key).write_bytes(documents.seal(document))
+
+
+def test_a_record_that_was_forged_with_its_checksum_is_refused(
+    tiny2: Path,
+    planned: tuple[Planned, ...],
+    signed: dict[str, Published],
+    keys: Pair,
+    store: Store,
+    tmp_path: Path,
+    run: Run,
+) -> None:
+    alien = keep(store, planned, torch="alien")[NAME]  # an artifact of someone's own
+    key = signed[NAME].fingerprint
+    forge(store, key, lambda statement: statement["subject"][0]["digest"].update(sha256=alien.sha256))
+    ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--require-signature", keys.public)
+    assert ran.status == 2
+    assert f"records/{key}.json: has a signature of other content, and" in ran.err
+    assert not (tmp_path / "out").exists()
+    # Without the key there is nothing by which it could be told.
+    assert run("export", tiny2, *ONE, "--publish", tmp_path / "out").status == 0
+
+
+def test_a_signed_record_that_stands_in_for_another_is_refused(
+    planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store
+) -> None:
+    older = keep(Store(store.root, sign=keys.private), planned, torch="older")[NAME]
+    required = Store(store.root, require=keys.public)
+    record_of(store, signed[NAME].fingerprint).write_bytes(record_of(store, older.fingerprint).read_bytes())
+    with pytest.raises(RecordError, match="another fingerprint's"):
+        record.load(required, signed[NAME].fingerprint)
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_name_that_shows_another_signed_artifact_is_refused(
+    signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path
+) -> None:
+    required = Store(store.root, require=keys.public)
+    other = signed[NAME]._replace(sha256="0" * 64)
+    for name, artifact in (("llm.llm.fp16.zip", signed[NAME]), (NAME, other)):
+        with pytest.raises(SignatureError) as error:
+            publish.publish(required, tmp_path / "out", {name: artifact}, "/models/a")
+        assert f"is of {NAME}, sha256 {signed[NAME].sha256}, and {keys.public} requires a signature" in str(error.value)
+    publish.publish(required, tmp_path / "out", signed, "/models/a")
+    assert [*shown(tmp_path / "out")] == [NAME]
+
+
+def test_a_rollback_shows_nothing_unsigned(
+    planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "out"
+    unsigned = keep(store, planned, torch="older")
+    publish.publish(store, out, unsigned, "/models/a")
+    publish.publish(store, out, signed, "/models/a")
+    before = snapshot(out)
+    ran = run("rollback", out, "--require-signature", keys.public)
+    assert ran.status == 2
+    assert f"records/{unsigned[NAME].fingerprint}.json: is not signed, and" in ran.err
+    assert snapshot(out) == before
+    assert run("rollback", out).status == 0
+    ran = run("verify", out, "--require-signature", keys.public)
+    assert ran.status == 1
+    assert ran.out.startswith(f"{out / NAME}: {store.root}/records/")
+    record_of(store, unsigned[NAME].fingerprint).unlink()
+    assert "json: is missing, and" in run("verify", out, "--require-signature", keys.public).out
+
+
+def test_what_else_a_directory_shows_has_to_be_signed_as_well(
+    planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path
+) -> None:
+    unsigned = keep(store, planned, torch="older")[NAME]
+    publish.publish(store, tmp_path / "out", {"other.zip": unsigned}, "/models/a")
+    with pytest.raises(SignatureError):
+        publish.publish(Store(store.root, require=keys.public), tmp_path / "out", signed, "/models/a")
+    assert [*shown(tmp_path / "out")] == ["other.zip"]
+
+
+def test_a_change_since_an_unsigned_record_is_new(
+    tiny2: Path, keys: Pair, store: Store, copy_of: Callable[[Path], Path]
+) -> None:
+    """It is only said less of what has changed: an unsigned record says nothing that is to be believed."""
+    directory = copy_of(tiny2)
+    keep(store, plan(directory, ["flow.encoder"], ["fp16"], store=store))
+    change(
+        directory,
+        "flow.pt",
+        lambda state: state.update({"encoder.after_norm.weight": state["encoder.after_norm.weight"] + 1}),
+    )
+    (now,) = plan(directory, ["flow.encoder"], ["fp16"], store=Store(store.root, require=keys.public))
+    assert (now.state, now.reasons) == ("stale", ("its last record has no signature that is required",))
+
+
+def test_a_collection_with_required_signatures_removes_no_unsigned_record(
+    planned: tuple[Planned, ...], keys: Pair, store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = keep(store, planned)[NAME]
+    monkeypatch.setenv("COSYJIT_REQUIRE_SIGNATURE", str(keys.public))
+    assert run("gc", "--delete").status == 0
+    assert object_of(store, made.sha256).exists()
+
+
+def test_the_environment_can_name_the_keys(
+    tiny2: Path, keys: Pair, planned: tuple[Planned, ...], store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(store, planned)
+    monkeypatch.setenv("COSYJIT_REQUIRE_SIGNATURE", str(keys.public))
+    assert "is not signed" in run("plan", tiny2, *ONE).err
+    monkeypatch.setenv("COSYJIT_SIGN", str(keys.private))
+    assert "record has no signature" in " ".join(run("plan", tiny2, *ONE).out.split())
+
+
+@pytest.mark.parametrize("option", ["--sign", "--require-signature"])
+def test_a_file_that_is_no_key_is_refused_before_anything_is_done(
+    option: str, tiny2: Path, tmp_path: Path, home: Path, run: Run
+) -> None:
+    ran = run("export", tiny2, option, tmp_path / "none")
+    assert (ran.status, ran.err) == (
+        2,
+        f"cosyjit: {tmp_path / 'none'}: cannot be read (No such file or directory); name a file with a key\n",
+    )
+    assert not home.exists()
+
+
+def test_the_private_key_stands_nowhere(
+    tiny2: Path, keys: Pair, store: Store, tmp_path: Path, home: Path, run: Run
+) -> None:
+    ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--sign", keys.private)
+    (body,) = keys.private.read_text().splitlines()[1:-1]
+    written = [*snapshot(home).values(), *snapshot(tmp_path / "out").values(), ran.out.encode(), ran.err.encode()]
+    for secret in (body.encode(), base64.b64decode(body)[-32:]):
+        assert [content for content in written if content and secret in content] == []
+    assert len(store.objects()) == 1
+
+
+def test_a_later_versions_envelope_is_left_alone(
+    planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store
+) -> None:
+    key = signed[NAME].fingerprint
+    forge(store, key, lambda statement: statement["predicate"].update(cosyjit_schema=2))
+    before = record_of(store, key).read_bytes()
+    for opened in (store, Store(store.root, require=keys.public)):
+        with pytest.raises(LaterSchemaError):
+            record.load(opened, key)
+        with pytest.raises(LaterSchemaError):
+            plan(planned[0].target.source.directory, ["flow.encoder"], ["fp16"], store=opened)
+    assert record_of(store, key).read_bytes() == before
