@@ -33,13 +33,14 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Needs 12 GB of disk, and some minutes; BENCH names a directory for the full-size stand-in and what is made of it.
+# Needs 16 GB of disk, and some minutes; BENCH names a directory for the full-size stand-in and what is made of it.
 BENCH ?= build/bench
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.export $(BENCH)
 	$(BIN)/python -m benchmarks.incremental $(BENCH)
 	$(BIN)/python -m benchmarks.decode $(BENCH)
 	$(BIN)/python -m benchmarks.service $(BENCH)
+	$(BIN)/python -m benchmarks.vllm $(BENCH)
 
 clean:
 	rm -rf build $(VENV)

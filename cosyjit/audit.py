@@ -88,8 +88,9 @@ def _records(store: Store) -> Iterator[Fault]:
         except RecordError as error:
             yield Fault(name, str(error))
             continue
-        if found is not None and found.sha256 not in objects and _lacks(store, name, object_name(found.sha256)):
-            yield Fault(name, f"object {found.sha256} missing")
+        for digest in found.objects if found is not None else ():
+            if digest not in objects and _lacks(store, name, object_name(digest)):
+                yield Fault(name, f"object {digest} missing")
 
 
 def _publications(store: Store) -> Iterator[Fault]:
@@ -105,9 +106,9 @@ def _publications(store: Store) -> Iterator[Fault]:
             if store.read(name) is not None:
                 yield Fault(name, "damaged")
             continue
-        for artifact in found.artifacts.values():
-            if artifact.sha256 not in objects and _lacks(store, name, object_name(artifact.sha256)):
-                yield Fault(name, f"object {artifact.sha256} missing")
+        for digest in (each for artifact in found.artifacts.values() for each in artifact.objects):
+            if digest not in objects and _lacks(store, name, object_name(digest)):
+                yield Fault(name, f"object {digest} missing")
     try:
         for head in publication.heads(store):
             name = publication.name_of(head.publication)

@@ -56,6 +56,7 @@ def export(
     store: _Store = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     link: Annotated[bool, Parameter(negative="")] = False,
+    replace: Annotated[bool, Parameter(negative="")] = False,
     sign: _Sign = None,
     require_signature: _Required = None,
     json: _Json = False,
@@ -67,12 +68,12 @@ def export(
     Parameters
     ----------
     source
-        A model directory, cosyvoice.yaml or cosyvoice2.yaml with its weights files; or a ModelScope id, such as
-        iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
+        A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or a ModelScope
+        id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
     component
         What to export, such as llm.text_encoder; may be repeated. All components by default.
     precision
-        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default.
+        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16.
     publish
         Where to put the zips. Beside the checkpoint by default.
     store
@@ -81,6 +82,8 @@ def export(
         Build even what has not changed.
     link
         Publish hard links to the store's files, not copies: for directories that nobody else writes to.
+    replace
+        Put a folder that others have written where vllm/ is to be published aside, and publish there.
     sign
         Sign the records of what is built with the private key in this file, of ed25519 in PEM.
     require_signature
@@ -97,6 +100,7 @@ def export(
             store=Store(store, sign=sign, require=require_signature),
             force=force,
             link=link,
+            replace_others=replace,
             memory=settings.memory(),
             progress=progress,
         )
@@ -258,7 +262,7 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     Parameters
     ----------
     artifact
-        The path of a zip, its SHA-256, or a fingerprint.
+        The path of a zip or of a folder, its SHA-256, or a fingerprint.
     store, require_signature
         As for export.
     json
@@ -306,7 +310,7 @@ def synth(
     directory
         Where to write it.
     family
-        cosyvoice or cosyvoice2.
+        cosyvoice, cosyvoice2 or cosyvoice3.
     size
         tiny, or full for the published sizes.
     seed

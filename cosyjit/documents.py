@@ -15,6 +15,9 @@ SCHEMA: Final = 1
 """Of records, publications and heads. A later version that writes something else raises it."""
 
 
+MEMBER: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}"
+"""The form of the name of a file in a folder that is an artifact: no path."""
+
 _SEAL: Final = "checksum"
 
 

@@ -3,9 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from cosyjit.errors import ConfigError, SelectionError
+
+DEFAULT_PRECISIONS: Final = ("fp32", "fp16")
+"""The two of which the public runtime reads zips."""
+
+Kind = Literal["zip", "vllm"]
+"""What is made of a component: a zip of TorchScript, or the folder from which vLLM decodes a language model."""
 
 
 class Tolerance(NamedTuple):
@@ -24,12 +30,18 @@ class Component:
     """A part of a model that is exported by itself.
 
     Attributes:
-        name: the path of its node in the configuration, and the first part of its artifacts' names.
-        class_name: the class that its node names.
+        name: the path of its node in the configuration, and the first part of its artifacts' names; a folder has no
+            node of its own.
+        class_name: the class that its node names; of a folder, that of the language model.
         weights: the file that holds its tensors.
         prefix: what their names there start with.
         methods: the methods that its artifacts keep beside `forward`.
         tolerances: of the precisions that it can be exported at, by their names.
+        kind: what is made of it.
+        published: the name of what is published, where it is the same at every precision.
+        defaults: the precisions that it is exported at unless others are asked for.
+        configs: the files that it is made from besides the configuration and the weights.
+        beside: what the weights file of a folder has besides the language model, the embedding of speech and the head.
     """
 
     name: str
@@ -38,6 +50,11 @@ class Component:
     prefix: str
     methods: tuple[str, ...] = ()
     tolerances: Mapping[str, Tolerance] = field(default_factory=dict, hash=False)
+    kind: Kind = "zip"
+    published: str | None = None
+    defaults: tuple[str, ...] = DEFAULT_PRECISIONS
+    configs: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Family:
     Attributes:
         name: as its publishers write it.
         language_model: the class that the top-level node `llm` names.
-        components: what is exported; empty where nothing is.
+        components: what is exported.
     """
 
     name: str
@@ -101,6 +118,36 @@ _LLM_TOLERANCES: Final = {
     "bf16": Tolerance(1.2, 0.08, 0.997),
     "int8": Tolerance(1.1, 0.045, 0.999),
 }
+# Of a folder's logits in transformers; its tensors are compared bit for bit. Measured with random numbers:
+#          tiny                       full
+#   fp32   1.9e-6, 4.8e-7, 1          6.1e-6, 1.3e-6, 1
+#   fp16   5.9e-3, 1.4e-3, 0.9999990  1.1e-2, 2.5e-3, 0.999997
+#   bf16   0.049, 0.012, 0.99993      0.098, 0.019, 0.99981
+_FOLDER_TOLERANCES: Final = {
+    "fp32": _FP32,
+    "fp16": Tolerance(0.02, 0.005, 0.99999),
+    "bf16": Tolerance(0.15, 0.036, 0.9995),
+}
+
+
+def _folder(class_name: str, beside: tuple[str, ...]) -> Component:
+    """The language model of a family as the folder `vllm`, at the precision that the public runtime writes it at."""
+    return Component(
+        name="llm.vllm",
+        class_name=class_name,
+        weights="llm.pt",
+        prefix="",
+        tolerances=_FOLDER_TOLERANCES,
+        kind="vllm",
+        published="vllm",
+        configs=("CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"),
+        defaults=("bf16",),
+        beside=beside,
+    )
+
+
+COSYVOICE2_VLLM: Final = _folder("cosyvoice.llm.llm.Qwen2LM", ("llm_decoder.bias", "llm_embedding.weight"))
+COSYVOICE3_VLLM: Final = _folder("cosyvoice.llm.llm.CosyVoice3LM", ())
 
 FAMILIES: Final = (
     Family(
@@ -115,9 +162,9 @@ FAMILIES: Final = (
     Family(
         name="CosyVoice2",
         language_model="cosyvoice.llm.llm.Qwen2LM",
-        components=(Component("flow.encoder", _UPSAMPLE, "flow.pt", "encoder.", (), _TOLERANCES),),
+        components=(Component("flow.encoder", _UPSAMPLE, "flow.pt", "encoder.", (), _TOLERANCES), COSYVOICE2_VLLM),
     ),
-    Family(name="CosyVoice3", language_model="cosyvoice.llm.llm.CosyVoice3LM", components=()),
+    Family(name="CosyVoice3", language_model="cosyvoice.llm.llm.CosyVoice3LM", components=(COSYVOICE3_VLLM,)),
 )
 
 CONFIG_FILES: Final = ("cosyvoice.yaml", "cosyvoice2.yaml", "cosyvoice3.yaml")
@@ -133,9 +180,6 @@ PRECISIONS: Final = {
         Precision("int8", "float32", 1, "export fp32 instead", quantized=True),
     )
 }
-
-DEFAULT_PRECISIONS: Final = ("fp32", "fp16")
-"""The two that the public runtime reads."""
 
 
 def family_of(language_model: str, where: str) -> Family:
@@ -159,28 +203,34 @@ def select(
     Args:
         family: whose components.
         components: all that the family has for None.
-        precisions: the default set for None; a component that has not all of them is taken at those that it has.
+        precisions: the defaults of each component for None; a component that has not all of them is taken at those that
+            it has.
 
     Raises:
-        SelectionError: the family has nothing to export, there is no component or precision of a name, or none of the
-            components has a precision.
+        SelectionError: there is no component or precision of a name, none of the components has a precision, or one of
+            them has several that are published under one name.
     """
-    if not family.components:
-        raise SelectionError(f"{family.name} has nothing to export as TorchScript; its runtime loads no such zip")
     known = [component.name for component in family.components]
     names = known if components is None else _checked(components, known, f"component of {family.name}")
-    wanted = DEFAULT_PRECISIONS if precisions is None else _checked(precisions, list(PRECISIONS), "precision")
+    wanted = None if precisions is None else _checked(precisions, list(PRECISIONS), "precision")
     parts = [component for component in family.components if component.name in names]
-    for name in wanted:
+    for name in wanted or ():
         if all(name not in part.tolerances for part in parts):
             choice = ", ".join(dict.fromkeys(each for part in parts for each in part.tolerances))
             having_not = ", ".join(part.name for part in parts)
             raise SelectionError(f"{name!r} is no precision of {having_not}; choose from {choice}")
+    for part in parts:
+        several = [name for name in wanted or () if name in part.tolerances] if part.published else []
+        if len(several) > 1:
+            raise SelectionError(
+                f"{part.name} is published as one {part.published}, whatever its precision; choose one of "
+                f"{', '.join(several)}, or other components"
+            )
     return tuple(
         (part, precision)
         for part in parts
         for precision in PRECISIONS.values()
-        if precision.name in wanted and precision.name in part.tolerances
+        if precision.name in (part.defaults if wanted is None else wanted) and precision.name in part.tolerances
     )
 
 

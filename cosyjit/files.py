@@ -9,7 +9,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -150,6 +150,15 @@ def sha256_of(file: _Readable) -> str:
     while size := file.readinto(buffer):
         digest.update(view[:size])
     return digest.hexdigest()
+
+
+def sha256_of_folder(digests: Mapping[str, str]) -> str:
+    """What a folder is known by: the SHA-256 of the list of its files' digests, by their names.
+
+    The list is what `sha256sum *` prints in the folder.
+    """
+    lines = [f"{digests[name]}  {name}\n" for name in sorted(digests)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import xxhash
 
-from cosyjit import encoders
+from cosyjit import encoders, vllm
 from cosyjit.config import Instance
 from cosyjit.digests import TensorDigest
 from cosyjit.families import Component, Precision
@@ -17,7 +17,18 @@ from cosyjit.families import Component, Precision
 _DOMAIN: Final = b"cosyjit fingerprint 1\n"
 """What all keys are taken over first; another form of the parts gets another number."""
 
-_STAGES: Final = ("script", "freeze", "optimize_for_inference")
+
+class _Recipe(NamedTuple):
+    """What an artifact goes through, and the version of the code that does it."""
+
+    stages: tuple[str, ...]
+    version: int
+
+
+_RECIPES: Final = {
+    "zip": _Recipe(("script", "freeze", "optimize_for_inference"), encoders.VERSION),
+    "vllm": _Recipe(("cast",), vllm.VERSION),
+}
 
 _SHOWN: Final = 3
 """How many names of tensors a reason gives."""
@@ -32,7 +43,7 @@ class Fingerprint:
         config: the class and the options that the configuration gives, as JSON has them.
         precision, device: by their names.
         recipe: the methods kept, and the stages that the encoder goes through.
-        encoders: the version of the encoders' code.
+        encoders: the version of the code that makes it: of the encoders', or of vLLM's folder.
         torch: the version of torch.
     """
 
@@ -82,7 +93,7 @@ def fingerprint(
     options: Mapping[str, Any],
     precision: Precision,
     device: str,
-    weights: Mapping[str, TensorDigest],
+    tensors: Mapping[str, TensorDigest],
 ) -> Fingerprint:
     """The fingerprint of a component at a precision on a kind of device.
 
@@ -90,16 +101,16 @@ def fingerprint(
         component: one of its family's.
         options: from `Checkpoint.options`.
         precision, device: what it is built for.
-        weights: the tensors of the component's weights file, all of them.
+        tensors: those that go into it, by their names in the weights file, which begin with its prefix.
     """
-    prefix = component.prefix
+    recipe = _RECIPES[component.kind]
     return Fingerprint(
-        tensors={name[len(prefix) :]: digest for name, digest in weights.items() if name.startswith(prefix)},
+        tensors={name.removeprefix(component.prefix): digest for name, digest in tensors.items()},
         config={"class": component.class_name, "options": plain(options)},
         precision=precision.name,
         device=device,
-        recipe={"methods": list(component.methods), "stages": list(_STAGES)},
-        encoders=encoders.VERSION,
+        recipe={"methods": list(component.methods), "stages": list(recipe.stages)},
+        encoders=recipe.version,
         torch=_torch_version(),
     )
 

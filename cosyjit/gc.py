@@ -104,7 +104,8 @@ class _Search:
         keys = {each.fingerprint.key for each in recorded}
         yield from self._unnamed("latest", {name for name, key in references.items() if key in keys}).values()
 
-        digests = {each.sha256 for each in published} | {each.sha256 for each in recorded}
+        digests = {digest for artifact in published for digest in artifact.objects}
+        digests |= {digest for made in recorded for digest in made.objects}
         gone = self._unnamed("objects", {object_name(digest) for digest in digests})
         yield from gone.values()
         yield from self._unnamed("damaged", set()).values()

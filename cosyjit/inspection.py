@@ -1,15 +1,17 @@
 """Whether what a directory shows is undamaged, and what its source would give now."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cosyjit import publish, record
 from cosyjit.errors import InputError, RecordError, SelectionError, StoreError
+from cosyjit.families import FAMILIES
 from cosyjit.fingerprint import differences
 from cosyjit.planning import Target, find_targets
-from cosyjit.publication import Publication
-from cosyjit.source import reopen
+from cosyjit.publication import Publication, Published
+from cosyjit.source import Source, reopen
 from cosyjit.store import Condition, Store
 
 
@@ -68,19 +70,41 @@ def status(directory: Path, store: Store) -> Status:
 
 def _targets(shown: Publication, store: Store) -> tuple[dict[str, Target], str]:
     """What the source would be exported to now, by file names; and if something is not among it, why."""
-    names = [name.removesuffix(".zip").rpartition(".") for name in shown.artifacts]
-    precisions = [name[2] for name in names]
+    folders = {name: each for name, each in shown.artifacts.items() if each.files is not None}
+    zips = [name for name in shown.artifacts if name not in folders]
     try:
         source = reopen(shown.source, download=False)
-        try:
-            targets = find_targets(source, [name[0] for name in names], precisions, store=store)
-        except SelectionError:  # some are of another source
-            targets = find_targets(source, precisions=precisions, store=store)
+        targets = [
+            *(_zips(source, zips, store) if zips else ()),
+            *(target for name, each in folders.items() for target in _folders(source, name, each, store)),
+        ]
     except StoreError:
         raise
     except InputError as error:
         return {}, str(error)
     return {target.file_name: target for target in targets}, f"{shown.source} has no such target"
+
+
+def _zips(source: Source, shown: Sequence[str], store: Store) -> Sequence[Target]:
+    names = [name.removesuffix(".zip").rpartition(".") for name in shown]
+    precisions = [name[2] for name in names]
+    try:
+        return find_targets(source, [name[0] for name in names], precisions, store=store)
+    except SelectionError:  # some are of another source
+        return find_targets(source, precisions=precisions, store=store)
+
+
+def _folders(source: Source, name: str, artifact: Published, store: Store) -> Sequence[Target]:
+    """The target of a folder, at the precision that it was made at as far as its record is there."""
+    try:
+        made = record.load(store, artifact.fingerprint)
+    except RecordError:
+        made = None
+    parts = {part.name for family in FAMILIES for part in family.components if part.published == name}
+    try:
+        return find_targets(source, sorted(parts), [made.fingerprint.precision] if made else None, store=store)
+    except SelectionError:  # it is of another source
+        return ()
 
 
 def _compare(

@@ -2,15 +2,19 @@
 
 import re
 import zipfile
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cosyjit import documents, record
 from cosyjit.errors import RecordError, SelectionError, line
-from cosyjit.files import absolute, sha256_of
+from cosyjit.files import absolute, sha256_of, sha256_of_folder
 from cosyjit.fingerprint import key_of
 from cosyjit.record import Record
 from cosyjit.store import Store
+
+_MOST_FILES: Final = 100
+"""A folder with so many files is no artifact."""
 
 
 class Trace(NamedTuple):
@@ -36,7 +40,7 @@ def trace(store: Store, reference: str) -> Trace:
     """What an artifact was made from.
 
     Args:
-        reference: the path of an artifact, its SHA-256, or the key of its fingerprint.
+        reference: the path of an artifact, a zip or a folder; its SHA-256, or the key of its fingerprint.
 
     Raises:
         SelectionError: the store knows no such digest or fingerprint, and there is no such file.
@@ -44,15 +48,30 @@ def trace(store: Store, reference: str) -> Trace:
     """
     path = absolute(Path(reference))
     if not _is_file(path):
-        found = _find(store, reference)
+        found = _find(store, _digest_of_folder(path) or reference)
         if found is None:
             raise SelectionError(
                 f"{reference}: is no artifact, and no SHA-256 or fingerprint that {store} has a record of"
             )
         return Trace(found)
     said = _short_form(path)
+    return Trace(record.load(store, said["fingerprint"]), said, _sha256(path))
+
+
+def _digest_of_folder(path: Path) -> str | None:
+    """What a folder with a few files would be known by; None if there is none."""
+    try:
+        files = list(islice(path.iterdir(), _MOST_FILES)) if path.is_dir() else []
+        if not files or len(files) == _MOST_FILES or not all(each.is_file() for each in files):
+            return None
+        return sha256_of_folder({each.name: _sha256(each) for each in files})
+    except (OSError, ValueError):
+        return None
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return Trace(record.load(store, said["fingerprint"]), said, sha256_of(file))
+        return sha256_of(file)
 
 
 def _find(store: Store, reference: str) -> Record | None:

@@ -101,11 +101,12 @@ def make(
     try:
         if directory is None:
             with Path(os.devnull).open("wb") as nowhere:  # whoever publishes it is to find it whole
-                store.fetch(found.sha256, nowhere)
+                for digest in found.objects:
+                    store.fetch(digest, nowhere)
         else:
             publish.bring(store, directory, _published(target, found), link=link)
     except StoreError:
-        if state == "built" or store.condition(found.sha256) == "whole":
+        if state == "built" or store.worst(found.objects) == "whole":
             raise
         # The object is not what it seemed when it was planned: built after all.
         again = Planned(target, "stale", ("object missing or damaged",))
@@ -122,6 +123,7 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
         made = Record(
             name=target.file_name,
             sha256=artifact.sha256,
+            files=artifact.files,
             fingerprint=target.fingerprint,
             component=target.component.name,
             source=target.source.pinned,
@@ -136,7 +138,8 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
             },
             run=run,
         )
-        store.add(artifact.path, artifact.sha256)
+        for path, digest in artifact.objects.items():
+            store.add(path, digest)
         record.save(store, made)
     return made
 
@@ -145,12 +148,12 @@ def _materials(target: Target, store: Store) -> tuple[Material, ...]:
     source, weights = target.source, target.component.weights
     digest = store.digests.sha256(source.file(weights))
     target.check_unchanged()
-    digests = {source.config.name: target.config_sha256, weights: digest}
+    digests = {**target.configs, weights: digest}
     return tuple(Material(name, source.uri(name), each) for name, each in digests.items())
 
 
 def _published(target: Target, made: Record) -> Published:
-    return Published(made.sha256, made.bytes, target.fingerprint.key)
+    return Published(made.sha256, made.bytes, target.fingerprint.key, made.files)
 
 
 def workers() -> int:
@@ -188,21 +191,25 @@ def publication_directory(planned: Sequence[Planned], directory: str | Path | No
 
 
 @contextmanager
-def ready(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator[None]:
+def ready(planned: Sequence[Planned], store: Store, directory: Path, *, replace_others: bool = False) -> Iterator[None]:
     """Make sure, before the work, that there is room for it; and end it with an error, what it left is removed.
+
+    Args:
+        replace_others: see `publish.publish`.
 
     Raises:
         SignatureError: something is to be built, and there is no key for the signature that the store requires.
         StoreError: the store has no room for what is to be built.
-        OutputError: the directory cannot be written to, or has no room for that.
+        OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
     """
     _check_signer(planned, store)
     size = sum(each.target.weight_bytes for each in planned if each.record is None)
     if size:
         store.check_room(size)
     reused = [each.record for each in planned if each.record]
-    size += sum(each.bytes for each in reused if not sets.file(directory, each.sha256).exists())
-    with publish.opened(directory, size):
+    size += sum(each.bytes for each in reused if not all(sets.file(directory, one).exists() for one in each.objects))
+    names = [each.target.file_name + "/" * (each.target.component.kind == "vllm") for each in planned]
+    with publish.opened(directory, size, names, replace=replace_others):
         yield
 
 
@@ -215,7 +222,9 @@ def _check_signer(planned: Sequence[Planned], store: Store) -> None:
         )
 
 
-def conclude(outcomes: Sequence[Outcome], store: Store, directory: Path, *, link: bool = False) -> list[Outcome]:
+def conclude(
+    outcomes: Sequence[Outcome], store: Store, directory: Path, *, link: bool = False, replace_others: bool = False
+) -> list[Outcome]:
     """Publish a set of artifacts if all of it is there; else leave what is published as it is.
 
     Raises:
@@ -225,7 +234,8 @@ def conclude(outcomes: Sequence[Outcome], store: Store, directory: Path, *, link
         publish.discard(directory)
         return list(outcomes)
     artifacts = {each.target.file_name: _published(each.target, each.record) for each in outcomes if each.record}
-    publish.publish(store, directory, artifacts, outcomes[0].target.source.name, link=link)
+    name = outcomes[0].target.source.name
+    publish.publish(store, directory, artifacts, name, link=link, replace=replace_others)
     return [replace(each, path=directory / each.target.file_name) for each in outcomes]
 
 
@@ -238,6 +248,7 @@ def export(
     store: Store | None = None,
     force: bool = False,
     link: bool = False,
+    replace_others: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
@@ -249,6 +260,7 @@ def export(
         source, components, precisions, store, force: see `plan`.
         directory: where to publish; the model directory for None.
         link: see `publish.publish`.
+        replace_others: whether what others have put where a folder is to be published is put aside, and not an error.
         memory: see `make`.
         progress: is told of stages, from several threads.
 
@@ -262,9 +274,9 @@ def export(
     with store.in_use():
         planned = plan(source, components, precisions, store=store, force=force, exporting=True)
         directory = publication_directory(planned, directory)
-        with ready(planned, store, directory):
+        with ready(planned, store, directory, replace_others=replace_others):
             outcomes = _make_all(planned, store, directory, link=link, memory=memory, progress=progress)
-            return conclude(outcomes, store, directory, link=link)
+            return conclude(outcomes, store, directory, link=link, replace_others=replace_others)
 
 
 def _make_all(

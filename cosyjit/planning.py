@@ -11,6 +11,7 @@ from cosyjit.errors import BuildError, CheckpointError, InputError, LaterSchemaE
 from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.identity import Identity
+from cosyjit.inputs import Inputs, read_inputs
 from cosyjit.record import Record
 from cosyjit.source import Source, open_source
 from cosyjit.store import Store
@@ -19,6 +20,9 @@ _MEMORY_FACTOR: Final = 2.2
 _MEMORY_BASE: Final = 600_000_000
 """Measured of full-size components with torch 2.13: at most 2.1 times the float32 weights and 0.57 GB, mapped files
 counted as well."""
+
+_FOLDER_MEMORY: Final = 900_000_000
+"""What writing a folder and reading it back takes, torch included, whatever its size."""
 
 _MISSING: Final = "record missing"
 
@@ -34,7 +38,7 @@ class Target:
         precision: the type of its weights.
         fingerprint: all that decides its bytes.
         weights: what the file with its weights was when the fingerprint was taken.
-        config_sha256: the digest of the configuration when it was read.
+        configs: the SHA-256 of the configurations when they were read, by their names in the model directory.
         device: the kind of device that the graph is optimized on; the artifact loads on others as well.
     """
 
@@ -44,7 +48,7 @@ class Target:
     precision: Precision
     fingerprint: Fingerprint = field(hash=False)
     weights: Identity
-    config_sha256: str
+    configs: Mapping[str, str] = field(hash=False)
     device: str = "cpu"
 
     @property
@@ -54,7 +58,7 @@ class Target:
     @property
     def file_name(self) -> str:
         """The name by which the runtime finds the artifact."""
-        return f"{self.name}.zip"
+        return self.component.published or f"{self.name}.zip"
 
     @property
     def weights_file(self) -> Path:
@@ -84,6 +88,8 @@ class Target:
     @property
     def memory_bytes(self) -> int:
         """What building and verifying it may take, in one process after the other."""
+        if self.component.kind == "vllm":
+            return _FOLDER_MEMORY
         float32 = sum(PRECISIONS["fp32"].size(name, each.shape) for name, each in self.fingerprint.tensors.items())
         return int(_MEMORY_FACTOR * float32) + _MEMORY_BASE
 
@@ -127,7 +133,7 @@ def plan(
     Args:
         source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
         components: names of components; all that the family has for None.
-        precisions: names of precisions; fp32 and fp16 for None.
+        precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
         store: where artifacts are kept; that of this user for None.
         force: find nothing fresh.
         exporting: begin with what an export needs besides, such as the digests of the files.
@@ -139,9 +145,9 @@ def plan(
     """
     store = store or Store()
     planned = compare(source, components, precisions, store=store, force=force, ready=worker.prepare)
-    unseen = {each.target.component: each.target.options for each in planned if each.record is None}
-    if unseen and exporting:
-        wanted = [each.target for each in planned if each.record is None]
+    wanted = [each.target for each in planned if each.record is None]
+    unseen = {each.component: each.options for each in wanted if each.component.kind == "zip"}
+    if wanted and exporting:
         store.digests.begin_sha256({each.source.file(each.component.weights): None for each in wanted})
     if unseen:
         worker.run(_check, planned[0].target.source, unseen)
@@ -185,24 +191,19 @@ def find_targets(
     """
     checkpoint = open_checkpoint(source if isinstance(source, Source) else open_source(source))
     selected = select(checkpoint.family, components, precisions)
-    options = {part: checkpoint.options(part) for part, _ in selected}
-    checkpoint.source.obtain({part.weights for part in options})
-    paths = {part: checkpoint.source.file(part.weights) for part in options}
-    prefixes = {part.prefix for part in checkpoint.family.components}
-    if ready is not None and not all(store.digests.known(path, prefixes) for path in paths.values()):
-        ready()
-    weights = store.digests.tensors(dict.fromkeys(paths.values()), prefixes)
-    return tuple(
-        Target(
-            checkpoint.source,
-            part,
-            options[part],
-            precision,
-            fingerprint(part, options[part], precision, Target.device, weights[paths[part]].tensors),
-            weights[paths[part]].identity,
-            checkpoint.config.sha256,
-        )
-        for part, precision in selected
+    inputs = read_inputs(checkpoint, (part for part, _ in selected), store.digests, ready)
+    return tuple(_target(checkpoint.source, part, precision, inputs[part]) for part, precision in selected)
+
+
+def _target(source: Source, part: Component, precision: Precision, made_from: Inputs) -> Target:
+    return Target(
+        source,
+        part,
+        made_from.options,
+        precision,
+        fingerprint(part, made_from.options, precision, Target.device, made_from.tensors),
+        made_from.weights,
+        made_from.configs,
     )
 
 
@@ -213,7 +214,7 @@ def compare_one(store: Store, target: Target, *, force: bool = False) -> Planned
     key = target.fingerprint.key
     found, problem = _load(store, key)
     if found is not None:
-        condition = store.condition(found.sha256)
+        condition = store.worst(found.objects)
         if condition != "whole":
             return Planned(target, "stale", (f"object {condition}",))
         if store.renew(record.name_of(key)):
@@ -268,7 +269,7 @@ def localize(target: Target, store: Store) -> Target:
     if here.key != target.fingerprint.key:
         reasons = "; ".join(differences(target.fingerprint, here))
         raise BuildError(f"{target.name}: was planned by another installation ({reasons}); install the same everywhere")
-    target.source.obtain([target.component.weights])
+    target.source.obtain([target.component.weights, *target.component.configs])
     if target.is_unchanged():
         return target
     try:
@@ -278,7 +279,7 @@ def localize(target: Target, store: Store) -> Target:
         raise
     if found.fingerprint.key != target.fingerprint.key:
         target.check_unchanged()
-    return replace(target, source=found.source, weights=found.weights, config_sha256=found.config_sha256)
+    return replace(target, source=found.source, weights=found.weights, configs=found.configs)
 
 
 def remember(store: Store, target: Target) -> None:

@@ -14,17 +14,48 @@ from typing import Any, Final, NamedTuple
 import xxhash
 
 from cosyjit import documents
+from cosyjit.files import sha256_of_folder
 from cosyjit.store import Store
 
-_FILE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.zip"
+_ZIP: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.zip"
+_FOLDER: Final = r"[a-z]{1,200}"
 
 
 class Published(NamedTuple):
-    """An artifact in a publication: the SHA-256 of its bytes, how many there are, and the key of its fingerprint."""
+    """An artifact in a publication.
+
+    Attributes:
+        sha256: the digest of its bytes; of a folder, see `cosyjit.files.sha256_of_folder`.
+        bytes: how many there are.
+        fingerprint: its key.
+        files: of a folder, the digests of its files by their names.
+    """
 
     sha256: str
     bytes: int
     fingerprint: str
+    files: Mapping[str, str] | None = None
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The digests of the store's objects that it consists of."""
+        return (self.sha256,) if self.files is None else tuple(self.files.values())
+
+    def members(self, name: str) -> dict[str, str]:
+        """The digests of its files by their paths, where it has a name."""
+        if self.files is None:
+            return {name: self.sha256}
+        return {f"{name}/{file}": digest for file, digest in self.files.items()}
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        document = self._asdict()
+        if self.files is None:
+            del document["files"]
+        else:
+            document["files"] = dict(sorted(self.files.items()))
+        return document
 
 
 @dataclass(frozen=True)
@@ -50,7 +81,7 @@ class Publication:
     @property
     def content(self) -> bytes:
         """The document."""
-        artifacts = {name: each._asdict() for name, each in sorted(self.artifacts.items())}
+        artifacts = {name: each.document for name, each in sorted(self.artifacts.items())}
         return documents.dump(
             {
                 "schema": documents.SCHEMA,
@@ -92,15 +123,23 @@ def _publication(document: Mapping[str, Any]) -> Publication:
         number=int(document["number"]),
         published=documents.text(document["published"]),
         source=documents.text(document["source"]),
-        artifacts={documents.text(name, _FILE_NAME): _published(each) for name, each in document["artifacts"].items()},
+        artifacts={name: _published(name, each) for name, each in document["artifacts"].items()},
         previous=None if previous is None else documents.digest(previous, 64),
         restores=None if restores is None else int(restores),
     )
 
 
-def _published(document: Mapping[str, Any]) -> Published:
+def _published(name: str, document: Mapping[str, Any]) -> Published:
     sha256, fingerprint = documents.digest(document["sha256"], 64), documents.digest(document["fingerprint"], 32)
-    return Published(sha256, int(document["bytes"]), fingerprint)
+    documents.text(name, _FOLDER if "files" in document else _ZIP)
+    if "files" not in document:
+        return Published(sha256, int(document["bytes"]), fingerprint)
+    files = {
+        documents.text(each, documents.MEMBER): documents.digest(found, 64) for each, found in document["files"].items()
+    }
+    if sha256_of_folder(files) != sha256:
+        raise ValueError("the digest of a folder is not that of its files")
+    return Published(sha256, int(document["bytes"]), fingerprint, files)
 
 
 def name_of(identity: str) -> str:

@@ -6,43 +6,46 @@ names in place. What is damaged here is copied again from the store.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from cosyjit import files, publication, record, sets
 from cosyjit.digests import processors
 from cosyjit.errors import (
-    CheckpointError,
     LaterSchemaError,
     OutputError,
     PublicationError,
     RecordError,
     StoreError,
 )
+from cosyjit.findings import Finding, condition, inspect
 from cosyjit.identity import Identity
 from cosyjit.publication import Publication, Published
 from cosyjit.record import check_signed, now
-from cosyjit.store import Condition, Store, object_name
+from cosyjit.store import Store, object_name
 
 _LARGEST: Final = 16 << 20
 """In bytes, what a manifest may take that stands in a directory, and so may be anyone's."""
 
 
 @contextmanager
-def opened(directory: Path, size: int = 0) -> Iterator[None]:
+def opened(directory: Path, size: int = 0, names: Collection[str] = (), *, replace: bool = False) -> Iterator[None]:
     """Make sure that a directory can be published into, before the work; what was brought is removed if that fails.
 
     Args:
         directory: made if missing.
         size: how many bytes will be copied into it.
+        names: what will be shown, folders with a slash at the end.
+        replace: see `publish`.
 
     Raises:
-        OutputError: it cannot be made or written to, or has too little room.
+        OutputError: it cannot be made or written to, has too little room, or something else in the place of a name.
     """
+    sets.check_names(directory, names, replace=replace)
     _check_room(directory, size)
     try:
         yield
@@ -64,18 +67,25 @@ def _check_room(directory: Path, size: int) -> None:
 
 
 def bring(store: Store, directory: Path, artifact: Published, *, link: bool = False) -> None:
-    """Copy an object into a directory where `publish` will find it, if it is not there yet; nothing of it is shown.
+    """Copy an artifact into a directory where `publish` will find it, if it is not there yet; nothing of it is shown.
 
     Raises:
         OutputError: the directory cannot be written to.
-        StoreError: the object is missing or damaged, or cannot be linked.
+        StoreError: an object is missing or damaged, or cannot be linked.
     """
     with sets.writing(directory, shared=True):
-        _bring(store, directory, artifact.sha256, link=link)
+        for digest in artifact.objects:
+            _bring(store, directory, digest, link=link)
 
 
 def publish(
-    store: Store, directory: Path, artifacts: Mapping[str, Published], source: str, *, link: bool = False
+    store: Store,
+    directory: Path,
+    artifacts: Mapping[str, Published],
+    source: str,
+    *,
+    link: bool = False,
+    replace: bool = False,
 ) -> Publication:
     """Show artifacts in a directory, beside those of other names that it shows already: all of them or none.
 
@@ -87,6 +97,7 @@ def publish(
         artifacts: by the names of the runtime.
         source: what they were made from.
         link: whether files are to be hard links to the store's objects, on whose disk the directory must be then.
+        replace: whether what others have put where a folder is to be shown is put aside, and not an error.
 
     Raises:
         OutputError: the directory cannot be written to; it shows what it did.
@@ -95,8 +106,7 @@ def publish(
     """
     with sets.writing(directory):
         wanted = shown(store, directory)
-        # What someone has taken away, or with it the whole directory, is not wanted back.
-        others = {name: each for name, each in _artifacts(wanted).items() if os.path.lexists(directory / name)}
+        others = {name: each for name, each in _artifacts(wanted).items() if _is_wanted(directory / name, each)}
         merged = {**others, **artifacts}
         _check_signed(store, merged)
         if wanted is None or (wanted.artifacts, wanted.source) != (merged, source):
@@ -107,7 +117,7 @@ def publish(
                 publication.save(store, wanted, directory, shown=True)
             sets.clean(directory)
             return wanted
-        _show(store, directory, wanted, others, link=link)
+        _show(store, directory, wanted, others, link=link, replace=replace)
     return wanted
 
 
@@ -135,7 +145,7 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
             )
         _check_signed(store, found.artifacts)
         after = _following(last, found.source, found.artifacts, found.restores or found.number)
-        _show(store, directory, after, last.artifacts, link=False)
+        _show(store, directory, after, last.artifacts)
     return after
 
 
@@ -169,9 +179,19 @@ def history(store: Store, directory: Path) -> list[Publication]:
 
 def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) -> bool:
     """Whether a publication is shown, whole, and not by links into the store unless these are asked for."""
-    linked = any(store.is_linked(each.sha256, sets.file(directory, each.sha256)) for each in wanted.artifacts.values())
+    objects = [digest for each in wanted.artifacts.values() for digest in each.objects]
+    linked = any(store.is_linked(digest, sets.file(directory, digest)) for digest in objects)
     whole = all(found.condition == "whole" for found in inspect(store, directory, wanted))
     return whole and (link or not linked)
+
+
+def _is_wanted(path: Path, artifact: Published) -> bool:
+    """Whether a name that was published is to be shown further.
+
+    What someone has taken away, or with it the whole directory, is not wanted back; nor is a folder that he has put
+    another in place of.
+    """
+    return os.path.lexists(path) if artifact.files is None else sets.is_ours(path)
 
 
 def _artifacts(shown: Publication | None) -> Mapping[str, Published]:
@@ -208,13 +228,6 @@ def discard(directory: Path) -> None:
         sets.clean(directory)
 
 
-class Finding(NamedTuple):
-    """What became of a published name: its file, or the manifest."""
-
-    name: str
-    condition: Condition
-
-
 def look(store: Store, directory: Path, *, again: bool = False) -> tuple[Publication, list[Finding]]:
     """What a directory shows, and what became of each name of it: of one publication, whatever comes meanwhile.
 
@@ -226,40 +239,6 @@ def look(store: Store, directory: Path, *, again: bool = False) -> tuple[Publica
         found = inspect(store, directory, published, again=again)
         if all(each.condition == "whole" for each in found) or current(store, directory) == published:
             return published, found
-
-
-def inspect(store: Store, directory: Path, published: Publication, *, again: bool = False) -> list[Finding]:
-    """Look at each name of a publication in its directory.
-
-    Args:
-        again: read the files even if they are the ones that were read before.
-    """
-    found = [
-        Finding(name, _condition(store, directory / name, artifact.sha256, again=again))
-        for name, artifact in published.artifacts.items()
-    ]
-    manifest = directory / sets.MANIFEST
-    if not manifest.exists():
-        return [*found, Finding(sets.MANIFEST, "missing")]
-    whole = files.content(manifest, len(published.content)) == published.content
-    return [*found, Finding(sets.MANIFEST, "whole" if whole else "damaged")]
-
-
-def _condition(store: Store, path: Path, digest: str, *, again: bool) -> Condition:
-    try:
-        path = Path(os.path.realpath(path, strict=True))
-        if not path.is_file():
-            return "damaged"
-        if again:
-            with path.open("rb") as file:
-                found = files.sha256_of(file)
-        else:
-            found = store.digests.sha256(path)
-    except FileNotFoundError:
-        return "missing"
-    except (OSError, CheckpointError):  # no file, not readable, or being written to
-        return "damaged"
-    return "whole" if found == digest else "damaged"
 
 
 def _following(
@@ -275,16 +254,24 @@ def _following(
     )
 
 
-def _show(store: Store, directory: Path, after: Publication, before: Mapping[str, Published], *, link: bool) -> None:
-    sets.check_names(directory, [*after.artifacts, sets.MANIFEST])
-    digests = {artifact.sha256 for artifact in after.artifacts.values()}
+def _show(
+    store: Store,
+    directory: Path,
+    after: Publication,
+    before: Mapping[str, Published],
+    *,
+    link: bool = False,
+    replace: bool = False,
+) -> None:
+    members = {path: digest for name, each in after.artifacts.items() for path, digest in each.members(name).items()}
+    sets.check_names(directory, members, replace=replace)
+    digests = set(members.values())
     with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk
         list(pool.map(lambda digest: _bring(store, directory, digest, link=link), digests))
     _renew(store, after, before)
     # The store has to know of it before anyone sees it, or its objects could be collected.
     publication.save(store, after, directory, shown=False)
-    members = {name: artifact.sha256 for name, artifact in after.artifacts.items()}
-    sets.show(directory, after.identity, after.content, members)
+    sets.show(directory, after.identity, after.content, members, replace=replace)
     publication.save(store, after, directory, shown=True)
 
 
@@ -299,7 +286,7 @@ def _renew(store: Store, after: Publication, before: Mapping[str, Published]) ->
     """
 
     def renew(artifact: Published) -> None:
-        for name in (object_name(artifact.sha256), record.name_of(artifact.fingerprint)):
+        for name in (*map(object_name, artifact.objects), record.name_of(artifact.fingerprint)):
             if not store.renew(name) and artifact not in before.values():
                 raise StoreError(f"{store}/{name}: is missing; export its checkpoint again to build it anew")
 
@@ -309,7 +296,7 @@ def _renew(store: Store, after: Publication, before: Mapping[str, Published]) ->
 
 def _bring(store: Store, directory: Path, digest: str, *, link: bool) -> None:
     path = sets.file(directory, digest)
-    there = not path.is_symlink() and _condition(store, path, digest, again=False) == "whole"
+    there = not path.is_symlink() and condition(store, path, digest, again=False) == "whole"
     if there and (link or not store.is_linked(digest, path)):
         return
     files.make_directory(path.parent)

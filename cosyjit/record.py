@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from cosyjit import documents, signing
 from cosyjit.digests import TensorDigest
 from cosyjit.errors import RecordError, SignatureError
+from cosyjit.files import sha256_of_folder
 from cosyjit.fingerprint import Fingerprint, canonical
 from cosyjit.signing import Envelope, Trusted
 from cosyjit.store import Store
@@ -60,6 +61,7 @@ class Record:
         figures: what was measured: bytes, weight_bytes, seconds.
         run: the identifiers of the Prefect run, where there was one.
         versions: of cosyjit, torch and Python.
+        files: of a folder, the digests of its files by their names.
         signed_by: the identifiers of the keys that have signed it, as it says; only `load` with a store that requires
             signatures has checked one.
     """
@@ -75,7 +77,13 @@ class Record:
     figures: Mapping[str, float]
     run: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=current_versions)
+    files: Mapping[str, str] | None = None
     signed_by: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The digests of the store's objects that the artifact consists of."""
+        return (self.sha256,) if self.files is None else tuple(self.files.values())
 
     @property
     def bytes(self) -> int:
@@ -83,12 +91,18 @@ class Record:
         return int(self.figures["bytes"])
 
     @property
+    def _subjects(self) -> list[tuple[str, str]]:
+        """The artifact; and of a folder, its files behind it."""
+        files = sorted((self.files or {}).items())
+        return [(self.name, self.sha256), *((f"{self.name}/{name}", digest) for name, digest in files)]
+
+    @property
     def statement(self) -> dict[str, Any]:
         """The in-toto statement."""
         fingerprint = self.fingerprint
         return {
             "_type": STATEMENT,
-            "subject": [{"name": self.name, "digest": {"sha256": self.sha256}}],
+            "subject": [{"name": name, "digest": {"sha256": each}} for name, each in self._subjects],
             "predicateType": PREDICATE,
             "predicate": {
                 "buildDefinition": {
@@ -175,7 +189,9 @@ def statement_in(content: bytes) -> bytes:
 
 
 def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
-    (subject,) = document["subject"]
+    subject, *others = (
+        (documents.text(each["name"]), documents.digest(each["digest"]["sha256"], 64)) for each in document["subject"]
+    )
     predicate = document["predicate"]
     definition, details = predicate["buildDefinition"], predicate["runDetails"]
     external, internal, metadata = (
@@ -185,8 +201,8 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
     )
     parts = internal["parts"]
     record = Record(
-        name=documents.text(subject["name"]),
-        sha256=documents.digest(subject["digest"]["sha256"], 64),
+        name=subject[0],
+        sha256=subject[1],
         fingerprint=Fingerprint(
             tensors={
                 name: TensorDigest(dtype, tuple(shape), digest)
@@ -209,8 +225,12 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
         figures={name: _number(value) for name, value in metadata["cosyjit_figures"].items()},
         run={name: documents.text(value) for name, value in metadata["cosyjit_run"].items()},
         versions={name: documents.text(value) for name, value in details["builder"]["version"].items()},
+        files={documents.text(name.removeprefix(f"{subject[0]}/"), documents.MEMBER): each for name, each in others}
+        or None,
         signed_by=signed_by,
     )
+    if record.files and sha256_of_folder(record.files) != record.sha256:
+        raise ValueError("the digest of a folder is not that of its files")
     if record.bytes < 0 or record.fingerprint.key != internal["fingerprint"]:
         raise ValueError("the fingerprint is not that of its parts")
     if canonical(record.statement) != canonical(document):

@@ -5,6 +5,7 @@
     .cosyjit/current              -> sets/<set>
     .cosyjit/sets/<set>/cosyjit.json
     .cosyjit/sets/<set>/llm.llm.fp32.zip -> ../../files/<sha256>
+    .cosyjit/sets/<set>/vllm/config.json -> ../../../files/<sha256>
     .cosyjit/files/<sha256>
 
 The directory may be a stranger's, and what he has put there is believed as little as it can be: nothing is written or
@@ -16,7 +17,9 @@ As in a plain copy, nothing is waited for to reach the disk: the system writes i
 machine the digests of these files are taken anew, so that what a loss of power cut short is seen.
 """
 
+import ctypes
 import fcntl
+import itertools
 import os
 import re
 import time
@@ -38,6 +41,12 @@ _SET: Final = r"sets/((?!\.\.?$)[^/]+)"
 
 _GRACE: Final = 0.1
 """In s, how long the set before is left where it is: for readers that are amid following the links to it."""
+
+_HERE: Final = -100
+_EXCHANGE: Final = 2
+"""AT_FDCWD and RENAME_EXCHANGE, for `renameat2`, which the standard library has not."""
+
+_LIBC: Final = ctypes.CDLL(None)
 
 _BEFORE: Final = "before."
 """What the names of sets begin with that hold what stood here before the first one."""
@@ -63,28 +72,33 @@ def file(directory: Path, digest: str) -> Path:
     return directory / _STATE / "files" / digest
 
 
-def show(directory: Path, name: str, content: bytes, members: Mapping[str, str]) -> None:
+def show(directory: Path, name: str, content: bytes, members: Mapping[str, str], *, replace: bool = False) -> None:
     """Make a set of files that are there, and switch to it. To be called within `writing`, alone.
 
     Args:
         name: of the set.
         content: of its document.
-        members: the names to show, and the digests of their files.
+        members: the names to show, and the digests of their files; "vllm/config.json" is a file in a folder.
+        replace: see `check_names`.
 
     Raises:
-        OutputError: a name is a directory's; nothing was changed.
+        OutputError: something stands under a name that is not to be replaced; nothing was changed.
         OSError: the directory cannot be written to; it shows one whole set.
     """
-    names = [*members, MANIFEST]
-    check_names(directory, names)
+    names = [*dict.fromkeys(member.partition("/")[0] for member in members), MANIFEST]
+    check_names(directory, members, replace=replace)
     manifest = document(directory, name)
     files.make_directory(manifest.parent)
     for member, digest in members.items():
-        _link(f"../../files/{digest}", manifest.with_name(member))
+        path = manifest.parent / member
+        if path.parent != manifest.parent:
+            _make_real(path.parent)
+        _link(f"../../{'../' * member.count('/')}files/{digest}", path)
+    _drop_others(manifest.parent, members)
     if files.content(manifest, len(content)) != content:
         with files.replacing(manifest) as opened:
             opened.write(content)
-    _adopt(directory, names)
+    _adopt(directory, names, {member.partition("/")[0] for member in members if "/" in member})
     for member in names:
         _link(f"{_STATE}/current/{member}", directory / member)
     _switch(directory, name)
@@ -92,43 +106,103 @@ def show(directory: Path, name: str, content: bytes, members: Mapping[str, str])
     clean(directory)
 
 
-def check_names(directory: Path, names: Collection[str]) -> None:
+def check_names(directory: Path, members: Collection[str], *, replace: bool = False) -> None:
     """
+    Args:
+        members: see `show`.
+        replace: whether what stands where a folder is to be shown is put aside, under its name with a number.
+
     Raises:
-        OutputError: one of the names is that of a directory, or of something else that is no file.
+        OutputError: something else stands there, or, where a file is to be shown, something that is none.
     """
-    for path in (directory / name for name in names):
-        if os.path.lexists(path) and not path.is_symlink() and not path.is_file():
+    for name in (*members, MANIFEST):
+        path = directory / name.partition("/")[0]
+        if not os.path.lexists(path) or is_ours(path):
+            continue
+        if "/" in name and not replace:
+            raise OutputError(
+                f"{path}: was not written by cosyjit; give --replace to put it aside, or publish into another directory"
+            )
+        if "/" not in name and not path.is_symlink() and not path.is_file():
             kind = "is a directory" if path.is_dir() else "is no file"
             raise OutputError(f"{path}: {kind}; move it away, or publish into another directory")
 
 
-def _adopt(directory: Path, names: Collection[str]) -> None:
+def _make_real(folder: Path) -> None:
+    """Make a folder of a set, where a stranger may have put something else."""
+    if folder.is_symlink() or not folder.is_dir():
+        files.remove(folder)
+        files.make_directory(folder)
+
+
+def _drop_others(folder: Path, members: Collection[str]) -> None:
+    """Remove what someone has put into the folders of a set, or was being made there when a process was killed."""
+    inside = [path for member in folder.iterdir() for path in _files_of(member)]
+    for path in inside:
+        if str(path.relative_to(folder)) not in members:
+            files.remove(path)
+
+
+def _adopt(directory: Path, names: Collection[str], folders: Collection[str]) -> None:
     """Turn files that stand under these names into links, while each name goes on showing what it does.
 
-    They are left by other exporters, or by cosyjit's own earlier publications if someone replaced a link.
+    They are left by other exporters, or by cosyjit's own earlier publications if someone replaced a link. What stands
+    under the name of a folder is put aside.
     """
-    strange = [name for name in names if os.path.lexists(directory / name) and not _is_ours(directory / name)]
+    strange = [name for name in names if os.path.lexists(directory / name) and not is_ours(directory / name)]
     if not strange:
         return
     folder = directory / _STATE / "sets" / f"{_BEFORE}{uuid.uuid4().hex}"
     files.make_directory(folder)
     for path in _members(directory):
-        if path.name in strange:
-            continue
-        if path.is_symlink():
-            (folder / path.name).symlink_to(path.readlink())
-        elif path.is_file():
-            _keep(path, folder / path.name)
+        if path.name not in strange:
+            _repeat(path, folder / path.name)
+            for each in _files_of(path):
+                files.make_directory(folder / path.name)
+                _repeat(each, folder / path.name / each.name)
+    aside = {name: _aside(directory / name) for name in strange if name in folders}
     for name in strange:
         path = directory / name
-        if path.is_symlink():
+        if name in aside:
+            (folder / name).symlink_to(f"../../../{aside[name].name}")
+        elif path.is_symlink():
             (folder / name).symlink_to(directory.absolute() / path.readlink())
         else:
             _keep(path, folder / name)
     _switch(directory, folder.name)
     for name in strange:
-        _link(f"{_STATE}/current/{name}", directory / name)
+        if name in aside:
+            _exchange(f"{_STATE}/current/{name}", directory / name, aside[name])
+        else:
+            _link(f"{_STATE}/current/{name}", directory / name)
+
+
+def _repeat(path: Path, to: Path) -> None:
+    """Let a file or a link in a set be in another set as well."""
+    if path.is_symlink():
+        to.symlink_to(path.readlink())
+    elif path.is_file():
+        _keep(path, to)
+
+
+def _aside(path: Path) -> Path:
+    """The first name with a number that is free."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(each for each in numbered if not os.path.lexists(each) or _is_begun(each))
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a path is the link of an exchange that a process was killed before."""
+    return path.is_symlink() and str(path.readlink()) == f"{_STATE}/current/{path.stem}" and path.suffix[1:].isdecimal()
+
+
+def _exchange(target: str, path: Path, aside: Path) -> None:
+    """Put what stands at a path aside, and a symbolic link to a target there: in one step where the system can."""
+    _link(target, aside)
+    if _LIBC.renameat2(_HERE, os.fsencode(aside), _HERE, os.fsencode(path), _EXCHANGE):
+        aside.unlink()
+        path.rename(aside)
+        _link(target, path)
 
 
 def _keep(path: Path, to: Path) -> None:
@@ -140,7 +214,8 @@ def _keep(path: Path, to: Path) -> None:
             files.copy(path, file)
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether a path is a name as `show` makes it, and not another's file, folder or link."""
     return path.is_symlink() and str(path.readlink()) == f"{_STATE}/current/{path.name}"
 
 
@@ -158,6 +233,11 @@ def _switch(directory: Path, name: str) -> None:
 def _members(directory: Path) -> list[Path]:
     folder = directory / _STATE / "current"
     return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _files_of(member: Path) -> list[Path]:
+    """What is in a folder of a set."""
+    return list(member.iterdir()) if member.is_dir() and not member.is_symlink() else []
 
 
 def _link(target: str, path: Path) -> None:
@@ -181,7 +261,7 @@ def clean(directory: Path) -> None:
         files.remove(path)
     names = {path.name for path in _members(directory)}
     for path in directory.iterdir():
-        if path.name not in names and _is_ours(path):
+        if (path.name not in names and is_ours(path)) or _is_begun(path):
             path.unlink()
     if not os.path.lexists(directory / _STATE / "current"):
         files.remove(directory / _STATE)
@@ -193,8 +273,8 @@ def _left(directory: Path) -> Iterator[Path]:
     yield from (path for path in directory.glob(f".*{files.TEMPORARY}") if _leads_to_ours(path))
     for folder in (state, state / "current"):
         yield from folder.glob(f".*{files.TEMPORARY}")
-    links = [path for path in (state / "current", *_members(directory)) if path.is_symlink()]
-    shown = {path.readlink().name for path in links}
+    inside = [path for member in _members(directory) for path in (member, *_files_of(member))]
+    shown = {path.readlink().name for path in (state / "current", *inside) if path.is_symlink()}
     for folder in (state / "sets", state / "files"):
         yield from (path for path in (folder.iterdir() if folder.is_dir() else []) if path.name not in shown)
 

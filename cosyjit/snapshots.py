@@ -33,7 +33,8 @@ from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.hub import File, Model
 from cosyjit.identity import Identity
 
-NAMES: Final = (*CONFIG_FILES, *dict.fromkeys(part.weights for family in FAMILIES for part in family.components))
+_PARTS: Final = [part for family in FAMILIES for part in family.components]
+NAMES: Final = (*CONFIG_FILES, *dict.fromkeys(name for part in _PARTS for name in (part.weights, *part.configs)))
 """The files of a model that matter here."""
 
 DOCUMENT: Final = "snapshot.json"
@@ -100,7 +101,7 @@ class Snapshot:
     def path(self, name: str) -> Path:
         """Where the bytes of a file are, whichever snapshots have it."""
         file = self.file(name)
-        return _root() / ".files" / file.sha256 / file.name
+        return _root() / ".files" / file.sha256 / Path(file.name).name
 
     def uri(self, name: str) -> str:
         """Where the hub has a file, at its commit."""
@@ -328,7 +329,7 @@ def _clean(model: Model) -> None:
 
 def _links(directory: Path) -> list[tuple[str, ...]]:
     """Digests and names of the files that a snapshot leads to."""
-    return [path.readlink().parts[-2:] for path in directory.iterdir() if path.is_symlink()]
+    return [path.readlink().parts[-2:] for path in directory.rglob("*") if path.is_symlink()]
 
 
 def _age(path: Path) -> float:

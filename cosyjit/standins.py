@@ -11,6 +11,7 @@ from torch import nn
 
 from cosyjit.config import Instance
 from cosyjit.encoders.registry import build_encoder
+from cosyjit.pretrained import CONFIG, GENERATION
 
 _Options = dict[str, Any]
 _Convolve = Callable[[int, int], nn.Module]
@@ -22,9 +23,10 @@ class _Qwen2(NamedTuple):
     key_value_heads: int
     intermediate: int
     vocabulary: int
+    end: int
 
 
-_QWEN2: Final = {64: _Qwen2(2, 4, 2, 128, 256), 896: _Qwen2(24, 14, 2, 4864, 151936)}
+_QWEN2: Final = {64: _Qwen2(2, 4, 2, 128, 256, 243), 896: _Qwen2(24, 14, 2, 4864, 151936, 151643)}
 """By its width, which is all that the model's configuration says of it. The second is Qwen2-0.5B."""
 
 
@@ -32,6 +34,44 @@ def declare_model(node: Instance) -> nn.Module:
     """A module, on the default device, that has the tensors of a `!new:` node by their published names and shapes."""
     declare = _MODELS.get(node.class_name)
     return declare(node.options) if declare else build_encoder(node.class_name, node.options)
+
+
+def declare_base(node: Instance) -> dict[str, _Options]:
+    """What the two files hold, by their names, that describe the text model under a language model.
+
+    Empty for one that has none under it.
+    """
+    if node.class_name not in _ON_QWEN2:
+        return {}
+    width = node.options["llm_input_size"]
+    sizes = _QWEN2[width]
+    ends = {"bos_token_id": sizes.end, "eos_token_id": sizes.end}
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        **ends,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": sizes.intermediate,
+        "max_position_embeddings": 131072,
+        "max_window_layers": sizes.layers,
+        "model_type": "qwen2",
+        "num_attention_heads": sizes.heads,
+        "num_hidden_layers": sizes.layers,
+        "num_key_value_heads": sizes.key_value_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 131072,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": sizes.vocabulary,
+    }
+    generation = {**ends, "do_sample": False, "max_new_tokens": 2048, "transformers_version": "4.37.0"}
+    return {CONFIG: config, GENERATION: generation}
 
 
 def _parts(**parts: nn.Module) -> nn.Module:
@@ -56,17 +96,29 @@ def _qwen2_lm(options: _Options) -> nn.Module:
     width, tokens = options["llm_input_size"], options["speech_token_size"]
     return _parts(
         llm_embedding=nn.Embedding(2, width),
-        llm=_parts(model=_qwen2(width, _QWEN2[width])),
+        llm=_parts(model=_qwen2(width, _QWEN2[width], with_head=True)),
         llm_decoder=nn.Linear(options["llm_output_size"], tokens + 3),
         speech_embedding=nn.Embedding(tokens + 3, width),
     )
 
 
-def _qwen2(width: int, sizes: _Qwen2) -> nn.Module:
-    embedding, head = nn.Embedding(sizes.vocabulary, width), nn.Linear(width, sizes.vocabulary, bias=False)
-    head.weight = embedding.weight  # tied in Qwen2-0.5B: two names, one tensor in the file
+def _cosyvoice3_lm(options: _Options) -> nn.Module:
+    width, rows = options["llm_input_size"], options["speech_token_size"] + 200
+    return _parts(
+        llm=_parts(model=_qwen2(width, _QWEN2[width], with_head=False)),
+        llm_decoder=nn.Linear(options["llm_output_size"], rows, bias=False),
+        speech_embedding=nn.Embedding(rows, width),
+    )
+
+
+def _qwen2(width: int, sizes: _Qwen2, *, with_head: bool) -> nn.Module:
+    embedding = nn.Embedding(sizes.vocabulary, width)
     layers = nn.ModuleList([_qwen2_layer(width, sizes) for _ in range(sizes.layers)])
     body = _parts(embed_tokens=embedding, layers=layers, norm=nn.LayerNorm(width, bias=False))
+    if not with_head:
+        return _parts(model=body)
+    head = nn.Linear(width, sizes.vocabulary, bias=False)
+    head.weight = embedding.weight  # tied in Qwen2-0.5B: two names, one tensor in the file
     return _parts(model=body, lm_head=head)
 
 
@@ -101,6 +153,49 @@ def _flow(options: _Options) -> nn.Module:
         encoder_proj=nn.Linear(options["encoder"].options["output_size"], mel),
         decoder=_parts(estimator=declare_model(options["decoder"].options["estimator"])),
         **regulator,
+    )
+
+
+def _dit_flow(options: _Options) -> nn.Module:
+    mel = options["output_size"]
+    return _parts(
+        input_embedding=nn.Embedding(options["vocab_size"], options["input_size"]),
+        spk_embed_affine_layer=nn.Linear(options["spk_embed_dim"], mel),
+        pre_lookahead_layer=declare_model(options["pre_lookahead_layer"]),
+        decoder=_parts(estimator=declare_model(options["decoder"].options["estimator"])),
+    )
+
+
+def _pre_lookahead(options: _Options) -> nn.Module:
+    inputs, channels = options["in_channels"], options["channels"]
+    ahead = nn.Conv1d(inputs, channels, options["pre_lookahead_len"] + 1)
+    return _parts(conv1=ahead, conv2=nn.Conv1d(channels, inputs, 3))
+
+
+def _dit(options: _Options) -> nn.Module:
+    width, mel = options["dim"], options["mel_dim"]
+    joined = 2 * mel + options["mu_dim"] + options["spk_dim"]
+    positions = [nn.Sequential(nn.Conv1d(width, width, 31, groups=16)) for _ in range(2)]
+    return _parts(
+        time_embed=_parts(time_mlp=nn.Sequential(nn.Linear(256, width), nn.Identity(), nn.Linear(width, width))),
+        input_embed=_parts(
+            proj=nn.Linear(joined, width), conv_pos_embed=_parts(conv1=positions[0], conv2=positions[1])
+        ),
+        transformer_blocks=nn.ModuleList([_dit_block(options) for _ in range(options["depth"])]),
+        norm_out=_parts(linear=nn.Linear(width, 2 * width)),
+        proj_out=nn.Linear(width, mel),
+    )
+
+
+def _dit_block(options: _Options) -> nn.Module:
+    width, inner = options["dim"], options["heads"] * options["dim_head"]
+    widened = width * options["ff_mult"]
+    projections = {f"to_{name}": nn.Linear(width, inner) for name in "qkv"}
+    widen = nn.Sequential(nn.Linear(width, widened))
+    return _parts(
+        attn_norm=_parts(linear=nn.Linear(width, 6 * width)),
+        attn=_parts(**projections, to_out=nn.ModuleList([nn.Linear(inner, width)])),
+        ff=_parts(ff=nn.ModuleList([widen, nn.Identity(), nn.Linear(widened, width)])),
     )
 
 
@@ -170,10 +265,17 @@ def _transformer_block(options: _Options, width: int) -> nn.Module:
 _MODELS: Final[dict[str, Callable[[_Options], nn.Module]]] = {
     "cosyvoice.llm.llm.TransformerLM": _transformer_lm,
     "cosyvoice.llm.llm.Qwen2LM": _qwen2_lm,
+    "cosyvoice.llm.llm.CosyVoice3LM": _cosyvoice3_lm,
     "cosyvoice.flow.flow.MaskedDiffWithXvec": _flow,
     "cosyvoice.flow.flow.CausalMaskedDiffWithXvec": _flow,
+    "cosyvoice.flow.flow.CausalMaskedDiffWithDiT": _dit_flow,
+    "cosyvoice.flow.DiT.dit.DiT": _dit,
+    "cosyvoice.transformer.upsample_encoder.PreLookaheadLayer": _pre_lookahead,
     "cosyvoice.flow.length_regulator.InterpolateRegulator": _length_regulator,
     "cosyvoice.flow.decoder.ConditionalDecoder": partial(_unet, _convolution),
     "cosyvoice.flow.decoder.CausalConditionalDecoder": partial(_unet, _causal_convolution),
 }
 """What declares a node's tensors, by its class; an encoder's are declared by itself."""
+
+_ON_QWEN2: Final = {"cosyvoice.llm.llm.Qwen2LM", "cosyvoice.llm.llm.CosyVoice3LM"}
+"""The classes of language models that have a Qwen2 under them, with a configuration of its own."""

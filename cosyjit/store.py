@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from io import BufferedIOBase
@@ -190,6 +190,11 @@ class Store(Place):
             return self.condition(sha256)
         self.set_aside(object_name(sha256))
         return "damaged"
+
+    def worst(self, objects: Iterable[str]) -> Condition:
+        """The condition of several objects together: "whole" if all of them are."""
+        found = [self.condition(each) for each in objects]
+        return next((each for each in found if each != "whole"), "whole")
 
     def _sha256(self, path: Path) -> str:
         try:

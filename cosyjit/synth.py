@@ -4,6 +4,7 @@ The sizes stand in the configuration alone. The models are declared from it on t
 drawn.
 """
 
+import json
 import math
 import zlib
 from collections.abc import Collection
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from cosyjit.config import Config
 from cosyjit.errors import OutputError, SelectionError
 from cosyjit.files import make_directory, replacing
-from cosyjit.standins import declare_model
+from cosyjit.pretrained import BASE
+from cosyjit.standins import declare_base, declare_model
 
 _SIZES: Final = ("tiny", "full")
 
@@ -56,6 +58,14 @@ _FAMILIES: Final[dict[str, dict[str, tuple[int, int]]]] = {
         "flow_blocks": (1, 6),
         **_UNET,
     },
+    "cosyvoice3": {
+        "speech_token_size": (64, 6561),
+        "llm_size": (64, 896),
+        "dit_size": (64, 1024),
+        "dit_depth": (2, 22),
+        "dit_heads": (4, 16),
+        "dit_head_size": (16, 64),
+    },
 }
 """What goes into each family's template, in the order of `_SIZES`."""
 
@@ -68,15 +78,18 @@ class StandIn:
         config_name: the configuration's file name.
         config: its text.
         models: by weights file, a module on the meta device whose `state_dict` has that file's names and shapes.
+        base: by path, the texts of the files that describe the text model under the language model.
     """
 
     config_name: str
     config: str
     models: dict[str, nn.Module]
+    base: dict[str, str]
 
 
 def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0) -> Path:
-    """Write a stand-in model directory: the configuration, `llm.pt` and `flow.pt`.
+    """Write a stand-in model directory: the configuration, `llm.pt` and `flow.pt`, and `CosyVoice-BlankEN` where the
+    family has it.
 
     The numbers depend on the seed, the file and the tensor's name and shape, on nothing else. They are scaled so that
     an input of variance 1 gives an output near that, and nothing on the way leaves the range of float16. Files of these
@@ -84,9 +97,9 @@ def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0) -> Pa
 
     Args:
         directory: created if missing.
-        family: "cosyvoice" or "cosyvoice2".
+        family: "cosyvoice", "cosyvoice2" or "cosyvoice3".
         size: "tiny", a few megabytes (CosyVoice2: 44, since its flow encoder has no narrower form), or "full", the
-            published shapes: 1.7 GB, CosyVoice2 2.5 GB. Memory for the larger file is needed.
+            published shapes: 1.7 GB, CosyVoice2 2.5 GB, CosyVoice3 3.3 GB. Memory for the larger file is needed.
         seed: any integer.
 
     Returns:
@@ -102,8 +115,10 @@ def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0) -> Pa
         for name, model in stand_in.models.items():
             with replacing(directory / name) as file:
                 _save(_draw_all(model, f"{seed}/{name}"), file)
-        with replacing(directory / stand_in.config_name) as file:
-            file.write(stand_in.config.encode())
+        for name, text in {**stand_in.base, stand_in.config_name: stand_in.config}.items():
+            make_directory((directory / name).parent)
+            with replacing(directory / name) as file:
+                file.write(text.encode())
     except OSError as error:
         raise OutputError(f"{directory}: cannot be written to ({error.strerror}); name another directory") from error
     return directory
@@ -123,7 +138,9 @@ def declare(family: str, size: str) -> StandIn:
     config = Config(text, name)
     with torch.device("meta"):
         models = {f"{part}.pt": declare_model(config.instance(part)) for part in ("llm", "flow")}
-    return StandIn(name, text, models)
+    described = declare_base(config.instance("llm"))
+    base = {f"{BASE}/{file}": json.dumps(values, indent=2) + "\n" for file, values in described.items()}
+    return StandIn(name, text, models, base)
 
 
 def _check(name: str, choices: Collection[str], kind: str) -> None:

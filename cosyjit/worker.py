@@ -214,7 +214,7 @@ atexit.register(_SERVER.stop)
 def serve(fd: int) -> None:
     """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it."""
     gc.disable()
-    for name in ("torch", "cosyjit.verify", "cosyjit.weights"):
+    for name in ("torch", "cosyjit.folders", "cosyjit.verify", "cosyjit.weights"):
         importlib.import_module(name)  # once, for all the children
     gc.freeze()  # none of this is garbage: spare the children the look, and the copies of pages that it makes
     control = socket.socket(fileno=fd)

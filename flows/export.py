@@ -145,15 +145,17 @@ def export(
     precisions: list[str] | None = None,
     publish: str | None = None,
     force: bool = False,
+    replace: bool = False,
 ) -> State[list[Outcome]]:
     """Build what has changed of a checkpoint, or of several, and publish it.
 
     Args:
         source: A model directory, or a ModelScope id such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0; or several.
         components: What to export, such as llm.text_encoder. All components by default.
-        precisions: fp32, fp16, bf16 and, of llm.llm, int8. By default fp32 and fp16.
+        precisions: fp32, fp16, bf16 and, of llm.llm, int8. By default fp32 and fp16, and of llm.vllm bf16.
         publish: The directory to put the zips into. Beside the checkpoint by default.
         force: Build even what has not changed.
+        replace: Put a folder that others have written where vllm/ is to be published aside.
     """
     sources = [source] if isinstance(source, str) else source
     worker.reopen()
@@ -163,7 +165,9 @@ def export(
         store = Store(settings.store(), sign=settings.sign(), require=settings.require_signature())
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
-            work = [_export(each, components, precisions, publish, store, force=force) for each in sources]
+            work = [
+                _export(each, components, precisions, publish, store, force=force, replace=replace) for each in sources
+            ]
             for each in work:
                 held.callback(each.close)  # after an error, what each has brought is removed, once nothing is built
             held.enter_context(worker.stopped_on_error())
@@ -208,6 +212,7 @@ def _export(
     store: Store,
     *,
     force: bool,
+    replace: bool,
 ) -> Generator[_Exported, None, None]:
     """Export a source in two steps: the first begins the work, the second waits for it, and publishes."""
     begun = _Exported(source)
@@ -216,11 +221,11 @@ def _export(
             lambda: planning.plan(source, components, precisions, store=store, force=force, exporting=True)
         )
         directory = pipeline.publication_directory(planned, publish)
-        with pipeline.ready(planned, store, directory):
+        with pipeline.ready(planned, store, directory, replace_others=replace):
             pending = pipeline.begin(planned, lambda each: _submit(each, store, directory))
             yield begun
             outcomes = pipeline.gather(planned, pending)
-            done = _patiently(lambda: pipeline.conclude(outcomes, store, directory))
+            done = _patiently(lambda: pipeline.conclude(outcomes, store, directory, replace_others=replace))
         get_run_logger().info("%s\n%s", source, report.summary(done))
         yield _Exported(source, done, report.run_page(source, done, _trends(store, directory)))
     except CosyjitError as error:

@@ -1,5 +1,6 @@
 """What many tests share: model directories, written once and copied where a test changes them; and a server of S3's."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ import pytest
 from cosyjit.store import Store
 from cosyjit.synth import synth
 from tests.s3 import Server, Service
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks it when it is imported
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +25,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CosyVoice2 directory; not to be changed."""
     return synth(tmp_path_factory.mktemp("tiny2") / "CosyVoice2-tiny", "cosyvoice2", "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CosyVoice3 directory; not to be changed."""
+    return synth(tmp_path_factory.mktemp("tiny3") / "CosyVoice3-tiny", "cosyvoice3", "tiny", seed=0)
 
 
 @pytest.fixture(scope="session")

@@ -162,10 +162,21 @@ def _end(work: Callable[[], object]) -> Ended:
 
 
 def state(place: Place) -> State:
-    """What a reader of the directory sees: digests by name, and those that the manifest says."""
+    """What a reader of the directory sees: digests by name, and those that the manifest says.
+
+    Of folders that are others', wherever they are, it has those of the files.
+    """
     found: State = {}
     for path in sorted(place.directory.iterdir()) if place.directory.exists() else []:
-        if path.exists() and not path.name.startswith("."):
+        if path.is_dir() and not path.name.startswith("."):
+            digests = {
+                each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in path.iterdir() if each.exists()
+            }
+            if not path.is_symlink():
+                found["others"] = sorted([*found.get("others", []), *digests.values()])
+            if not re.fullmatch(r".*\.\d+", path.name):
+                found |= {f"{path.name}/{name}": digest for name, digest in digests.items()}
+        elif path.exists() and not path.name.startswith("."):
             content = path.read_bytes()
             found[path.name] = (
                 {name: each["sha256"] for name, each in json.loads(content)["artifacts"].items()}
@@ -185,16 +196,17 @@ def left(place: Place) -> list[str]:
     wanted = {
         *(publication.name_of(each.identity) for each in chain),
         *map(record.name_of, keys),
-        *(object_name(each.sha256) for each in published),
+        *(object_name(digest) for each in published for digest in each.objects),
         *(name for name in entries if name.startswith("latest/") and latest.read(store, name) in keys),
         *(name for name in entries if re.fullmatch(r"gate|lock|locks/..|(heads|digests)/.*", name)),
     }
+    artifacts = chain[0].artifacts
     own = place.directory / ".cosyjit"
     shown = {
         "current",
         f"sets/{chain[0].identity}/{sets.MANIFEST}",
-        *(f"sets/{chain[0].identity}/{name}" for name in chain[0].artifacts),
-        *(f"files/{artifact.sha256}" for artifact in chain[0].artifacts.values()),
+        *(f"sets/{chain[0].identity}/{path}" for name, each in artifacts.items() for path in each.members(name)),
+        *(f"files/{digest}" for each in artifacts.values() for digest in each.objects),
     }
     inside = {str(path.relative_to(own)) for path in own.rglob("*") if path.is_symlink() or not path.is_dir()}
     empty = {str(path.relative_to(own)) for path in own.glob("*/*") if path.is_dir() and not any(path.iterdir())}

@@ -213,7 +213,8 @@ class Member:
     def _real(self) -> dict[str, Any]:
         checkpoint = self._random.choice(self._crowd.checkpoints)
         if self._random.random() < 0.5:
-            (made,) = cosyjit.export(checkpoint, precisions=["fp32"], directory=self._crowd.real, store=self._store)
+            export = functools.partial(cosyjit.export, checkpoint, directory=self._crowd.real, store=self._store)
+            (made,) = export(components=["flow.encoder"], precisions=["fp32"])
             return {"failed": made.error} if made.error else {made.state: 1}
         options = ("--precision", "fp16", "--publish", self._crowd.real, "--store", self._crowd.root, "--json")
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -285,15 +286,25 @@ def _look(directory: Path) -> int | None:
     shown = link.parent / seen
     try:
         manifest = json.loads((shown / sets.MANIFEST).read_bytes())
-        contents = {name: (shown / name).read_bytes() for name in manifest["artifacts"]}
+        digests = {
+            path: digest
+            for name, each in manifest["artifacts"].items()
+            for path, digest in ({name: each["sha256"]} if "files" not in each else _below(name, each["files"])).items()
+        }
+        contents = {path: (shown / path).read_bytes() for path in digests}
     except FileNotFoundError:
         if link.readlink() == seen:
             raise
         return None
-    for name, each in manifest["artifacts"].items():
-        if sha256(contents[name]) != each["sha256"]:
-            raise ValueError(f"{shown / name}: is not what its set's manifest says")
+    for path, digest in digests.items():
+        if sha256(contents[path]) != digest:
+            raise ValueError(f"{shown / path}: is not what its set's manifest says")
     return int(manifest["number"])
+
+
+def _below(name: str, files: Mapping[str, str]) -> dict[str, str]:
+    """The digests of a folder's files, by their paths beside it."""
+    return {f"{name}/{file}": digest for file, digest in files.items()}
 
 
 @dataclass
@@ -483,7 +494,7 @@ def _left(crowd: Crowd, store: Store, shown: Mapping[Path, Publication]) -> Iter
         state = directory / ".cosyjit"
         files = {path.name for path in (state / "files").iterdir()}
         if {path.name for path in (state / "sets").iterdir()} != {publication_.identity} or files != {
-            each.sha256 for each in publication_.artifacts.values()
+            digest for each in publication_.artifacts.values() for digest in each.objects
         }:
             yield f"{state}: has more or less than what is shown"
         yield from (f"{each.name}: {each.problem}" for each in audit.audit_directory(store, directory))

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit import building, gc, latest, pipeline, publish, record, sets, worker
 from cosyjit.errors import BuildError
-from cosyjit.files import TEMPORARY
+from cosyjit.files import TEMPORARY, sha256_of_folder
 from cosyjit.fingerprint import Fingerprint
 from cosyjit.publication import Published
 from cosyjit.record import Record
@@ -18,28 +18,39 @@ History = list[tuple[int, int | None]]
 """The numbers of publications, the last one first, and of those that they restore."""
 
 
-def keep(store: Store, content: bytes) -> Published:
+Content = bytes | Mapping[str, bytes]
+"""Of an artifact: a file, or a folder with files by their names."""
+
+
+def keep(store: Store, content: Content) -> Published:
     """Put an artifact and its record into a store, as a build does."""
     made = _record(content)
     with store.staging() as work:
-        file = work / "artifact"
-        try:
-            file.write_bytes(content)
-        except OSError as error:
-            raise BuildError(f"{file}: not built ({error.strerror}); make room") from None
-        store.add(file, made.sha256)
+        for each in (content,) if isinstance(content, bytes) else content.values():
+            file = work / "artifact"
+            try:
+                file.write_bytes(each)
+            except OSError as error:
+                raise BuildError(f"{file}: not built ({error.strerror}); make room") from None
+            store.add(file, _sha256(each))
         record.save(store, made)
     return kept(content)
 
 
-def kept(content: bytes) -> Published:
+def kept(content: Content) -> Published:
     """What `keep` gives."""
     made = _record(content)
-    return Published(made.sha256, len(content), made.fingerprint.key)
+    return Published(made.sha256, made.bytes, made.fingerprint.key, made.files)
 
 
-def _record(content: bytes) -> Record:
-    sha256 = hashlib.sha256(content).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _record(content: Content) -> Record:
+    digests = None if isinstance(content, bytes) else {name: _sha256(each) for name, each in content.items()}
+    sha256 = _sha256(content) if isinstance(content, bytes) else sha256_of_folder(digests or {})
+    size = len(content) if isinstance(content, bytes) else sum(map(len, content.values()))
     fingerprint = Fingerprint({}, {"class": "Encoder", "options": {"of": sha256}}, "fp32", "cpu", {}, 1, "2")
     return Record(
         "name.zip",
@@ -50,8 +61,9 @@ def _record(content: bytes) -> Record:
         (),
         record.now(),
         record.now(),
-        {"bytes": len(content)},
+        {"bytes": size},
         versions={},
+        files=digests,
     )
 
 
@@ -81,20 +93,19 @@ class Place(NamedTuple):
         """Where the store has an artifact."""
         return self.folder / "store" / object_name(hashlib.sha256(content).hexdigest())
 
-    def export(self, contents: Mapping[str, bytes], *, link: bool = False) -> None:
+    def export(self, contents: Mapping[str, Content], *, link: bool = False) -> None:
         """Make artifacts and publish them."""
         store = self.store
         with store.in_use():
             artifacts = {name: keep(store, content) for name, content in contents.items()}
             publish.publish(store, self.directory, artifacts, "/model", link=link)
 
-    def publish(self, contents: Mapping[str, bytes]) -> None:
+    def publish(self, contents: Mapping[str, Content], *, replace: bool = False) -> None:
         """Publish artifacts that are there."""
         store = self.store
         with store.in_use():
-            publish.publish(
-                store, self.directory, {name: kept(content) for name, content in contents.items()}, "/model"
-            )
+            artifacts = {name: kept(content) for name, content in contents.items()}
+            publish.publish(store, self.directory, artifacts, "/model", replace=replace)
 
     def export_source(self) -> list[pipeline.Outcome]:
         """Export an encoder of the model directory in two precisions, by builds that are played back."""
@@ -106,6 +117,11 @@ NEW: Final = {"a.zip": b"new a"}
 BOTH_NEW: Final = {"a.zip": b"new a", "b.zip": b"new b"}
 THREE: Final = {**OLD, "c.zip": b"old c"}
 EARLIER: Final = {"flow.encoder.fp16.zip": b"old a", "b.zip": b"old b"}
+
+OLD_FOLDER: Final = {"config.json": b"old config", "generation_config.json": b"same", "model.safetensors": b"old model"}
+NEW_FOLDER: Final = {"config.json": b"new config", "generation_config.json": b"same", "model.safetensors": b"new model"}
+WITH_FOLDER: Final[Mapping[str, Content]] = {"a.zip": b"old a", "vllm": OLD_FOLDER}
+WITH_NEW_FOLDER: Final[Mapping[str, Content]] = {"a.zip": b"new a", "vllm": NEW_FOLDER}
 
 
 class Scenario(NamedTuple):
@@ -141,6 +157,34 @@ def _foreign(place: Place) -> None:
     (place.directory / "a.zip").write_bytes(b"old a")
     (place.directory / "theirs").write_bytes(b"old b")
     (place.directory / "b.zip").symlink_to("theirs")
+
+
+def _folder_published(place: Place) -> None:
+    place.export(WITH_FOLDER)
+
+
+def _folder_of_others(place: Place) -> None:
+    place.directory.mkdir()
+    for content in WITH_NEW_FOLDER.values():
+        keep(place.store, content)
+    (place.directory / "a.zip").write_bytes(b"old a")
+    (place.directory / "vllm").mkdir()
+    for name in ("config.json", "more.json"):
+        (place.directory / "vllm" / name).write_bytes(f"their {name}".encode())
+
+
+def _folder_after_files(place: Place) -> None:
+    place.export(OLD)
+    place.export({"vllm": OLD_FOLDER})
+
+
+def _damaged_folder(place: Place) -> None:
+    place.export(WITH_FOLDER)
+    folder = (place.directory / "vllm").resolve()
+    with (folder / "config.json").open("r+b") as file:
+        file.write(b"ALIEN")
+    (folder / "model.safetensors").unlink()
+    (folder / f".{'0' * 32}{TEMPORARY}").symlink_to("nowhere")
 
 
 def _twice_published(place: Place) -> None:
@@ -183,7 +227,8 @@ def _elsewhere(place: Place) -> None:
 
 def _littered(place: Place) -> None:
     for number in range(3):
-        place.export({name: content + b"%d" % number for name, content in OLD.items()})
+        files = {name: content + b"%d" % number for name, content in OLD.items()}
+        place.export({**files, "vllm": {**OLD_FOLDER, "config.json": b"config %d" % number}})
     keep(place.store, b"made, and never published")
     store = place.store
     _spoil(place.object(b"old a0"))
@@ -262,6 +307,12 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "publish links": Scenario(_linked, lambda place: place.export(NEW, link=True), TWO),
     "publish from another device": Scenario(_elsewhere, lambda place: place.export(NEW), TWO),
     "roll back": Scenario(_twice_published, _roll_back, [(3, 1), *TWO]),
+    "publish a folder": Scenario(_folder_published, lambda place: place.export(WITH_NEW_FOLDER), TWO),
+    "publish over a folder of others": Scenario(
+        _folder_of_others, lambda place: place.publish(WITH_NEW_FOLDER, replace=True), ONE
+    ),
+    "roll back to no folder": Scenario(_folder_after_files, _roll_back, [(3, 1), *TWO]),
+    "mend a folder": Scenario(_damaged_folder, lambda place: place.publish(WITH_FOLDER), ONE, mends=(True, False)),
     "mend": Scenario(_damaged, lambda place: place.publish(THREE), ONE, mends=(True, False)),
     "mend the store": Scenario(_damaged_store, lambda place: place.export(OLD), ONE, mends=(False, True)),
     "collect": Scenario(_littered, _collect, [(3, None)]),

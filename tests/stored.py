@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ import pytest
 
 from cosyjit import latest, publication, publish, record
 from cosyjit.digests import TensorDigest
+from cosyjit.files import sha256_of_folder
 from cosyjit.fingerprint import Fingerprint
 from cosyjit.publication import Publication, Published
 from cosyjit.record import Material, Record
@@ -92,6 +93,15 @@ def put(store: Store, content: bytes) -> Published:
     return Published(digest, len(content), made.fingerprint.key)
 
 
+def put_folder(store: Store, contents: Mapping[str, bytes]) -> Published:
+    """The same of a folder of files."""
+    digests = {name: add(store, content) for name, content in contents.items()}
+    digest = sha256_of_folder(digests)
+    made = record_of(digest, contents, name="vllm", component="llm.vllm", files=digests)
+    record.save(store, made)
+    return Published(digest, sum(map(len, contents.values())), made.fingerprint.key, digests)
+
+
 def show(store: Store, directory: Path, *contents: bytes) -> Publication:
     """Put artifacts into a store and publish them in a directory, as 0.zip, 1.zip and so on."""
     directory.mkdir(exist_ok=True)
@@ -104,7 +114,7 @@ def names_of(published: Publication) -> set[str]:
     return {
         publication.name_of(published.identity),
         *(record.name_of(each.fingerprint) for each in published.artifacts.values()),
-        *(object_of(each.sha256) for each in published.artifacts.values()),
+        *(object_of(digest) for each in published.artifacts.values() for digest in each.objects),
     }
 
 
@@ -133,8 +143,8 @@ def is_whole(store: Store, published: Publication) -> bool:
     """Whether all that a publication needs is in a local store, and as it should be; read by nobody's memory."""
     found = publication.load(store, published.identity)
     return found == published and all(
-        location(store, each.sha256).is_file()
-        and sha256(location(store, each.sha256).read_bytes()) == each.sha256
+        all(location(store, digest).is_file() for digest in each.objects)
+        and all(sha256(location(store, digest).read_bytes()) == digest for digest in each.objects)
         and (kept := record.load(store, each.fingerprint)) is not None
         and kept.sha256 == each.sha256
         for each in published.artifacts.values()

@@ -76,9 +76,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda path: rewrite(path, WHOLE, "cosyvoice.llm.llm.TransformerLM9"),
         ("/cosyvoice.yaml: llm", "cosyvoice.llm.llm.TransformerLM9;", f"known: {WHOLE}"),
     ),
-    "third family": (
+    "weights of another family": (
         lambda path: rewrite(path, WHOLE, "cosyvoice.llm.llm.CosyVoice3LM"),
-        ("CosyVoice3 has nothing to export as TorchScript",),
+        (": has no folder CosyVoice-BlankEN; put the one that was published with the weights", "beside them"),
     ),
     "other component class": (
         lambda path: rewrite(path, "encoder.TransformerEncoder", "encoder.TransformerEncoder9"),

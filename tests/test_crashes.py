@@ -120,7 +120,7 @@ def each(runs: list[Run]) -> Iterator[tuple[Run, Observed]]:
 def test_each_scenario_is_hindered_and_comes_through_in_the_end(runs: list[Run], steps: str, fault: str) -> None:
     assert [run.name for run in runs if run.attempts[-1].how != "through" or run.attempts[-1].struck] == []
     if fault == "killed twice":
-        assert min(len(run.attempts) for run in runs) >= 4
+        assert min(len(run.attempts) for run in runs) >= 3  # where few names are given, few pairs are to be had
     elif steps == "every_step":
         assert [run.name for run in runs if len(run.attempts) <= len(run.kinds)] == []
     else:
@@ -162,7 +162,7 @@ def test_what_ended_early_can_be_done_again(runs: list[Run]) -> None:
         assert attempt.again == "through", (run.name, attempt.at, attempt.again)
         assert attempt.after == run.after, (run.name, attempt.at)
         expected = SCENARIOS[run.name].history
-        if run.name == "roll back" and attempt.shown == run.after:
+        if run.name.startswith("roll back") and attempt.shown == run.after:
             expected = [(4, 1), *expected]  # it was done already, and then once more
         assert [tuple(pair) for pair in attempt.history or []] == expected, (run.name, attempt.at)
 

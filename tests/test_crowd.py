@@ -26,6 +26,7 @@ from tests.crowd import GRACE, Report
 from tests.s3 import Answer, Service
 from tests.stored import names_of, object_of, put, show
 
+FLOW: Final = ["flow.encoder"]
 FEW: Final = (4.0, 8)
 MANY: Final = (120.0, 32)
 """Seconds, and processes."""
@@ -139,7 +140,7 @@ class Superseded:
 
     def __init__(self, url: str, checkpoint: Path, directory: Path) -> None:
         self.store = opened(url)
-        planned = planning.plan(checkpoint, precisions=["fp16"], store=self.store)
+        planned = planning.plan(checkpoint, FLOW, ["fp16"], store=self.store)
         self.directory = directory
         self.published = self._show(kept.keep(self.store, planned))
         self._show(kept.keep(self.store, planned, torch="1"))
@@ -164,7 +165,9 @@ def test_what_an_export_takes_from_a_bucket_while_it_is_collected_stays(
     for moment, place in places.items():
         directory = tmp_path / " ".join((*moment, "new"))
 
-        export = partial(cosyjit.export, tiny2, precisions=["fp16"], directory=directory, store=place.store)
+        export = partial(
+            cosyjit.export, tiny2, components=FLOW, precisions=["fp16"], directory=directory, store=place.store
+        )
         exported = At(moment[0], place.names[moment[1]], export)
         with s3.proxied(exported):
             taken = collect(Store(place.store.root))
@@ -178,7 +181,7 @@ def test_what_a_plan_finds_in_a_bucket_while_it_is_collected_stays(
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     graceful()
-    planned = At("HEAD", place.names["record"], partial(planning.plan, tiny2, precisions=["fp16"], store=place.store))
+    planned = At("HEAD", place.names["record"], partial(planning.plan, tiny2, FLOW, ["fp16"], store=place.store))
     with s3.proxied(planned):
         taken = collect(Store(place.store.root))
     assert [each.state for (each,) in planned.came] == ["fresh"]
@@ -194,7 +197,9 @@ def test_what_is_collected_between_the_plan_of_an_export_and_its_end_is_nothing_
     planned = At("GET", "/latest/", lambda: collect(collecting))
     with s3.proxied(planned):
         store = Store(place.store.root)
-        (outcome,) = cosyjit.export(tiny2, precisions=["fp16"], directory=tmp_path / "new", store=store)
+        (outcome,) = cosyjit.export(
+            tiny2, components=FLOW, precisions=["fp16"], directory=tmp_path / "new", store=store
+        )
     (taken,) = planned.came
     assert taken & set(place.names.values()) == {place.names["publication"]}
     assert outcome.state == "cached"
@@ -254,13 +259,13 @@ def test_what_is_renewed_between_the_last_look_and_the_removal_is_lost_and_misse
     add = kept.keep  # the record is gone before the object, and is made anew
 
     def export() -> None:
-        planned = planning.plan(tiny2, precisions=["fp16"], store=place.store)
+        planned = planning.plan(tiny2, FLOW, ["fp16"], store=place.store)
         publish.publish(place.store, tmp_path / "new", add(place.store, planned), "/model")
 
     with s3.proxied(At("DELETE", place.names["object"], export)):
         collect(Store(place.store.root))
     assert not is_whole(place.store, tmp_path / "new")
-    (planned,) = planning.plan(tiny2, precisions=["fp16"], store=place.store)
+    (planned,) = planning.plan(tiny2, FLOW, ["fp16"], store=place.store)
     assert (planned.state, planned.reasons) == ("stale", ("object missing",))
 
 

@@ -17,6 +17,8 @@ from cosyjit.encoders.registry import ENCODERS
 from cosyjit.errors import ConfigError, SelectionError
 from cosyjit.families import (
     CONFIG_FILES,
+    COSYVOICE2_VLLM,
+    COSYVOICE3_VLLM,
     DEFAULT_PRECISIONS,
     FAMILIES,
     PRECISIONS,
@@ -26,6 +28,7 @@ from cosyjit.families import (
     family_of,
     select,
 )
+from cosyjit.pretrained import FILES
 from cosyjit.source import open_source
 
 Copy = Callable[[Path], Path]
@@ -59,6 +62,7 @@ def test_the_table_is_what_the_public_runtime_reads() -> None:
         (family.name, part.name, part.class_name, part.weights, part.prefix, part.methods)
         for family in FAMILIES
         for part in family.components
+        if part.kind == "zip"
     ]
     upsample = "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder"
     assert found == [
@@ -67,10 +71,25 @@ def test_the_table_is_what_the_public_runtime_reads() -> None:
         ("CosyVoice", "flow.encoder", f"{ENCODER}.ConformerEncoder", "flow.pt", "encoder.", ()),
         ("CosyVoice2", "flow.encoder", upsample, "flow.pt", "encoder.", ()),
     ]
-    assert COSYVOICE3.components == ()
+    folders = {family.name: [part for part in family.components if part.kind == "vllm"] for family in FAMILIES}
+    assert folders == {"CosyVoice": [], "CosyVoice2": [COSYVOICE2_VLLM], "CosyVoice3": [COSYVOICE3_VLLM]}
 
 
-@pytest.mark.parametrize("component", [component for family in FAMILIES for component in family.components])
+FOLDERS: Final = (COSYVOICE2_VLLM, COSYVOICE3_VLLM)
+ZIPS: Final = tuple(part for family in FAMILIES for part in family.components if part not in FOLDERS)
+
+
+def test_the_language_models_that_vllm_decodes_are_folders_of_one_name() -> None:
+    assert [part.class_name for part in FOLDERS] == [COSYVOICE2.language_model, COSYVOICE3.language_model]
+    assert {(part.name, part.weights, part.prefix, part.kind, part.published) for part in FOLDERS} == {
+        ("llm.vllm", "llm.pt", "", "vllm", "vllm")
+    }
+    assert [part.beside for part in FOLDERS] == [("llm_decoder.bias", "llm_embedding.weight"), ()]
+    assert [part.configs for part in FOLDERS] == [FILES, FILES]
+    assert {(part.kind, part.published, part.beside, part.configs) for part in ZIPS} == {("zip", None, (), ())}
+
+
+@pytest.mark.parametrize("component", [*FOLDERS, *ZIPS])
 def test_each_component_has_tolerances_that_grow_with_the_coarseness_of_the_precision(component: Component) -> None:
     assert list(component.tolerances)[:3] == ["fp32", "fp16", "bf16"]
     assert set(component.tolerances) <= set(PRECISIONS)
@@ -80,8 +99,8 @@ def test_each_component_has_tolerances_that_grow_with_the_coarseness_of_the_prec
         assert 1 > finer.cosine > coarser.cosine >= 0.997
 
 
-@pytest.mark.parametrize("component", [component for family in FAMILIES for component in family.components])
-def test_each_component_has_an_encoder_with_its_methods(component: Component) -> None:
+@pytest.mark.parametrize("component", ZIPS)
+def test_each_zip_has_an_encoder_with_its_methods(component: Component) -> None:
     encoder = ENCODERS[component.class_name].encoder
     assert all(hasattr(encoder, method) for method in component.methods)
 
@@ -144,7 +163,25 @@ def test_a_configuration_with_another_language_model_is_refused(tiny: Path, copy
 def test_by_default_all_components_are_selected_at_the_runtimes_two_precisions() -> None:
     assert DEFAULT_PRECISIONS == ("fp32", "fp16")
     assert pairs(COSYVOICE) == [(name, precision) for name in COMPONENTS for precision in ("fp32", "fp16")]
-    assert pairs(COSYVOICE2) == [("flow.encoder", "fp32"), ("flow.encoder", "fp16")]
+
+
+def test_a_folder_is_selected_at_a_default_of_its_own() -> None:
+    assert pairs(COSYVOICE2) == [("flow.encoder", "fp32"), ("flow.encoder", "fp16"), ("llm.vllm", "bf16")]
+    assert pairs(COSYVOICE2, ["llm.vllm"]) == pairs(COSYVOICE3) == [("llm.vllm", "bf16")]
+
+
+def test_a_precision_that_is_asked_for_is_taken_in_place_of_all_defaults() -> None:
+    assert pairs(COSYVOICE2, None, ["fp16"]) == [("flow.encoder", "fp16"), ("llm.vllm", "fp16")]
+    assert pairs(COSYVOICE2, ["flow.encoder"], ["fp32", "bf16"]) == [("flow.encoder", "fp32"), ("flow.encoder", "bf16")]
+    assert refusal(COSYVOICE2, ["llm.vllm"], ["int8"]) == (
+        "'int8' is no precision of llm.vllm; choose from fp32, fp16, bf16"
+    )
+
+
+def test_what_is_published_under_one_name_is_taken_at_one_precision() -> None:
+    assert refusal(COSYVOICE2, None, ["fp32", "bf16"]) == (
+        "llm.vllm is published as one vllm, whatever its precision; choose one of fp32, bf16, or other components"
+    )
 
 
 @given(
@@ -176,14 +213,14 @@ def test_a_precision_that_no_selected_component_has_is_refused(precisions: list[
         "'int8' is no precision of llm.text_encoder, flow.encoder; choose from fp32, fp16, bf16"
     )
     assert refusal(COSYVOICE2, None, precisions) == (
-        "'int8' is no precision of flow.encoder; choose from fp32, fp16, bf16"
+        "'int8' is no precision of flow.encoder, llm.vllm; choose from fp32, fp16, bf16"
     )
 
 
 @pytest.mark.parametrize("name", ["llm.text_encoder", "flow.Encoder", "flow", ""])
 def test_an_unknown_component_is_refused_with_the_known_ones(name: str) -> None:
     assert refusal(COSYVOICE2, ["flow.encoder", name]) == (
-        f"{name!r} is no component of CosyVoice2; choose from flow.encoder"
+        f"{name!r} is no component of CosyVoice2; choose from flow.encoder, llm.vllm"
     )
 
 
@@ -196,8 +233,3 @@ def test_an_empty_selection_is_refused() -> None:
         "no component of CosyVoice is selected; choose from llm.text_encoder, llm.llm, flow.encoder"
     )
     assert refusal(COSYVOICE, None, []) == "no precision is selected; choose from fp32, fp16, bf16, int8"
-
-
-@pytest.mark.parametrize("wanted", [None, [], ["flow.encoder"]])
-def test_a_family_with_nothing_to_export_is_refused_whatever_is_asked(wanted: list[str] | None) -> None:
-    assert refusal(COSYVOICE3, wanted).startswith("CosyVoice3 has nothing to export as TorchScript")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from cosyjit import Store
+from cosyjit.families import FAMILIES
 from cosyjit.planning import find_targets
+from cosyjit.pretrained import FILES
 from tests.calls import CONSOLE_SCRIPT, Ran, finished, shown, spawn
 from tests.hubs import MODEL, Hub
 from tests.kept import retrain
@@ -27,7 +29,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def publish(hub: Hub, directory: Path, model: str = MODEL) -> str:
-    return hub.publish(model, {path.name: path for path in directory.iterdir() if path.is_file()})
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return hub.publish(model, {str(path.relative_to(directory)): path for path in files})
 
 
 def cosyjit(*arguments: object) -> Ran:
@@ -100,9 +103,18 @@ def test_an_id_is_exported_looked_at_traced_and_exported_again(
 
 def test_a_plan_of_a_family_downloads_what_that_has(hub: Hub, tiny2: Path, store: Store) -> None:
     publish(hub, tiny2, "iic/CosyVoice2-0.5B")
-    hub.publish("iic/CosyVoice2-0.5B", {"llm.pt": b"a language model that is not exported"})
+    hub.publish("iic/CosyVoice2-0.5B", {"hift.pt": b"a vocoder that is not exported"})
     targets = find_targets("iic/CosyVoice2-0.5B", store=store)
-    assert {each.name for each in targets} == {"flow.encoder.fp32", "flow.encoder.fp16"}
+    assert {each.name for each in targets} == {"flow.encoder.fp32", "flow.encoder.fp16", "llm.vllm.bf16"}
+    assert sorted(hub.downloads) == [*FILES, "cosyvoice2.yaml", "flow.pt", "llm.pt"]
+    assert [each.fingerprint.key for each in targets] == [
+        each.fingerprint.key for each in find_targets(tiny2, store=store)
+    ]
+
+
+def test_a_plan_of_zips_alone_does_not_download_what_folders_are_made_from(hub: Hub, tiny2: Path, store: Store) -> None:
+    publish(hub, tiny2, "iic/CosyVoice2-0.5B")
+    find_targets("iic/CosyVoice2-0.5B", ["flow.encoder"], store=store)
     assert sorted(hub.downloads) == ["cosyvoice2.yaml", "flow.pt"]
 
 
@@ -129,4 +141,5 @@ def test_tensors_that_are_the_same_in_a_new_revision_are_not_read_again(hub: Hub
     for one, other in zip(before, after, strict=True):
         assert one.source.file(one.component.weights) == other.source.file(other.component.weights)
         assert one.weights == other.weights
-        assert store.digests.known(other.source.file(other.component.weights), {"llm.", "text_encoder.", "encoder."})
+        prefixes = {part.prefix for part in FAMILIES[0].components if part.weights == other.component.weights}
+        assert store.digests.known(other.source.file(other.component.weights), prefixes)

@@ -17,14 +17,15 @@ FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
     {"archives", "errors", "identity", "nodes", "pictures", "pickles", "services"},
-    {"cutting", "documents", "families", "files", "settings", "signing", "tensors"},
-    {"hub", "memory", "sets", "storage"},
+    {"cutting", "documents", "families", "files", "pretrained", "safetensors", "settings", "signing", "tensors"},
+    {"casting", "hub", "memory", "sets", "storage", "vllm"},
     {"encoders", "config", "digests", "leases"},
     {"place", "snapshots"},
     {"source"},
     {"checkpoint", "fingerprint", "script", "speed", "standins", "store", "weights"},
-    {"latest", "record", "publication", "structure", "worker"},
-    {"lineage", "planning", "publish", "server", "verify"},
+    {"inputs", "latest", "record", "publication", "structure", "worker"},
+    {"findings", "folders", "lineage", "planning", "server", "verify"},
+    {"publish"},
     {"audit", "building", "gc", "inspection", "trends"},
     {"pipeline"},
     {"report", "terminal"},
@@ -35,7 +36,9 @@ LAYERS: Final = (
 line, and `cosyjit` itself, which gathers the public names."""
 
 OTHERS: Final = {
-    "torch": {"encoders", "weights", "script", "standins", "speed", "structure", "synth", "building", "verify"},
+    "torch": {
+        *("building", "casting", "encoders", "script", "speed", "standins", "structure", "synth", "verify", "weights"),
+    },
     "fsspec": {"storage"},
     "modelscope_hub": {"hub"},
     "requests": {"hub", "server"},
@@ -111,7 +114,7 @@ def below(name: str) -> set[str]:
     if name == "__init__":
         return set().union(*LAYERS[: LAYERS.index({"pipeline"}) + 1])
     if name == "synth":
-        return {"errors", "files", "config", "encoders", "standins"}
+        return {"errors", "files", "config", "encoders", "pretrained", "standins"}
     level = next(level for level, layer in enumerate(LAYERS) if name in layer)
     return set().union(*LAYERS[:level]) | ({"synth", "__init__"} if "cli" in LAYERS[level] else set())
 
@@ -143,7 +146,7 @@ def test_each_dependency_is_imported_where_it_belongs() -> None:
 def test_torch_and_what_needs_it_are_imported_where_they_run_only(name: str) -> None:
     tree = parsed(PACKAGE / f"{name}.py")
     inside = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in imports(node)}
-    needing = {"weights", "script", "encoders", "standins", "synth", "verify"}
+    needing = {"casting", "encoders", "folders", "script", "standins", "synth", "verify", "weights"}
     heavy = {each for each in imports(tree) if each.split(".")[0] == "torch" or {*each.split(".")[:2]} & needing}
     assert heavy
     assert heavy <= inside
@@ -156,7 +159,7 @@ def test_the_encoders_import_torch_the_errors_and_themselves_alone() -> None:
         assert own(path) <= {"encoders", "errors"}
 
 
-@pytest.mark.parametrize("module", ["cosyjit", "cosyjit.cli", "cosyjit.pipeline", "cosyjit.worker"])
+@pytest.mark.parametrize("module", ["cosyjit", "cosyjit.cli", "cosyjit.pipeline", "cosyjit.vllm", "cosyjit.worker"])
 def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
     code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
     with start(code, module) as process:

@@ -78,8 +78,9 @@ def test_an_export_publishes_the_names_of_the_runtime_and_leaves_nothing_else(
 
 def test_an_export_of_the_second_family_publishes_what_its_runtime_reads(tiny2: Path, tmp_path: Path) -> None:
     before = snapshot(tiny2)
-    assert states(export(str(tiny2), directory=tmp_path / "out")) == ["built", "built"]
+    assert states(export(str(tiny2), directory=tmp_path / "out")) == ["built", "built", "built"]
     assert shown(tmp_path / "out").keys() == RUNTIME2
+    assert shown(tmp_path / "out" / "vllm").keys() == {"config.json", "generation_config.json", "model.safetensors"}
     assert snapshot(tiny2) == before
 
 
@@ -304,8 +305,9 @@ def test_a_set_of_which_a_name_cannot_be_taken_is_not_published_at_all(
     with pytest.raises(InputError, match=r"llm\.llm\.fp16\.zip: is a directory; move it away"):
         export(tiny, components=["llm.llm"], directory=tmp_path)
     assert snapshot(tmp_path) == before
+    assert store.objects() == set()  # nothing was built for it
     (tmp_path / "llm.llm.fp16.zip").rmdir()
-    assert states(export(tiny, components=["llm.llm"], directory=tmp_path)) == ["cached", "cached"]
+    assert states(export(tiny, components=["llm.llm"], directory=tmp_path)) == ["built", "built"]
     assert_clean(tmp_path, store)
 
 

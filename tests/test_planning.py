@@ -37,7 +37,7 @@ def reasons(planned: Sequence[Planned]) -> set[tuple[str, ...]]:
     return {each.reasons for each in planned}
 
 
-def test_a_plan_has_the_targets_of_the_runtime_in_the_order_of_the_family(tiny: Path, tiny2: Path) -> None:
+def test_a_plan_has_the_targets_of_the_runtime_in_the_order_of_the_family(tiny: Path, tiny2: Path, tiny3: Path) -> None:
     before = snapshot(tiny)
     assert names(plan(tiny)) == [
         "llm.text_encoder.fp32",
@@ -47,7 +47,8 @@ def test_a_plan_has_the_targets_of_the_runtime_in_the_order_of_the_family(tiny: 
         "flow.encoder.fp32",
         "flow.encoder.fp16",
     ]
-    assert names(plan(tiny2)) == ["flow.encoder.fp32", "flow.encoder.fp16"]
+    assert names(plan(tiny2)) == ["flow.encoder.fp32", "flow.encoder.fp16", "llm.vllm.bf16"]
+    assert names(plan(tiny3)) == ["llm.vllm.bf16"]
     assert {each.target.file_name for each in plan(tiny)} == RUNTIME
     assert {each.target.device for each in plan(tiny)} == {"cpu"}
     assert snapshot(tiny) == before

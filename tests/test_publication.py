@@ -1,6 +1,7 @@
 """Publications as documents: named by their content, in a chain that nobody can change in the middle."""
 
 import json
+import operator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from cosyjit import documents, publication
 from cosyjit.errors import LaterSchemaError, RecordError
+from cosyjit.files import sha256_of_folder
 from cosyjit.publication import Publication, Published
 from cosyjit.store import Store
 from tests.stored import sha256, unique_url
@@ -22,12 +24,21 @@ TEXT = st.text(max_size=8) | st.sampled_from(["\udc80", "a\nb", "é"])
 NAMES = st.from_regex(r"[a-z][a-z.]{0,8}\.zip", fullmatch=True)
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
+FILES = st.dictionaries(st.from_regex(r"[a-z][a-z.]{0,8}", fullmatch=True), HEX, min_size=1, max_size=4)
+ZIPS = st.dictionaries(NAMES, st.builds(Published, HEX, st.integers(0), KEYS, st.none()), max_size=4)
+FOLDERS = st.dictionaries(
+    st.from_regex(r"[a-z]{1,8}", fullmatch=True),
+    st.builds(
+        lambda files, size, key: Published(sha256_of_folder(files), size, key, files), FILES, st.integers(0), KEYS
+    ),
+    max_size=2,
+)
 PUBLICATIONS = st.builds(
     Publication,
     number=st.integers(1, 10**6),
     published=TEXT,
     source=TEXT,
-    artifacts=st.dictionaries(NAMES, st.builds(Published, HEX, st.integers(0), KEYS), max_size=4),
+    artifacts=st.builds(operator.or_, ZIPS, FOLDERS),
     previous=st.none() | HEX,
     restores=st.none() | st.integers(1, 10**6),
 )

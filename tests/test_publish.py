@@ -16,8 +16,9 @@ import pytest
 
 from cosyjit import gc, publish, sets
 from cosyjit.errors import CosyjitError, OutputError, PublicationError, StoreError
+from cosyjit.findings import inspect
 from cosyjit.publication import Publication
-from cosyjit.publish import history, inspect, opened, rollback, shown
+from cosyjit.publish import history, opened, rollback, shown
 from cosyjit.store import Store
 from tests import calls
 from tests.calls import snapshot, start

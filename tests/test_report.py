@@ -32,7 +32,7 @@ def target(name: str, precision: str = "fp32", directory: str = "/models/m") -> 
     source = Source(Path(directory), Path(directory, "cosyvoice.yaml"))
     half = PRECISIONS[precision]
     made = fingerprint(component, {"linear_units": 128}, half, "cpu", {f"{component.prefix}w": TENSOR})
-    return Target(source, component, {}, half, made, Identity(1, 2, 3, 4), DIGEST)
+    return Target(source, component, {}, half, made, Identity(1, 2, 3, 4), {"cosyvoice.yaml": DIGEST})
 
 
 FIGURES: Final = {

@@ -59,8 +59,10 @@ def inputs(family: str) -> dict[str, Tensor]:
 
 def consume(family: str, directory: Path, root: Path) -> "subprocess.Popen[str]":
     """Export a model directory and start its consumer, in an empty directory and without this one's environment."""
-    precisions = dict.fromkeys(name for part in opened(directory).family.components for name in part.tolerances)
-    outcomes = export(directory, precisions=list(precisions), directory=root / "zips")
+    parts = [part for part in opened(directory).family.components if part.kind == "zip"]
+    precisions = dict.fromkeys(name for part in parts for name in part.tolerances)
+    names = [part.name for part in parts]
+    outcomes = export(directory, components=names, precisions=list(precisions), directory=root / "zips")
     assert [outcome.error for outcome in outcomes] == [None] * len(outcomes)
     torch.save(inputs(family), root / "inputs.pt")
     (root / "empty").mkdir()

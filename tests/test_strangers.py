@@ -17,9 +17,10 @@ from cosyjit import audit, files, gc, inspection, publish, sets
 from cosyjit.errors import CosyjitError, OutputError
 from cosyjit.store import Store
 from tests.calls import snapshot
-from tests.stored import put, sha256
+from tests.stored import put, put_folder, sha256
 
 ARTIFACTS: Final = {"0.zip": b"first", "1.zip": b"second"}
+FOLDER: Final = {"config.json": b"first", "model.safetensors": b"third"}
 DIGEST: Final = sha256(ARTIFACTS["0.zip"])
 MEMORY: Final = Path("/dev/shm")  # noqa: S108  (quicker than a disk, for so many small files)
 SHOWN: Final = "5" * 64
@@ -31,7 +32,8 @@ PLACES: Final = (
     *(f".cosyjit/sets/{name}" for name in (SHOWN, "before.1", "x\ny", "é")),
     *(f".cosyjit/sets/{SHOWN}/{name}" for name in ("cosyjit.json", "0.zip", ".0.tmp", "other")),
     *(f".cosyjit/files/{name}" for name in (DIGEST, "other", ".0.tmp")),
-    *("0.zip", "1.zip", "cosyjit.json", ".0.tmp"),
+    *(f".cosyjit/sets/{SHOWN}/vllm{name}" for name in ("", "/config.json", "/other", "/.0.tmp", "/deep", "/deep/file")),
+    *("0.zip", "1.zip", "cosyjit.json", ".0.tmp", "vllm", "vllm/config.json", "vllm/deep", "vllm.1", "vllm.2"),
 )
 """What a stranger puts something at, from the top down."""
 
@@ -41,6 +43,7 @@ LINKS: Final = (
     *(f"sets/{SHOWN}", "sets/..", "sets/.", "sets", "sets/", "sets/before.1", f"./sets/{SHOWN}", "sets/x\ny", "sets/é"),
     *(f"sets/{SHOWN}/", "sets/../../../outside", ".", "..", "/", "/dev/zero", "loop", ".cosyjit/current/0.zip"),
     *(f"../../files/{DIGEST}", ".cosyjit/current", "current", "ABSOLUTE", "ABSOLUTE/file", "ABSOLUTE/sets/deep"),
+    *(".cosyjit/current/vllm", "../../../../outside/sets", "../../../../outside/file", f"../../../files/{DIGEST}"),
 )
 """Where links lead; ABSOLUTE stands for the path of what is outside."""
 
@@ -71,7 +74,7 @@ def prepare(folder: Path, tree: Mapping[str, str], store: Store, *, published: b
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"nobody's business")
     if published:
-        _publish(scene, "0.zip")
+        _publish(scene, "0.zip", folder=True)
     shown = sets.current(scene.directory) or SHOWN
     for place in PLACES:
         if place in tree:
@@ -106,6 +109,8 @@ def modes(folder: Path) -> dict[str, int]:
 ACTIONS: Final[Mapping[str, Callable[[Scene], object]]] = {
     "publish one": lambda scene: _publish(scene, "0.zip"),
     "publish": lambda scene: _publish(scene, "0.zip", "1.zip"),
+    "publish a folder": lambda scene: _publish(scene, "0.zip", folder=True),
+    "replace": lambda scene: _publish(scene, folder=True, replace=True),
     "link": lambda scene: _publish(scene, "0.zip", link=True),
     "bring": lambda scene: publish.bring(scene.store, scene.directory, put(scene.store, ARTIFACTS["0.zip"])),
     "roll back": lambda scene: publish.rollback(scene.store, scene.directory),
@@ -117,13 +122,19 @@ ACTIONS: Final[Mapping[str, Callable[[Scene], object]]] = {
 }
 
 
-def _publish(scene: Scene, *names: str, link: bool = False) -> None:
+def _publish(scene: Scene, *names: str, folder: bool = False, link: bool = False, replace: bool = False) -> None:
     with scene.store.in_use():
         artifacts = {name: put(scene.store, ARTIFACTS[name]) for name in names}
-        publish.publish(scene.store, scene.directory, artifacts, "/models/a", link=link)
-        for name in names:
-            assert (scene.directory / name).read_bytes() == ARTIFACTS[name]
+        contents = {name: ARTIFACTS[name] for name in names}
+        if folder:
+            artifacts["vllm"] = put_folder(scene.store, FOLDER)
+            contents |= {f"vllm/{name}": content for name, content in FOLDER.items()}
+        publish.publish(scene.store, scene.directory, artifacts, "/models/a", link=link, replace=replace)
+        for name, content in contents.items():
+            assert (scene.directory / name).read_bytes() == content
             assert (scene.directory / name).resolve().is_relative_to(scene.directory / ".cosyjit" / "files")
+        if folder:
+            assert sorted(path.name for path in (scene.directory / "vllm").iterdir()) == sorted(FOLDER)
 
 
 @contextmanager
@@ -186,6 +197,7 @@ def test_a_link_out_of_the_directory_is_named_and_left(tree: Mapping[str, str], 
     assert (snapshot(scene.directory), snapshot(scene.outside)) == before
 
 
+_VLLM: Final = f".cosyjit/sets/{SHOWN}/vllm"
 _actions = st.lists(st.sampled_from([*ACTIONS]), min_size=1, max_size=3)
 
 
@@ -193,6 +205,12 @@ _actions = st.lists(st.sampled_from([*ACTIONS]), min_size=1, max_size=3)
 @given(tree=_trees, actions=_actions, published=st.booleans())
 @example(tree={"cosyjit.json": "pipe", "0.zip": "pipe"}, actions=["publish", "status", "publish one"], published=True)
 @example(tree={f".cosyjit/sets/{SHOWN}": "-> ../../../outside"}, actions=["status", "publish one"], published=True)
+@example(tree={_VLLM: "-> ../../../../outside"}, actions=["status", "publish a folder"], published=True)
+@example(tree={_VLLM: "-> ../../../../outside", "0.zip": "file"}, actions=["publish a folder"], published=True)
+@example(tree={f"{_VLLM}/deep": "-> /", f"{_VLLM}/other": "pipe"}, actions=["publish a folder"], published=True)
+@example(tree={f"{_VLLM}/other": "pipe", "0.zip": "file"}, actions=["publish a folder"], published=True)
+@example(tree={"vllm": "-> ../outside"}, actions=["publish a folder", "replace"], published=False)
+@example(tree={"vllm/deep": "-> ../../outside", "vllm.1": "directory"}, actions=["replace"], published=True)
 def test_nothing_outside_a_strangers_directory_is_changed(
     tree: dict[str, str], actions: list[str], *, published: bool
 ) -> None:

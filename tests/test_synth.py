@@ -1,10 +1,11 @@
 """Stand-in model directories: complete, of the published form, the same from the same seed, fit to run."""
 
 import functools
+import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
@@ -23,10 +24,19 @@ COMPONENTS = [
     ("cosyvoice2", "flow.encoder", "flow.pt", "encoder."),
 ]
 
+FAMILIES = ("cosyvoice", "cosyvoice2", "cosyvoice3")
+
+BASE: Final[dict[str, list[str]]] = {
+    "cosyvoice": [],
+    "cosyvoice2": ["CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"],
+    "cosyvoice3": ["CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"],
+}
+"""What describes the text model under each family's language model."""
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {family: synth(tmp_path_factory.mktemp(family), family) for family in ("cosyvoice", "cosyvoice2")}
+    return {family: synth(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
 
 
 @pytest.fixture
@@ -75,7 +85,8 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(("family", "component", "weights", "prefix"), COMPONENTS)
@@ -98,9 +109,9 @@ def test_each_encoder_loads_strictly_and_stays_near_one(
     torch.testing.assert_close(half[real].float(), ys[real], atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["cosyvoice", "cosyvoice2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_directory_is_a_configuration_and_two_files_of_tensors(written: dict[str, Path], family: str) -> None:
-    assert sorted(path.name for path in written[family].iterdir()) == [f"{family}.yaml", "flow.pt", "llm.pt"]
+    assert list(contents(written[family])) == sorted([*BASE[family], f"{family}.yaml", "flow.pt", "llm.pt"])
     for name, model in declare(family, "tiny").models.items():
         tensors = load(written[family] / name)
         assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == shapes(model)
@@ -108,7 +119,7 @@ def test_a_directory_is_a_configuration_and_two_files_of_tensors(written: dict[s
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("family", ["cosyvoice", "cosyvoice2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_seed_gives_one_directory(written: dict[str, Path], tmp_path: Path, family: str) -> None:
     assert contents(synth(tmp_path, family)) == contents(written[family])
 
@@ -141,7 +152,11 @@ def test_tensors_of_one_name_in_two_files_differ(written: dict[str, Path]) -> No
 
 @pytest.mark.parametrize(
     ("family", "language_model", "estimator_chunk"),
-    [("cosyvoice", "cosyvoice.llm.llm.TransformerLM", None), ("cosyvoice2", "cosyvoice.llm.llm.Qwen2LM", 50)],
+    [
+        ("cosyvoice", "cosyvoice.llm.llm.TransformerLM", None),
+        ("cosyvoice2", "cosyvoice.llm.llm.Qwen2LM", 50),
+        ("cosyvoice3", "cosyvoice.llm.llm.CosyVoice3LM", 50),
+    ],
 )
 def test_the_configuration_resolves(
     tmp_path: Path, family: str, language_model: str, estimator_chunk: int | None
@@ -167,6 +182,8 @@ def test_the_configuration_resolves(
         ("cosyvoice", "flow.pt", 0.420e9),
         ("cosyvoice2", "llm.pt", 2.023e9),
         ("cosyvoice2", "flow.pt", 0.451e9),
+        ("cosyvoice3", "llm.pt", 2.024e9),
+        ("cosyvoice3", "flow.pt", 1.330e9),
     ],
 )
 def test_the_full_size_is_the_published_one(family: str, weights: str, published: float) -> None:
@@ -177,7 +194,7 @@ def test_the_full_size_is_the_published_one(family: str, weights: str, published
 
 
 def test_the_full_shapes_are_the_published_ones() -> None:
-    published = {
+    published: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
         ("cosyvoice", "llm.pt"): {
             "text_embedding.weight": (51866, 512),
             "text_encoder.embed.out.0.weight": (1024, 512),
@@ -215,10 +232,23 @@ def test_the_full_shapes_are_the_published_ones() -> None:
             "decoder.estimator.down_blocks.0.2.weight": (256, 256, 3),
             "decoder.estimator.final_block.block.2.weight": (256,),
         },
+        ("cosyvoice3", "llm.pt"): {
+            "llm.model.model.embed_tokens.weight": (151936, 896),
+            "llm.model.model.layers.23.mlp.up_proj.weight": (4864, 896),
+            "llm_decoder.weight": (6761, 896),
+            "speech_embedding.weight": (6761, 896),
+        },
+        ("cosyvoice3", "flow.pt"): {
+            "input_embedding.weight": (6561, 80),
+            "pre_lookahead_layer.conv1.weight": (1024, 80, 4),
+            "decoder.estimator.transformer_blocks.21.attn.to_q.weight": (1024, 1024),
+            "decoder.estimator.input_embed.proj.weight": (1024, 320),
+        },
     }
     for (family, weights), expected in published.items():
         found = shapes(full(family).models[weights])
         assert {name: found.get(name) for name in expected} == expected
+    found = shapes(full("cosyvoice2").models["flow.pt"])
     blocks = {name.split(".")[2] for name in found if name.startswith("encoder.encoders.")}
     assert len(blocks) == 6
     assert not [name for name in found if name.startswith("length_regulator")]
@@ -229,6 +259,53 @@ def test_tied_tensors_are_stored_once(written: dict[str, Path]) -> None:
     head, embedding = tensors["llm.model.lm_head.weight"], tensors["llm.model.model.embed_tokens.weight"]
     assert head.data_ptr() == embedding.data_ptr()
     assert len({tensor.data_ptr() for tensor in tensors.values()}) == len(tensors) - 1
+
+
+def test_cosyvoice3_has_no_bias_no_embedding_of_marks_and_no_head_of_the_text(written: dict[str, Path]) -> None:
+    two, three = (load(written[family] / "llm.pt").keys() for family in ("cosyvoice2", "cosyvoice3"))
+    assert two - three == {"llm_decoder.bias", "llm_embedding.weight", "llm.model.lm_head.weight"}
+    assert three < two
+
+
+@pytest.mark.parametrize("family", ["cosyvoice2", "cosyvoice3"])
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_the_base_describes_the_text_model_in_the_weights(family: str, size: str) -> None:
+    stand_in = full(family) if size == "full" else declare(family, size)
+    assert sorted(stand_in.base) == BASE[family]
+    config, generation = (json.loads(stand_in.base[name]) for name in BASE[family])
+    found = shapes(stand_in.models["llm.pt"])
+    layer = "llm.model.model.layers.0."
+    width = config["hidden_size"] // config["num_attention_heads"]
+    assert found["llm.model.model.embed_tokens.weight"] == (config["vocab_size"], config["hidden_size"])
+    assert found[f"{layer}mlp.gate_proj.weight"] == (config["intermediate_size"], config["hidden_size"])
+    assert found[f"{layer}self_attn.k_proj.bias"] == (config["num_key_value_heads"] * width,)
+    assert len({name.split(".")[4] for name in found if ".layers." in name}) == config["num_hidden_layers"]
+    assert config["tie_word_embeddings"]
+    assert config["eos_token_id"] == generation["eos_token_id"] < config["vocab_size"]
+
+
+def test_the_full_base_is_that_of_qwen2() -> None:
+    # https://huggingface.co/Qwen/Qwen2-0.5B/blob/main/config.json
+    published = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+    }
+    config = json.loads(full("cosyvoice3").base["CosyVoice-BlankEN/config.json"])
+    assert {name: config.get(name) for name in published} == published
 
 
 def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path: Path) -> None:
@@ -245,7 +322,7 @@ def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("family", "size"), [("cosyvoice9", "tiny"), ("cosyvoice", "huge")])
 def test_a_wrong_choice_is_named_with_the_right_ones(tmp_path: Path, family: str, size: str) -> None:
-    with pytest.raises(SelectionError, match=r"'cosyvoice9'.*cosyvoice, cosyvoice2|'huge'.*tiny, full"):
+    with pytest.raises(SelectionError, match=r"'cosyvoice9'.*cosyvoice, cosyvoice2, cosyvoice3|'huge'.*tiny, full"):
         synth(tmp_path / "new", family, size)
     assert not (tmp_path / "new").exists()
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from cosyjit import Store, gc, latest, publication, publish, record
+from cosyjit import Store, findings, gc, latest, publication, publish, record
 from cosyjit.errors import RecordError, StoreError
 from cosyjit.publication import Publication
 from tests.keys import pair
@@ -113,7 +113,7 @@ def test_no_byte_of_what_a_directory_shows_can_be_changed(store: Store, made: Pu
     for number, name in enumerate((NAME, "cosyjit.json")):
         found = tamper(
             (tmp_path / "out" / name).resolve(),
-            lambda: tuple(each.condition for each in publish.inspect(store, tmp_path / "out", made)),
+            lambda: tuple(each.condition for each in findings.inspect(store, tmp_path / "out", made)),
         )
         assert set(found) == {("whole",) * number + ("damaged",) + ("whole",) * (1 - number)}
 

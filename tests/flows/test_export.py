@@ -164,7 +164,8 @@ def test_without_a_directory_the_zips_go_beside_the_checkpoint(tiny2: Path, copy
 
     run(directory)
 
-    assert listing(directory) == sorted([*listing(tiny2), "flow.encoder.fp16.zip", "flow.encoder.fp32.zip"])
+    published = ["flow.encoder.fp16.zip", "flow.encoder.fp32.zip", "vllm"]
+    assert listing(directory) == sorted([*listing(tiny2), *published])
 
 
 def kill_one_build(directory: Path) -> None:
@@ -241,12 +242,12 @@ def test_several_sources_are_exported_in_one_run_and_a_bad_one_stops_no_other(
     good = export([str(one), str(two)], precisions=["fp32"], return_state=True)
     bad = export([str(missing), str(one), str(two)], precisions=["fp32"], return_state=True)
 
-    assert (good.name, good.message) == ("Completed", "4 built")
+    assert (good.name, good.message) == ("Completed", "5 built")
     assert (one / "llm.llm.fp32.zip").exists()
     assert (two / "flow.encoder.fp32.zip").exists()
     assert bad.name == "Failed"
     assert str(bad.message).startswith(f"{missing}: does not exist; ")
-    assert sorted(task.state_name or "" for task in task_runs(bad)) == ["Cached"] * 4
+    assert sorted(task.state_name or "" for task in task_runs(bad)) == ["Cached"] * 5
 
 
 def artifacts(state: State[Any]) -> dict[str, Artifact]:

@@ -52,19 +52,22 @@ def test_the_commands_of_the_readme_export_and_then_show_every_task_cached(
     assert {path.name for path in directory.glob("*.zip")} == {f"{target}.zip" for target in TARGETS}
 
 
-def test_the_file_holds_both_deployments_with_all_that_they_need(service: Service) -> None:
+def test_the_file_holds_a_deployment_for_each_family_with_all_that_they_need(service: Service) -> None:
     found = {each["name"]: each for each in service.ask("deployments/filter")}
     automations = service.ask("automations/filter")
 
-    assert set(found) == {"cosyvoice", "cosyvoice2"}
     sources = {name: each["parameters"]["source"] for name, each in found.items()}
-    assert sources == {"cosyvoice": "iic/CosyVoice-300M", "cosyvoice2": "iic/CosyVoice2-0.5B"}
-    for name, family in (("cosyvoice", "CosyVoice"), ("cosyvoice2", "CosyVoice2")):
+    assert sources == {
+        "cosyvoice": "iic/CosyVoice-300M",
+        "cosyvoice2": "iic/CosyVoice2-0.5B",
+        "cosyvoice3": "FunAudioLLM/Fun-CosyVoice3-0.5B-2512",
+    }
+    for name, family in (("cosyvoice", "CosyVoice"), ("cosyvoice2", "CosyVoice2"), ("cosyvoice3", "CosyVoice3")):
         deployment = found[name]
         assert deployment["entrypoint"] == "flows/export.py:export"
         assert deployment["description"]
         assert deployment["tags"] == ["cosyjit", family]
-        assert set(deployment["parameters"]) == {"source", "components", "precisions", "publish", "force"}
+        assert set(deployment["parameters"]) == {"source", "components", "precisions", "publish", "force", "replace"}
         assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
         assert deployment["global_concurrency_limit"]["limit"] == 1
         (schedule,) = deployment["schedules"]
@@ -76,12 +79,12 @@ def test_the_file_holds_both_deployments_with_all_that_they_need(service: Servic
         assert all(field["description"] for field in form.values())
 
 
-def test_the_server_plans_runs_of_both_deployments_by_their_schedules(service: Service) -> None:
+def test_the_server_plans_runs_of_all_deployments_by_their_schedules(service: Service) -> None:
     def planned() -> set[str]:
         runs = service.ask("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
         return {run["deployment_id"] for run in runs if run["auto_scheduled"]}
 
-    wait_for(lambda: len(planned()) == 2, seconds=PATIENCE)
+    wait_for(lambda: len(planned()) == 3, seconds=PATIENCE)
 
 
 def test_a_notice_of_a_checkpoint_exports_what_changed_of_it_by_the_deployment_of_its_family(
@@ -101,9 +104,10 @@ def test_a_notice_of_a_checkpoint_exports_what_changed_of_it_by_the_deployment_o
 
     said = service.run(f"cosyjit notify {shlex.quote(str(directory))}")
     assert said == f"{service.api} knows that {directory} was updated\n"
-    assert told() == {"flow.encoder.fp32": "Completed", "flow.encoder.fp16": "Completed"}
+    halves = {"flow.encoder.fp32": "Completed", "flow.encoder.fp16": "Completed"}
+    assert told() == {**halves, "llm.vllm.bf16": "Completed"}
 
     retrain(directory, "flow.pt", "encoder.")
     Server(service.api).notify(str(directory), "CosyVoice2")
-    assert told() == {"flow.encoder.fp32": "Completed", "flow.encoder.fp16": "Completed"}
+    assert told() == {**halves, "llm.vllm.bf16": "Cached"}
     assert [each.number for each in history(service.store, directory)] == [2, 1]

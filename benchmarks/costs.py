@@ -1,0 +1,69 @@
+"""The calls that `benchmarks.vllm` measures, in a module that the processes which run them can import."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cosyjit import folders
+from cosyjit.families import Precision
+from cosyjit.vllm import Folder
+from cosyjit.worker import Progress
+
+
+class Cost(NamedTuple):
+    """Of one call: seconds, and bytes of memory at its peak."""
+
+    seconds: float
+    memory: int
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _cost(call: Callable[[], object]) -> Cost:
+    torch.set_num_threads(1)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    begun = time.perf_counter()
+    call()
+    return Cost(time.perf_counter() - begun, _status("VmHWM") - before)
+
+
+def _sync(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def write(folder: Folder, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
+    """What `cosyjit.folders.write` costs, and bringing the files to the disk."""
+
+    def call() -> None:
+        folders.write(folder, weights, out, precision, progress)
+        _sync(out)
+
+    return _cost(call)
+
+
+def verify(folder: Folder, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
+    """What the gate costs."""
+    return _cost(lambda: folders.verify(folder, weights, out, precision, progress))
+
+
+def plain(size: int, out: Path, progress: Progress) -> Cost:  # noqa: ARG001  (as `worker.run` calls)
+    """What writing as many bytes costs, and bringing them to the disk."""
+    block = os.urandom(8 << 20)
+
+    def call() -> None:
+        with (out / "plain").open("wb", buffering=0) as file:
+            for at in range(0, size, len(block)):
+                file.write(block[: min(len(block), size - at)])
+        _sync(out)
+
+    return _cost(call)

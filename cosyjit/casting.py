@@ -1,0 +1,92 @@
+"""The numbers of tensors in a weights file, cast to a precision a few megabytes at a time."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import torch
+from torch import Tensor
+
+from cosyjit.errors import CheckpointError, VerificationError
+from cosyjit.families import Precision
+from cosyjit.tensors import StoredTensor
+
+_NUMBERS: Final = 1 << 20
+"""How many numbers a block has at most."""
+
+BUFFERS: Final = 2
+"""A block stays as it is until so many others have been asked for."""
+
+
+class Caster:
+    """Reads tensors of a weights file in blocks, and casts them; the memory is the same few megabytes for all.
+
+    Numbers are rounded to the nearest, of two to the even one, by way of float32, as torch does it.
+
+    Attributes:
+        underflows: how many numbers have become 0 so far.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, precision: Precision) -> None:
+        self.underflows = 0
+        self._file, self._path, self._precision = file, path, precision
+        self._dtype: torch.dtype = getattr(torch, precision.dtype)
+        self._read = bytearray(_NUMBERS * torch.float64.itemsize)
+        self._cast = itertools.cycle([bytearray(_NUMBERS * self._dtype.itemsize) for _ in range(BUFFERS)])
+
+    def blocks(self, name: str, tensor: StoredTensor) -> Iterator[memoryview]:
+        """The numbers of a tensor of floats in row-major order, cast, as bytes.
+
+        Raises:
+            CheckpointError: the file cannot be read, or has become shorter.
+            VerificationError: numbers are NaN or infinite, or become so.
+        """
+        for numbers in self._numbers(tensor):
+            buffer = next(self._cast)
+            out = torch.frombuffer(buffer, dtype=self._dtype, count=numbers.numel())
+            out.copy_(numbers)
+            self._check(name, numbers, out)
+            yield memoryview(buffer)[: out.nbytes]
+
+    def _numbers(self, tensor: StoredTensor) -> Iterator[Tensor]:
+        dtype: torch.dtype = getattr(torch, tensor.dtype)
+        if not tensor.contiguous:
+            # Whole, since the next numbers may be anywhere in it.
+            content = bytearray(tensor.extent)
+            self._fill(memoryview(content), tensor.start)
+            whole = torch.frombuffer(content, dtype=dtype).as_strided(tensor.shape, tensor.stride)
+            yield from whole.flatten().split(_NUMBERS)
+            return
+        step = _NUMBERS * tensor.item_size
+        for at in range(0, tensor.bytes, step):
+            size = min(step, tensor.bytes - at)
+            self._fill(memoryview(self._read)[:size], tensor.start + at)
+            yield torch.frombuffer(self._read, dtype=dtype, count=size // tensor.item_size)
+
+    def _fill(self, buffer: memoryview, at: int) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                size = os.preadv(self._file.fileno(), [buffer[done:]], at + done)
+            except OSError as error:
+                raise CheckpointError(f"{self._path}: cannot be read ({error.strerror}); copy it again") from None
+            if not size:
+                raise CheckpointError(f"{self._path}: was changed while it was read; run again when it is complete")
+            done += size
+
+    def _check(self, name: str, before: Tensor, after: Tensor) -> None:
+        # A sum that is finite is of such numbers alone; most are, and looking at each takes ten times as long.
+        if not after.sum().isfinite() and not after.isfinite().all():
+            if not before.isfinite().all():
+                raise VerificationError(
+                    f"{self._path}: {name} has numbers that are NaN or infinite; "
+                    "export a checkpoint whose weights are sound"
+                )
+            raise VerificationError(
+                f"{self._path}: {name} has numbers that overflow in {self._precision.dtype}; {self._precision.instead}"
+            )
+        left = int(after.count_nonzero())
+        if left < after.numel():
+            self.underflows += int(before.count_nonzero()) - left

@@ -1,0 +1,185 @@
+"""From a weights file to vLLM's folder, and the gate that compares the two; both stream, whatever the model's size."""
+
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from cosyjit import safetensors
+from cosyjit.casting import BUFFERS, Caster
+from cosyjit.errors import CheckpointError, VerificationError
+from cosyjit.families import Precision
+from cosyjit.safetensors import UNSOUND
+from cosyjit.tensors import StoredTensor, opened, read_index
+from cosyjit.vllm import MODEL, Copied, Folder
+from cosyjit.worker import Progress
+
+
+class Written(NamedTuple):
+    """A folder that was written: the SHA-256 of each file by its name, and how many numbers the cast made 0."""
+
+    digests: Mapping[str, str]
+    underflows: int
+
+
+class _Digest:
+    """A SHA-256 that is taken in a thread of its own, while the caller makes the next block."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._digest = hashlib.sha256()
+        self._pool = pool
+        self._under_way: deque[Future[None]] = deque()
+
+    def update(self, block: memoryview | bytes | bytearray) -> None:
+        """Take another block, which is to stay as it is until `BUFFERS` others have been asked for."""
+        self._under_way.append(self._pool.submit(self._digest.update, block))
+        if len(self._under_way) == BUFFERS:
+            self._under_way.popleft().result()
+
+    def hex(self) -> str:
+        for future in self._under_way:
+            future.result()
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def _digesting() -> Iterator[_Digest]:
+    with ThreadPoolExecutor(1) as pool:
+        yield _Digest(pool)
+
+
+def write(folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress) -> Written:
+    """Write a folder; equal inputs give equal bytes.
+
+    What is written is not brought to the disk.
+
+    Args:
+        folder: what it is to hold, from `plan_folder`.
+        weights: the file with the tensors.
+        directory: an empty one.
+        precision: the type of the tensors.
+        progress: is told "write", and how many numbers become 0 if some do.
+
+    Raises:
+        CheckpointError: the weights file cannot be read, or is not the one any more that was planned with.
+        VerificationError: numbers are NaN or infinite, or become so at this precision.
+        OSError: the directory cannot be written to.
+    """
+    progress("write")
+    with opened(weights) as source, _digesting() as digest, (directory / MODEL).open("xb", buffering=0) as file:
+        caster = Caster(source, weights, precision)
+        tensors = _located(folder, source, weights)
+        head = safetensors.head({tensor.name: tensor.shape for tensor, _ in tensors}, precision.dtype)
+        numbers = (caster.blocks(tensor.source, stored) for tensor, stored in tensors)
+        for block in itertools.chain([memoryview(head)], itertools.chain.from_iterable(numbers)):
+            digest.update(block)
+            _write(file, block)
+        digests = {MODEL: digest.hex()}
+    for name, content in folder.texts(precision).items():
+        with (directory / name).open("xb") as text:
+            text.write(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    if caster.underflows:
+        progress(f"cast: {caster.underflows:,} numbers become 0")
+    return Written(digests, caster.underflows)
+
+
+def _located(folder: Folder, file: BinaryIO, path: Path) -> list[tuple[Copied, StoredTensor]]:
+    """The folder's tensors, each with where the weights file has it."""
+    index = read_index(file, path)
+    found = []
+    for tensor in folder.tensors:
+        stored = index.get(tensor.source)
+        if not isinstance(stored, StoredTensor) or stored.shape != tensor.shape or "float" not in stored.dtype:
+            raise CheckpointError(f"{path}: was changed after it was planned; run again when it is complete")
+        found.append((tensor, stored))
+    return found
+
+
+def _write(file: FileIO, block: memoryview) -> None:
+    written = 0
+    while written < len(block):
+        written += file.write(block[written:])
+
+
+def verify(folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress) -> dict[str, str]:
+    """Read a folder back and compare all of it with what it was made from.
+
+    Each tensor has to be, bit for bit, the cast of its source, the configurations what the rules make of the base
+    ones, and nothing else may be there.
+
+    Args:
+        folder, weights, precision: what it was written from.
+        directory: the folder.
+        progress: is told "verify".
+
+    Returns:
+        The SHA-256 of each file, by its name.
+
+    Raises:
+        CheckpointError: see `write`.
+        VerificationError: the folder is not what it should be, or its weights are not sound.
+        OSError: it cannot be read.
+    """
+    progress("verify")
+    texts = folder.texts(precision)
+    _check_names(directory, {MODEL, *texts})
+    digests = {MODEL: _verify_model(folder, weights, directory / MODEL, precision)}
+    for name, content in texts.items():
+        with (directory / name).open("rb") as file:
+            if file.read(len(content) + 1) != content:
+                raise VerificationError(f"{directory / name}: is not what was planned; {UNSOUND}")
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def _check_names(directory: Path, wanted: set[str]) -> None:
+    with os.scandir(directory) as entries:
+        plain = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    if plain != dict.fromkeys(wanted, True):
+        names = ", ".join(sorted(plain)) or "nothing"
+        raise VerificationError(f"{directory}: holds {names}, not the files {', '.join(sorted(wanted))}; {UNSOUND}")
+
+
+def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precision) -> str:
+    """Compare a file of tensors with their sources. Returns its SHA-256."""
+    with opened(weights) as source, _digesting() as digest, path.open("rb", buffering=0) as file:
+        tensors = _located(folder, source, weights)
+        head, entries = safetensors.read_head(file, os.fstat(file.fileno()).st_size)
+        _check_entries(path, entries, folder.tensors, precision)
+        digest.update(head)
+        caster = Caster(source, weights, precision)
+        for tensor, stored in tensors:
+            for expected in caster.blocks(tensor.source, stored):
+                found = _read(file, len(expected))
+                if found != expected:
+                    raise VerificationError(
+                        f"{path}: {tensor.name} is not the cast of {tensor.source} in {weights}; {UNSOUND}"
+                    )
+                digest.update(found)
+        return digest.hex()
+
+
+def _check_entries(
+    path: Path, entries: Mapping[str, safetensors.Entry], wanted: Iterable[Copied], precision: Precision
+) -> None:
+    code = safetensors.TYPES[precision.dtype]
+    found = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
+    if found != [(tensor.name, code, tensor.shape) for tensor in wanted]:
+        raise VerificationError(f"{path}: its tensors are not those that were planned; {UNSOUND}")
+
+
+def _read(file: FileIO, size: int) -> bytearray:
+    """So many bytes, or what there is until the end of the file."""
+    block = bytearray(size)
+    view = memoryview(block)
+    done = 0
+    while done < size and (got := file.readinto(view[done:])):
+        done += got
+    return block if done == size else block[:done]

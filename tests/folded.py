@@ -1,0 +1,44 @@
+"""vLLM's folders of model directories, and the entries that they are planned from."""
+
+from pathlib import Path
+from typing import Final
+
+from cosyjit import folders
+from cosyjit.families import COSYVOICE2_VLLM, COSYVOICE3_VLLM, PRECISIONS, Component
+from cosyjit.folders import Written
+from cosyjit.pretrained import read_base
+from cosyjit.tensors import Index, opened, read_index
+from cosyjit.vllm import Folder, plan_folder
+
+FOLDERS: Final = {"tiny2": COSYVOICE2_VLLM, "tiny3": COSYVOICE3_VLLM}
+"""The components, by the fixtures of the directories that have them."""
+
+
+def component_of(directory: Path) -> Component:
+    """Which of them a stand-in has, by its configuration's name."""
+    return COSYVOICE2_VLLM if (directory / "cosyvoice2.yaml").exists() else COSYVOICE3_VLLM
+
+
+def entries_of(directory: Path) -> Index:
+    """What the weights file holds."""
+    path = directory / "llm.pt"
+    with opened(path) as file:
+        return read_index(file, path)
+
+
+def planned(directory: Path, entries: Index | None = None) -> Folder:
+    """What the folder of a stand-in will be, or would be of other entries."""
+    found = entries_of(directory) if entries is None else entries
+    return plan_folder(component_of(directory), read_base(directory), directory / "llm.pt", found)
+
+
+def write(directory: Path, out: Path, precision: str = "bf16") -> tuple[Folder, Written]:
+    """Plan and write the folder of a stand-in, here."""
+    folder = planned(directory)
+    out.mkdir(parents=True)
+    return folder, folders.write(folder, directory / "llm.pt", out, PRECISIONS[precision], lambda _: None)
+
+
+def verify(folder: Folder, directory: Path, out: Path, precision: str = "bf16") -> dict[str, str]:
+    """The product's own gate, here."""
+    return folders.verify(folder, directory / "llm.pt", out, PRECISIONS[precision], lambda _: None)
