@@ -28,9 +28,10 @@ def main(source: Path, out: Path) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = open_checkpoint(open_source(source))
-    files = {part.weights for part in checkpoint.family.components}
+    parts = [part for part in checkpoint.family.components if part.kind == "zip"]
+    files = {part.weights for part in parts}
     states = {file: torch.load(source / file, map_location="cpu", weights_only=True) for file in files}
-    for part in checkpoint.family.components:
+    for part in parts:
         encoder = build_plain(part.class_name, checkpoint.options(part))
         state = states[part.weights]
         encoder.load_state_dict({k.removeprefix(part.prefix): v for k, v in state.items() if k.startswith(part.prefix)})

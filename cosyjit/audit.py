@@ -1,12 +1,14 @@
 """Reading everything again: whether a store or a directory holds what it says."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from cosyjit import documents, publication, publish, record
+from cosyjit import documents, publication, publish, record, sets
 from cosyjit.errors import RecordError, StoreError
+from cosyjit.families import FAMILIES
 from cosyjit.files import absolute, sha256_of
 from cosyjit.publication import Publication, Published
 from cosyjit.store import Store, object_name
@@ -17,6 +19,15 @@ class Fault(NamedTuple):
 
     name: str
     problem: str
+
+
+_NAMES: Final = {
+    part.published or f"{part.name}.{precision}.zip"
+    for family in FAMILIES
+    for part in family.components
+    for precision in part.tolerances
+}
+"""What a runtime may look for in a directory."""
 
 
 def audit_directory(store: Store, directory: Path) -> list[Fault]:
@@ -32,6 +43,10 @@ def audit_directory(store: Store, directory: Path) -> list[Fault]:
 
 
 def _unsigned(store: Store, directory: Path, shown: Publication) -> Iterator[Fault]:
+    others = _NAMES - shown.artifacts.keys() if store.trusted else ()
+    for name in sorted(others):
+        if os.path.lexists(directory / name):
+            yield Fault(str(directory / name), "is not of the publication, and of no signed record")
     for name, each in shown.artifacts.items():
         problem = _lacks_signature(store, name, each)
         if problem:
@@ -40,7 +55,7 @@ def _unsigned(store: Store, directory: Path, shown: Publication) -> Iterator[Fau
 
 def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None:
     try:
-        record.check_signed(store, name, artifact.sha256, artifact.fingerprint)
+        record.check_signed(store, name, artifact.sha256, artifact.bytes, artifact.fingerprint)
     except RecordError as error:
         return str(error)
     return None
@@ -48,8 +63,11 @@ def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None
 
 def is_store(place: str) -> bool:
     """Whether a place is a store, and not a directory to publish into."""
-    folders = ("objects", "records", "publications")
-    return "://" in place or any((absolute(Path(place)) / name).is_dir() for name in folders)
+    if "://" in place:
+        return True
+    path = absolute(Path(place))
+    shows = (path / sets.STATE).is_dir()  # whoever may write there is not to make a store of it
+    return not shows and any((path / name).is_dir() for name in ("objects", "records", "publications"))
 
 
 def audit_store(store: Store) -> list[Fault]:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -103,6 +104,15 @@ def make_own(directory: Path) -> None:
     check_own(directory)
 
 
+def is_own(directory: Path) -> bool:
+    """Whether nobody but this user can write to a directory; one that is not there is made by him, if it can be."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return True
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def check_own(directory: Path) -> None:
     """
     Raises:
@@ -124,18 +134,23 @@ def sync_directory(directory: Path) -> None:
 
 def copy(source: Path, file: BinaryIO) -> None:
     """Append a file's content to another one: by reference where the file system can (reflink), else by copying."""
-    file.flush()
     with source.open("rb", buffering=0) as original:
-        left = os.fstat(original.fileno()).st_size
-        try:
-            while left and (copied := os.copy_file_range(original.fileno(), file.fileno(), left)):
-                left -= copied
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-        if left:  # the system cannot, or not on to the end
-            original.seek(-left, os.SEEK_END)
-            shutil.copyfileobj(original, file, _BUFFER)
+        append(original, file)
+
+
+def append(original: FileIO, file: BinaryIO) -> None:
+    """As `copy`, of an open file from its beginning."""
+    file.flush()
+    left = os.fstat(original.fileno()).st_size
+    try:
+        while left and (copied := os.copy_file_range(original.fileno(), file.fileno(), left)):
+            left -= copied
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    if left:  # the system cannot, or not on to the end
+        original.seek(-left, os.SEEK_END)
+        shutil.copyfileobj(original, file, _BUFFER)
 
 
 class _Readable(Protocol):

@@ -30,6 +30,9 @@ _CLOCK: Final = 6
 """CLOCK_MONOTONIC_COARSE, for which `time` has no name: it moves on when the clock of the stamps does, if nobody sets
 that."""
 
+_PATIENCE: Final = 1.0
+"""In s, how long that is waited for."""
+
 _EXTENTS: Final = 0xC020660B
 """FS_IOC_FIEMAP, see https://docs.kernel.org/filesystems/fiemap.html: only file systems with a disk know it."""
 
@@ -76,21 +79,28 @@ def settle(files: Sequence[int], *, written_back: bool = True) -> list[bool]:
         whole seconds.
     """
     stamped = [_is_stamped(file) for file in files]
-    if any(stamped):
-        _wait_for_clock()
+    if not any(stamped) or not _has_clock_moved():
+        return [False] * len(stamped)
     return [each and _is_at_rest(file, written_back=written_back) for file, each in zip(files, stamped, strict=True)]
 
 
 def _is_stamped(file: int) -> bool:
     found = (ctypes.c_long * 64)()  # more than a `struct statfs` is long, which begins with the type
-    known = _LIBC.fstatfs(file, found) == 0 and found[0] in _STAMPED
-    return known and Identity.of(file).changed % 10**9 != 0
+    with suppress(AttributeError):  # a C library without it
+        known = _LIBC.fstatfs(file, found) == 0 and found[0] in _STAMPED
+        return known and Identity.of(file).changed % 10**9 != 0
+    return False
 
 
-def _wait_for_clock() -> None:
-    begun = time.clock_gettime_ns(_CLOCK)
-    while time.clock_gettime_ns(_CLOCK) == begun:
-        time.sleep(0.001)
+def _has_clock_moved() -> bool:
+    """Wait until the clock has moved on; False if it does not, or there is none."""
+    with suppress(OSError):
+        begun, last = time.clock_gettime_ns(_CLOCK), time.monotonic() + _PATIENCE
+        while time.monotonic() < last:
+            if time.clock_gettime_ns(_CLOCK) != begun:
+                return True
+            time.sleep(0.001)
+    return False
 
 
 def _is_at_rest(file: int, *, written_back: bool) -> bool:

@@ -1,7 +1,6 @@
 """What the artifacts of a component are made from: options, tensors, and what their files were when they were read."""
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosyjit.checkpoint import Checkpoint
@@ -58,20 +57,16 @@ def _digests_of(
     for weights in dict.fromkeys(part.weights for part in parts):
         prefixes = frozenset(part.prefix for part in checkpoint.family.components if part.weights == weights)
         wanted.setdefault(prefixes, []).append(weights)
-    paths: dict[str, Path] = {name: checkpoint.source.file(name) for names in wanted.values() for name in names}
-    unknown = [name for prefixes, names in wanted.items() for name in names if not digests.known(paths[name], prefixes)]
-    if ready is not None and unknown:
+    paths = {name: checkpoint.source.file(name) for names in wanted.values() for name in names}
+    if ready is not None and not all(
+        digests.known(paths[name], prefixes) for prefixes, names in wanted.items() for name in names
+    ):
         ready()
-    found = {
-        path: each for prefixes, names in wanted.items() for path, each in _tensors(digests, prefixes, names, paths)
-    }
-    return {name: found[path] for name, path in paths.items()}
-
-
-def _tensors(
-    digests: Digests, prefixes: Iterable[str], names: Iterable[str], paths: Mapping[str, Path]
-) -> Iterable[tuple[Path, Weights]]:
-    return digests.tensors([paths[name] for name in names], tuple(prefixes)).items()
+    found: dict[str, Weights] = {}
+    for prefixes, names in wanted.items():
+        read = digests.tensors([paths[name] for name in names], prefixes)
+        found |= {name: read[paths[name]] for name in names}
+    return found
 
 
 def _zip(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any], weights: Weights) -> Inputs:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cosyjit import documents, record
-from cosyjit.errors import RecordError, SelectionError, line
+from cosyjit.errors import RecordError, SelectionError, SignatureError, line
 from cosyjit.files import absolute, sha256_of, sha256_of_folder
 from cosyjit.fingerprint import key_of
 from cosyjit.record import Record
 from cosyjit.store import Store
+
+_LARGEST: Final = 1 << 20
+"""In bytes, of what an artifact says of itself; a published encoder's says 2,000."""
 
 _MOST_FILES: Final = 100
 """A folder with so many files is no artifact."""
@@ -44,6 +47,7 @@ def trace(store: Store, reference: str) -> Trace:
 
     Raises:
         SelectionError: the store knows no such digest or fingerprint, and there is no such file.
+        SignatureError: it has not the signature that the store requires.
         RecordError: the file is none of cosyjit's artifacts, or a record is damaged or of a later version.
     """
     path = absolute(Path(reference))
@@ -55,7 +59,10 @@ def trace(store: Store, reference: str) -> Trace:
             )
         return Trace(found)
     said = _short_form(path)
-    return Trace(record.load(store, said["fingerprint"]), said, _sha256(path))
+    found = record.load(store, said["fingerprint"])
+    if found is None and store.trusted is not None:
+        raise SignatureError(f"{path}: has no record in {store}, and {store.trusted.path} requires a signature")
+    return Trace(found, said, _sha256(path))
 
 
 def _digest_of_folder(path: Path) -> str | None:
@@ -96,12 +103,20 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _content(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as member:
+        content = member.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"{name} has more than {_LARGEST:,} bytes")
+    return content
+
+
 def _short_form(path: Path) -> dict[str, Any]:
     """What an artifact says of itself: schema, fingerprint and parts."""
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if name.partition("/")[2] == f"extra/{record.SHORT_FORM}")
-            document = documents.read(archive.read(name), str(path))
+            document = documents.read(_content(archive, name), str(path))
     except RecordError:
         raise
     except Exception as error:  # noqa: BLE001  (a damaged archive makes zipfile raise almost anything)

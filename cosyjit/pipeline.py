@@ -198,11 +198,13 @@ def ready(planned: Sequence[Planned], store: Store, directory: Path, *, replace_
         replace_others: see `publish.publish`.
 
     Raises:
-        SignatureError: something is to be built, and there is no key for the signature that the store requires.
+        SignatureError: something is to be built, and there is no key for the signature that the store requires; or
+            something else that the directory shows has none.
         StoreError: the store has no room for what is to be built.
         OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
     """
     _check_signer(planned, store)
+    publish.check_others(store, directory, {each.target.file_name for each in planned})
     size = sum(each.target.weight_bytes for each in planned if each.record is None)
     if size:
         store.check_room(size)

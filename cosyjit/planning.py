@@ -217,6 +217,8 @@ def compare_one(store: Store, target: Target, *, force: bool = False) -> Planned
         condition = store.worst(found.objects)
         if condition != "whole":
             return Planned(target, "stale", (f"object {condition}",))
+        if store.signer and store.signer.keyid not in found.signed_by:
+            return Planned(target, "stale", ("not signed with this key",))
         if store.renew(record.name_of(key)):
             return Planned(target, "fresh", record=found)
     before = latest.read(store, _reference(target))

@@ -205,7 +205,7 @@ def _parse_head(content: bytes, store: Store, name: str) -> Head:
     where = f"{store}/{name}"
     document = documents.unseal(documents.read(content, where), content, where)
     try:
-        directory = Path(documents.text(document["directory"]))
+        directory = Path(documents.text(document["directory"], r"(?s)/[^\0]*"))
         found = Head(directory, documents.digest(document["publication"], 64), document["shown"] is True)
         named = _head(directory)
     except (LookupError, ValueError) as error:

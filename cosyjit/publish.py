@@ -28,7 +28,7 @@ from cosyjit.publication import Publication, Published
 from cosyjit.record import check_signed, now
 from cosyjit.store import Store, object_name
 
-_LARGEST: Final = 16 << 20
+_LARGEST: Final = 1 << 20
 """In bytes, what a manifest may take that stands in a directory, and so may be anyone's."""
 
 
@@ -149,9 +149,24 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
     return after
 
 
+def check_others(store: Store, directory: Path, names: Collection[str]) -> None:
+    """Make sure, before the work, that what else a directory shows has the signatures that a store requires.
+
+    Args:
+        names: those that are going to be shown anew.
+
+    Raises:
+        SignatureError: one has none.
+    """
+    if store.trusted is not None:
+        found = _artifacts(shown(store, directory))
+        others = {name: each for name, each in found.items() if name not in names}
+        _check_signed(store, {name: each for name, each in others.items() if _is_wanted(directory / name, each)})
+
+
 def _check_signed(store: Store, artifacts: Mapping[str, Published]) -> None:
     for name, each in artifacts.items():
-        check_signed(store, name, each.sha256, each.fingerprint)
+        check_signed(store, name, each.sha256, each.bytes, each.fingerprint)
 
 
 def current(store: Store, directory: Path) -> Publication:

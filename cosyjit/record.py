@@ -274,12 +274,13 @@ def save(store: Store, record: Record) -> None:
     store.write(name_of(record.fingerprint.key), documents.seal(document))
 
 
-def check_signed(store: Store, name: str, sha256: str, key: str) -> None:
+def check_signed(store: Store, name: str, sha256: str, size: int, key: str) -> None:
     """Make sure, where the store requires signatures, that an artifact is what a signed record says.
 
     Args:
         name: the file name that it is to be shown by.
         sha256: the digest of its bytes.
+        size: how many there are.
         key: its fingerprint's.
 
     Raises:
@@ -288,7 +289,7 @@ def check_signed(store: Store, name: str, sha256: str, key: str) -> None:
     if store.trusted is None:
         return
     found = load(store, key)
-    if found is None or (found.name, found.sha256) != (name, sha256):
+    if found is None or (found.name, found.sha256, found.bytes) != (name, sha256, size):
         problem = "missing" if found is None else f"of {found.name}, sha256 {found.sha256}"
         raise SignatureError(
             f"{store}/{name_of(key)}: is {problem}, and {store.trusted.path} requires a signature for {name}, "

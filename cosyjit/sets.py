@@ -35,7 +35,7 @@ from cosyjit.errors import OutputError
 MANIFEST: Final = "cosyjit.json"
 """The name of the document that describes a set, among its files."""
 
-_STATE: Final = ".cosyjit"
+STATE: Final = ".cosyjit"
 _SET: Final = r"sets/((?!\.\.?$)[^/]+)"
 """Where the link to the set that is shown may lead to."""
 
@@ -55,7 +55,7 @@ _BEFORE: Final = "before."
 def current(directory: Path) -> str | None:
     """The name of the set that a directory shows; None if it shows none."""
     try:
-        target = str((directory / _STATE / "current").readlink())
+        target = str((directory / STATE / "current").readlink())
     except OSError:
         return None
     found = re.fullmatch(_SET, target)
@@ -64,12 +64,12 @@ def current(directory: Path) -> str | None:
 
 def document(directory: Path, name: str) -> Path:
     """Where the document of a set is."""
-    return directory / _STATE / "sets" / name / MANIFEST
+    return directory / STATE / "sets" / name / MANIFEST
 
 
 def file(directory: Path, digest: str) -> Path:
     """Where the file of a digest is, if it is in a set or going to be."""
-    return directory / _STATE / "files" / digest
+    return directory / STATE / "files" / digest
 
 
 def show(directory: Path, name: str, content: bytes, members: Mapping[str, str], *, replace: bool = False) -> None:
@@ -100,7 +100,7 @@ def show(directory: Path, name: str, content: bytes, members: Mapping[str, str],
             opened.write(content)
     _adopt(directory, names, {member.partition("/")[0] for member in members if "/" in member})
     for member in names:
-        _link(f"{_STATE}/current/{member}", directory / member)
+        _link(f"{STATE}/current/{member}", directory / member)
     _switch(directory, name)
     time.sleep(_GRACE)
     clean(directory)
@@ -121,7 +121,7 @@ def check_names(directory: Path, members: Collection[str], *, replace: bool = Fa
             continue
         if "/" in name and not replace:
             raise OutputError(
-                f"{path}: was not written by cosyjit; give --replace to put it aside, or publish into another directory"
+                f"{path}: was not written by cosyjit; move it away, or export with --replace, which puts it aside"
             )
         if "/" not in name and not path.is_symlink() and not path.is_file():
             kind = "is a directory" if path.is_dir() else "is no file"
@@ -152,7 +152,7 @@ def _adopt(directory: Path, names: Collection[str], folders: Collection[str]) ->
     strange = [name for name in names if os.path.lexists(directory / name) and not is_ours(directory / name)]
     if not strange:
         return
-    folder = directory / _STATE / "sets" / f"{_BEFORE}{uuid.uuid4().hex}"
+    folder = directory / STATE / "sets" / f"{_BEFORE}{uuid.uuid4().hex}"
     files.make_directory(folder)
     for path in _members(directory):
         if path.name not in strange:
@@ -172,9 +172,9 @@ def _adopt(directory: Path, names: Collection[str], folders: Collection[str]) ->
     _switch(directory, folder.name)
     for name in strange:
         if name in aside:
-            _exchange(f"{_STATE}/current/{name}", directory / name, aside[name])
+            _exchange(f"{STATE}/current/{name}", directory / name, aside[name])
         else:
-            _link(f"{_STATE}/current/{name}", directory / name)
+            _link(f"{STATE}/current/{name}", directory / name)
 
 
 def _repeat(path: Path, to: Path) -> None:
@@ -193,7 +193,7 @@ def _aside(path: Path) -> Path:
 
 def _is_begun(path: Path) -> bool:
     """Whether a path is the link of an exchange that a process was killed before."""
-    return path.is_symlink() and str(path.readlink()) == f"{_STATE}/current/{path.stem}" and path.suffix[1:].isdecimal()
+    return path.is_symlink() and str(path.readlink()) == f"{STATE}/current/{path.stem}" and path.suffix[1:].isdecimal()
 
 
 def _exchange(target: str, path: Path, aside: Path) -> None:
@@ -216,22 +216,22 @@ def _keep(path: Path, to: Path) -> None:
 
 def is_ours(path: Path) -> bool:
     """Whether a path is a name as `show` makes it, and not another's file, folder or link."""
-    return path.is_symlink() and str(path.readlink()) == f"{_STATE}/current/{path.name}"
+    return path.is_symlink() and str(path.readlink()) == f"{STATE}/current/{path.name}"
 
 
 def _leads_to_ours(path: Path) -> bool:
-    return path.is_symlink() and str(path.readlink()).startswith(f"{_STATE}/current/")
+    return path.is_symlink() and str(path.readlink()).startswith(f"{STATE}/current/")
 
 
 def _switch(directory: Path, name: str) -> None:
-    current = directory / _STATE / "current"
+    current = directory / STATE / "current"
     if current.is_dir() and not current.is_symlink():  # in a copy of a directory, whose links have become files
         current.rename(current.with_name("sets") / f"{_BEFORE}{uuid.uuid4().hex}")
     _link(f"sets/{name}", current)
 
 
 def _members(directory: Path) -> list[Path]:
-    folder = directory / _STATE / "current"
+    folder = directory / STATE / "current"
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
@@ -263,13 +263,13 @@ def clean(directory: Path) -> None:
     for path in directory.iterdir():
         if (path.name not in names and is_ours(path)) or _is_begun(path):
             path.unlink()
-    if not os.path.lexists(directory / _STATE / "current"):
-        files.remove(directory / _STATE)
+    if not os.path.lexists(directory / STATE / "current"):
+        files.remove(directory / STATE)
 
 
 def _left(directory: Path) -> Iterator[Path]:
     """What was being made when a process was killed, and then the sets and files that nothing shown leads to."""
-    state = directory / _STATE
+    state = directory / STATE
     yield from (path for path in directory.glob(f".*{files.TEMPORARY}") if _leads_to_ours(path))
     for folder in (state, state / "current"):
         yield from folder.glob(f".*{files.TEMPORARY}")
@@ -286,7 +286,7 @@ def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
     Raises:
         OutputError: the directory cannot be written to, or what is in that folder leads elsewhere.
     """
-    state = directory / _STATE
+    state = directory / STATE
     try:
         while True:
             _check_own(directory)
@@ -323,7 +323,7 @@ def _check_own(directory: Path) -> None:
 
 def _foreign(directory: Path) -> Iterator[Path]:
     """What stands in the folder of a directory's sets in place of a folder, or of the link to one of them."""
-    state = directory / _STATE
+    state = directory / STATE
     yield from (path for path in (state, state / "sets", state / "files") if not _is_folder(path))
     link = state / "current"
     if link.is_symlink():
@@ -331,7 +331,7 @@ def _foreign(directory: Path) -> Iterator[Path]:
             yield link
     elif not _is_folder(link):  # which it is in a copy of a directory
         yield link
-    yield from (path for path in (state / "sets").glob("*") if not _is_folder(path))
+    yield from (path for path in (state / "sets").glob("*") if path.is_symlink())
 
 
 def _is_folder(path: Path) -> bool:

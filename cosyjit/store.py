@@ -18,11 +18,12 @@ is below locks/ of a remote store are leases (`cosyjit.leases`).
 import hashlib
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from io import BufferedIOBase
+from io import BufferedIOBase, FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
@@ -76,13 +77,20 @@ class Store(Place):
             raise SelectionError(f"{sign}: is not the private half of a key in {require}; add its public half there")
         local = self.local
         self.cache = None if local else Store(f"{DEFAULT_ROOT}/cache")
-        self.digests = Digests((local or Path(DEFAULT_ROOT).expanduser()) / "digests")
+        # In a store that others may write to they could make this machine believe that it has read other bytes.
+        own = local if local and files.is_own(local) else Path(DEFAULT_ROOT).expanduser()
+        self.digests = Digests(own / "digests")
 
     def __reduce__(self) -> tuple[object, ...]:
         # The keys stay in their files: each machine has its own.
         sign = self.signer.path if self.signer else None
         require = self.trusted.path if self.trusted else None
         return partial(Store, self.root, sign=sign, require=require), ()
+
+    def _work(self) -> Path:
+        if self.signer is not None and self.local is not None and not files.is_own(self.local):
+            return Path(tempfile.gettempdir())  # where nobody can put another file in the place of one that is signed
+        return super()._work()
 
     # Documents.
 
@@ -218,11 +226,14 @@ class Store(Place):
             self._download(sha256, file)
 
     def _copy(self, path: Path, sha256: str, file: BinaryIO) -> None:
+        with self._reached():
+            before = Identity.of(path) if path.exists() else None
         self._check_whole(sha256)
-        before = Identity.of(path)
-        files.copy(path, file)
-        if Identity.of(path)[:3] != before[:3]:  # but for its time of change: it may have been linked
-            raise StoreError(f"{self}: object {sha256} was changed while it was read; run again")
+        with path.open("rb", buffering=0) as original:
+            files.append(original, file)
+            # What was looked at is what was copied; or else, if it was linked meanwhile, say, its bytes are looked at.
+            if Identity.of(original.fileno()) != before and not _has(original, sha256):
+                raise StoreError(f"{self}: object {sha256} was changed while it was read; run again")
 
     def _check_whole(self, sha256: str) -> None:
         condition = self.condition(sha256)
@@ -313,6 +324,12 @@ class Store(Place):
     def objects(self) -> set[str]:
         """The digests by which objects are named."""
         return {entry.name.rpartition("/")[2] for entry in self.entries("objects")}
+
+
+def _has(file: FileIO, sha256: str) -> bool:
+    """Whether an open file has the bytes that a digest is of."""
+    file.seek(0)
+    return files.sha256_of(file) == sha256
 
 
 def object_name(sha256: str) -> str:

@@ -385,6 +385,7 @@ def _shortly(sleep: Callable[[float], None], seconds: float) -> None:
 def tell(observed: Observed, fault: str = "", kinds: Sequence[str] = ()) -> None:
     """Print an observation; the first of some tells what the others will be of."""
     sys.stdout.write(json.dumps([vars(observed), fault, kinds]) + "\n")
+    sys.stdout.flush()  # or a fork that ends in an orderly way tells it as well
 
 
 if __name__ == "__main__":

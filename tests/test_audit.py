@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cosyjit import audit, documents, publication, record
-from cosyjit.audit import Fault
+from cosyjit.audit import Fault, is_store
 from cosyjit.errors import PublicationError, StoreError
 from cosyjit.identity import Identity
 from cosyjit.store import Store
@@ -136,3 +136,11 @@ def test_an_object_is_read_even_if_it_is_remembered(store: Store) -> None:
     store.digests.remember_sha256(path, digest, Identity.of(path))
     assert store.condition(digest) == "whole"
     assert faults(store) == {object_of(sha256(b"one")): "damaged"}
+
+
+@pytest.mark.parametrize("folder", ["objects", "records", "publications"])
+def test_a_directory_that_shows_something_is_no_store_whatever_else_is_in_it(folder: str, tmp_path: Path) -> None:
+    show(Store(tmp_path / "store"), tmp_path / "out", b"one")
+    (tmp_path / "out" / folder).mkdir()
+    assert not is_store(str(tmp_path / "out"))
+    assert is_store(str(tmp_path / "store"))

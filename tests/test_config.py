@@ -322,6 +322,7 @@ def outcomes() -> dict[str, str]:
     return dict(json.loads(line) for line in out.splitlines())
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", BOMBS)
 def test_what_would_come_to_too_much_is_refused_or_left_alone(name: str, outcomes: dict[str, str]) -> None:
     assert outcomes[name].startswith(("where: ", "it comes to {"))

@@ -16,7 +16,7 @@ from cosyjit import Store, audit_store, collect, export
 from tests.calls import CONSOLE_SCRIPT, ROOT, children, ended, shown, snapshot, spawn, wait_for
 from tests.crashing import UNAVAILABLE, Observed
 
-STRIDES: Final = {"some steps": 60, "more steps": 3}
+STRIDES: Final = {"some steps": 90, "more steps": 3}
 KILLED_BUILD: Final = "the build is killed"
 KILLED_EXPORT: Final = "the export is killed"
 UNWRITABLE: Final = {"input/output error", "no space left"}

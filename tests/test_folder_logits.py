@@ -268,13 +268,16 @@ def assert_each_is_refused(mutants: list[Mutant], directory: Path, precision: st
     check_folder(out, directory, precision)
 
 
+OTHERS: Final = [pytest.param(name, marks=pytest.mark.stress) for name in ("fp32", "fp16")]
+
+
 @both
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", [*OTHERS, "bf16"])
 def test_tensors_by_any_other_rule_are_noticed(directory: Path, precision: str, tmp_path: Path) -> None:
     assert_each_is_refused(MUTANTS, directory, precision, tmp_path / "vllm")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", [*OTHERS, "bf16"])
 def test_a_bias_that_is_lost_is_noticed(tiny2: Path, precision: str, tmp_path: Path) -> None:
     assert_each_is_refused([bias_lost, bias_of_zeros], tiny2, precision, tmp_path / "vllm")
 

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 import pytest
@@ -15,7 +16,7 @@ from cosyjit.errors import OutputError, RecordError, StoreError
 from cosyjit.publication import Publication, Published, parse
 from cosyjit.store import Store
 from tests.calls import snapshot
-from tests.stored import age, location, put, put_folder, sha256
+from tests.stored import age, location, object_of, put, put_folder, sha256, unique_url
 
 OLD: Final = {"config.json": b"old config", "model.safetensors": b"old model", "generation_config.json": b"same"}
 NEW: Final = {"config.json": b"new config", "model.safetensors": b"new model", "generation_config.json": b"same"}
@@ -252,6 +253,20 @@ def test_a_lack_of_any_file_in_the_store_keeps_a_folder_from_being_shown(
     assert snapshot(directory) == before
 
 
+@pytest.mark.parametrize("name", OLD)
+def test_a_folder_of_which_the_store_has_lost_a_file_since_it_was_brought_is_not_shown(
+    name: str, directory: Path
+) -> None:
+    store = Store(unique_url())
+    artifact = put_folder(store, OLD)
+    publish.bring(store, directory, artifact)
+    lost = object_of(sha256(OLD[name]))
+    store.remove(lost)
+    with store.in_use(), pytest.raises(StoreError, match=f"{lost}: is missing; export its checkpoint again"):
+        publish.publish(store, directory, {"vllm": artifact}, "/models/a")
+    assert not os.path.lexists(directory / "vllm")
+
+
 def test_an_audit_of_a_store_names_each_file_that_is_missing(store: Store, directory: Path) -> None:
     published = show(store, directory)
     digest = sha256(OLD["config.json"])
@@ -271,7 +286,7 @@ def test_a_collection_keeps_all_files_of_a_folder_that_is_in_reach(store: Store,
     show(store, directory, NEW)
     age(store, 1000)
     assert not {entry.name for entry in gc.collect(store, older_than=0, remove=True)} & {
-        f"objects/{sha256(each)[:2]}/{sha256(each)}" for each in {*OLD.values(), *NEW.values()}
+        object_of(sha256(each)) for each in {*OLD.values(), *NEW.values()}
     }
     publish.rollback(store, directory)
     assert read(directory / "vllm") == OLD
@@ -285,6 +300,22 @@ def test_a_collection_takes_all_files_of_one_that_is_not_but_for_those_that_othe
     gc.collect(store, keep=1, older_than=0, remove=True)
     assert store.objects() == {sha256(content) for content in NEW.values()}
     assert audit.audit_store(store) == []
+
+
+def test_a_collection_keeps_the_files_of_a_folder_that_is_shown_and_has_lost_its_record(
+    store: Store, directory: Path
+) -> None:
+    published = show(store, directory)
+    store.remove(record.name_of(published.artifacts["vllm"].fingerprint))
+    gc.collect(store, older_than=0, remove=True)
+    assert store.objects() == {sha256(content) for content in OLD.values()}
+
+
+def test_a_collection_keeps_the_files_of_a_folder_that_has_a_record(store: Store) -> None:
+    put_folder(store, OLD)
+    age(store, 1000, *(object_of(sha256(each)) for each in OLD.values()))
+    assert gc.collect(store, older_than=500, remove=True) == []
+    assert store.objects() == {sha256(content) for content in OLD.values()}
 
 
 # What others have put there.
@@ -387,8 +418,7 @@ def test_a_folder_that_others_put_in_place_of_ours_is_theirs_where_it_is_not_exp
     assert set(conditions(store, directory).values()) == {"whole"}
 
 
-@pytest.mark.parametrize("_", range(3))
-def test_a_folder_is_there_at_any_time_while_it_is_replaced(_: int, store: Store, directory: Path) -> None:
+def test_a_folder_is_there_at_any_time_while_it_is_replaced(store: Store, directory: Path) -> None:
     seen: set[bytes] = set()
     done = threading.Event()
 
@@ -452,3 +482,28 @@ def test_a_folder_is_shown_further_while_a_zip_of_others_is_taken_over(store: St
     assert seen == [OLD, OLD]
     assert read(directory / "vllm") == OLD
     assert (directory / "a.zip").read_bytes() == b"new zip"
+
+
+def test_where_the_system_cannot_exchange_names_a_folder_is_put_aside_all_the_same(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        return -1
+
+    monkeypatch.setattr(sets, "_LIBC", SimpleNamespace(renameat2=refuse))
+    put_theirs(directory)
+    show(store, directory, NEW, replace=True)
+    assert (read(directory / "vllm"), read(directory / "vllm.1")) == (NEW, THEIRS)
+    assert sorted(path.name for path in directory.glob("vllm*")) == ["vllm", "vllm.1"]
+
+
+def test_a_store_in_a_bucket_has_folders_too(directory: Path) -> None:
+    store = Store(unique_url())
+    for contents in (OLD, NEW):
+        show(store, directory, contents)
+    publish.rollback(store, directory)
+    assert read(directory / "vllm") == OLD
+    assert audit.audit_store(store) == audit.audit_directory(store, directory) == []
+    assert store.objects() == {sha256(content) for content in {*OLD.values(), *NEW.values()}}
+    store.remove(object_of(sha256(OLD["config.json"])))
+    assert {each.problem for each in audit.audit_store(store)} == {f"object {sha256(OLD['config.json'])} missing"}

@@ -474,6 +474,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.stress
 def test_a_file_that_is_too_large_to_be_mapped_is_said_to_be(tmp_path: Path) -> None:
     described(tmp_path / "llm.pt", dictionary({"llm.a": tensor((20 << 30,), (1,), of=numbers_of(20 << 30))}), 20 << 30)
     ran = finished(spawn(sys.executable, "-c", MAPPED, tmp_path / "llm.pt", cwd=ROOT))

@@ -1,6 +1,7 @@
 """From a ModelScope id to zips, by the command line and by the calls behind it."""
 
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 
 from cosyjit import Store
 from cosyjit.families import FAMILIES
-from cosyjit.planning import find_targets
-from cosyjit.pretrained import FILES
+from cosyjit.planning import find_targets, localize
+from cosyjit.pretrained import FILES, read_base
 from tests.calls import CONSOLE_SCRIPT, Ran, finished, shown, spawn
 from tests.hubs import MODEL, Hub
 from tests.kept import retrain
@@ -116,6 +117,21 @@ def test_a_plan_of_zips_alone_does_not_download_what_folders_are_made_from(hub: 
     publish(hub, tiny2, "iic/CosyVoice2-0.5B")
     find_targets("iic/CosyVoice2-0.5B", ["flow.encoder"], store=store)
     assert sorted(hub.downloads) == ["cosyvoice2.yaml", "flow.pt"]
+
+
+def test_another_machine_obtains_all_that_a_folder_is_made_from(
+    hub: Hub, tiny3: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, tiny3, "iic/CosyVoice3-0.5B")
+    (target,) = find_targets("iic/CosyVoice3-0.5B", store=store)
+    sent = pickle.dumps(target)
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    here = localize(pickle.loads(sent), Store(store.root))
+    assert here.source.directory.is_relative_to(tmp_path / "other")
+    assert here.is_unchanged()
+    assert read_base(here.source.directory).digests == here.configs
+    (here.source.directory / FILES[0]).unlink()  # and the weights stay as they are
+    assert read_base(localize(here, Store(store.root)).source.directory).digests == here.configs
 
 
 def test_a_plan_of_a_component_downloads_its_weights(hub: Hub, tiny: Path, store: Store) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 import torch
 
+from cosyjit import identity
 from cosyjit.digests import Digests
 from cosyjit.errors import CheckpointError
 from cosyjit.identity import Identity, settle
@@ -250,3 +251,11 @@ def test_files_are_remembered_where_the_file_system_keeps_the_times_as_it_should
 ) -> None:
     need_stamps(tmp_path)
     assert mounted(command, tmp_path, tmp_path / "remembered") == expected
+
+
+def test_without_the_clock_of_the_stamps_nothing_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_stamps(tmp_path)
+    (tmp_path / "file").write_bytes(b"a")
+    assert holds(tmp_path / "file")
+    monkeypatch.setattr(identity, "_CLOCK", 99)  # which no kernel has
+    assert not holds(tmp_path / "file")

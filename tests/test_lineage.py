@@ -1,6 +1,7 @@
 """From a zip, a digest or a fingerprint to what it was made from, and never out of the store."""
 
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -207,3 +208,15 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
     assert len(str(error.value).splitlines()) == 1
     assert "is no artifact, and no SHA-256 or fingerprint that" in str(error.value)
     assert snapshot(home) == before
+
+
+def test_an_archive_that_says_too_much_of_itself_is_refused(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/extra/cosyjit.json", b" " * (200 << 20))
+    tracemalloc.start()
+    with pytest.raises(RecordError, match="has more than 1,048,576 bytes"):
+        trace(store, str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20

@@ -133,6 +133,7 @@ for number, instructions in enumerate(INSTRUCTED.values()):
 """
 
 
+@pytest.mark.stress
 def test_the_standard_library_runs_what_is_refused_here(tmp_path: Path) -> None:
     ran = finished(spawn(sys.executable, "-c", LOADING, tmp_path, cwd=ROOT))
     assert (ran.status, ran.err) == (0, "")
@@ -317,6 +318,7 @@ MOST: Final = {
 """Pickles of 2 MB that describe as much as they can."""
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", MOST)
 def test_a_pickle_takes_a_hundred_times_its_size_at_most(name: str, tmp_path: Path) -> None:
     (tmp_path / "pickled").write_bytes(pickled(MOST[name]))

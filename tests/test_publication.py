@@ -162,3 +162,11 @@ def test_a_damaged_head_is_refused_in_one_line(content: bytes, kept: Store) -> N
     kept.write(entry.name, documents.dump({"schema": 2}))
     with pytest.raises(LaterSchemaError):
         publication.head(kept, Path("/a"))
+
+
+def test_a_head_of_what_can_be_no_directory_is_damaged(kept: Store) -> None:
+    directory = "/a\0b"
+    document = {"directory": directory, "publication": "0" * 64, "shown": True, "schema": 1}
+    kept.write(publication._head(Path(directory)), documents.seal(document))
+    with pytest.raises(RecordError, match="is damaged"):
+        list(publication.heads(kept))

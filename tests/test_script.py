@@ -17,7 +17,9 @@ from cosyjit.families import FAMILIES, Component
 from cosyjit.script import ARCHIVE, cast, optimize, save
 from tests.built import eager
 
-COMPONENTS: Final = [(family, component) for family in FAMILIES[:2] for component in family.components]
+COMPONENTS: Final = [
+    (family, component) for family in FAMILIES for component in family.components if component.kind == "zip"
+]
 LENGTHS: Final = torch.tensor([9, 5], dtype=torch.int32)
 
 

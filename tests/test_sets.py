@@ -263,3 +263,14 @@ def test_processes_that_show_and_clean_at_the_same_time_leave_one_whole_set(dire
     found = shown(directory)
     assert found["a.zip"] == found["b.zip"] == (directory / sets.MANIFEST).read_bytes()
     assert os.listdir(directory / ".cosyjit" / "sets") == [sets.current(directory)]  # noqa: PTH208
+
+
+def test_a_file_among_the_sets_is_in_nobodys_way_and_removed(tmp_path: Path) -> None:
+    directory = tmp_path / "out"
+    with sets.writing(directory):
+        pass
+    (directory / ".cosyjit" / "sets").mkdir()
+    (directory / ".cosyjit" / "sets" / ".DS_Store").write_bytes(b"")
+    with sets.writing(directory):
+        sets.clean(directory)
+    assert not (directory / ".cosyjit" / "sets" / ".DS_Store").exists()

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -300,3 +302,80 @@ def test_a_later_versions_envelope_is_left_alone(
         with pytest.raises(LaterSchemaError):
             plan(planned[0].target.source.directory, ["flow.encoder"], ["fp16"], store=opened)
     assert record_of(store, key).read_bytes() == before
+
+
+def test_a_key_signs_what_is_there_unsigned_by_building_it_again(
+    tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    keep(store, planned)
+    ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--sign", keys.private, "--json")
+    (target,) = json.loads(ran.out)["targets"]
+    assert (target["state"], target["reasons"]) == ("built", ["not signed with this key"])
+    assert run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--require-signature", keys.public).status == 0
+    again = run("plan", tiny2, *ONE, "--sign", pair(tmp_path, "new").private, "--json")
+    assert json.loads(again.out)["targets"][0]["reasons"] == ["not signed with this key"]
+
+
+def test_what_else_is_shown_unsigned_is_said_before_anything_is_built(
+    tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    unsigned = keep(store, planned, torch="older")[NAME]
+    publish.publish(store, tmp_path / "out", {"other.zip": unsigned}, "/models/a")
+    both = ["--sign", keys.private, "--require-signature", keys.public]
+    ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", *both)
+    assert (ran.status, len(ran.err.splitlines())) == (2, 1)
+    assert f"records/{unsigned.fingerprint}.json: is not signed, and" in ran.err
+    assert store.objects() == {unsigned.sha256}
+
+
+@pytest.mark.parametrize("name", ["llm.llm.fp32.zip", "vllm", "flow.encoder.fp32.zip"])
+def test_a_name_of_the_runtime_that_is_in_no_publication_is_a_fault(
+    name: str, signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    publish.publish(store, tmp_path / "out", signed, "/models/a")
+    (tmp_path / "out" / name).write_bytes(b"a stranger's")
+    ran = run("verify", tmp_path / "out", "--require-signature", keys.public)
+    assert (ran.status, ran.out) == (
+        1,
+        f"{tmp_path / 'out' / name}: is not of the publication, and of no signed record\n",
+    )
+    assert run("verify", tmp_path / "out").status == 0
+
+
+def test_a_publication_with_another_size_than_was_signed_is_refused(
+    signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path
+) -> None:
+    required = Store(store.root, require=keys.public)
+    with pytest.raises(SignatureError):
+        publish.publish(required, tmp_path / "out", {NAME: signed[NAME]._replace(bytes=7)}, "/models/a")
+
+
+def test_a_zip_of_no_record_is_refused_where_a_signature_is_required(
+    tiny2: Path, keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    assert run("export", tiny2, *ONE, "--publish", tmp_path / "out").status == 0
+    shutil.rmtree(Path(store.root, "records"))
+    artifact = tmp_path / "out" / NAME
+    ran = run("lineage", artifact, "--require-signature", keys.public)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(f"cosyjit: {artifact}: has no record in {store.root}, and {keys.public} requires")
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777], ids=oct)
+def test_what_others_remember_in_a_store_that_they_may_write_to_is_not_believed(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    path.mkdir()
+    assert Store(path).digests.directory == path / "digests"
+    path.chmod(mode)
+    assert Store(path).digests.directory == Path(Store().root) / "digests"
+
+
+def test_what_is_signed_is_staged_where_others_may_not_write(keys: Pair, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    path.mkdir()
+    path.chmod(0o777)
+    with Store(path).staging() as work:
+        assert work.parent == path / "tmp"
+    with Store(path, sign=keys.private).staging() as work:
+        assert work.parent == Path(tempfile.gettempdir())
+        assert work.stat().st_mode & 0o077 == 0

@@ -8,7 +8,7 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pytest
 from fsspec.config import conf
@@ -897,3 +897,26 @@ def test_a_server_that_is_not_there_is_worth_another_try(s3: Service, monkeypatc
         assert isinstance(again, TransientError)
         assert str(again) == "s3://bucket/a: cannot be reached now (no connection to 127.0.0.1:1); try again later"
         assert s3.env["AWS_SECRET_ACCESS_KEY"] not in repr(again)
+
+
+class Meddling(io.FileIO):
+    """A file that changes another one before anything is written to it, and puts that one's time back."""
+
+    def __init__(self, path: Path, other: Path) -> None:
+        super().__init__(path, "wb")
+        self._other = other
+
+    def flush(self) -> None:
+        if self._other.exists() and self._other.read_bytes() == b"an artifact":
+            before = self._other.stat()
+            self._other.chmod(0o600)
+            self._other.write_bytes(b"AN ARTIFACT")
+            os.utime(self._other, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_object_that_is_changed_between_the_look_and_the_copy_is_not_taken(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    digest = add(store, b"an artifact")
+    with Meddling(tmp_path / "copy", location(store, digest)) as file, pytest.raises(StoreError) as error:
+        store.fetch(digest, cast("BinaryIO", file))
+    assert str(error.value) == f"{store.root}: object {digest} was changed while it was read; run again"

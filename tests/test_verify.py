@@ -40,6 +40,7 @@ TARGETS: Final = [
     (family.name, component.name, precision)
     for family in FAMILIES
     for component in family.components
+    if component.kind == "zip"
     for precision in component.tolerances
 ]
 NUMBER: Final = r"[\d.e+-]+"
