@@ -22,10 +22,7 @@ class Fault(NamedTuple):
 
 
 _NAMES: Final = {
-    part.published or f"{part.name}.{precision}.zip"
-    for family in FAMILIES
-    for part in family.components
-    for precision in part.tolerances
+    part.file_name(precision) for family in FAMILIES for part in family.components for precision in part.tolerances
 }
 """What a runtime may look for in a directory."""
 

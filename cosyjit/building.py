@@ -68,12 +68,10 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
         maker = _MAKERS[target.component.kind]
         made, underflows = worker.run(maker.build, target, path, progress=progress, into=path)
         built = time.perf_counter()
-        with ThreadPoolExecutor(1) as pool:
-            synced = pool.submit(_sync_all, made)
-            errors = worker.run(maker.verify, target, made, progress=progress)
-            figures = {**errors, "underflows": underflows, "verify_seconds": round(time.perf_counter() - built, 3)}
-            size, sha256, contents = synced.result()
-        artifact = Artifact(target, made, sha256, size, time.perf_counter() - begun, figures, contents)
+        proof = maker.prove(target, made, progress)
+        figures = {**proof.errors, "underflows": underflows, "verify_seconds": round(time.perf_counter() - built, 3)}
+        size = sum(each.stat().st_size for each in _files_of(made))
+        artifact = Artifact(target, made, proof.sha256, size, time.perf_counter() - begun, figures, proof.files)
     except CosyjitError:
         target.check_unchanged()  # else that is the reason, whatever it has led to
         raise
@@ -159,21 +157,25 @@ def _build_folder(target: Target, directory: Path, progress: worker.Progress) ->
     torch.set_num_threads(1)
     made = directory / target.file_name
     made.mkdir()
-    written = folders.write(_planned_folder(target), target.weights_file, made, target.precision, progress)
+    underflows = folders.write(_planned_folder(target), target.weights_file, made, target.precision, progress)
     target.check_unchanged()
-    return made, written.underflows
+    return made, underflows
 
 
-def _verify_folder(target: Target, path: Path, progress: worker.Progress) -> dict[str, float]:
-    """Compare a folder with what it was made from; runs in a process of its own."""
+def _verify_folder(target: Target, path: Path, progress: worker.Progress) -> dict[str, str]:
+    """Compare a folder with what it was made from; runs in a process of its own.
+
+    Returns:
+        The digests of its files, of the bytes that were compared.
+    """
     import torch
 
     from cosyjit import folders
 
     torch.set_num_threads(1)
-    folders.verify(_planned_folder(target), target.weights_file, path, target.precision, progress)
+    digests = folders.verify(_planned_folder(target), target.weights_file, path, target.precision, progress)
     target.check_unchanged()
-    return {}
+    return digests
 
 
 def _planned_folder(target: Target) -> Folder:
@@ -187,22 +189,48 @@ def _planned_folder(target: Target) -> Folder:
     return plan_folder(target.component, base, target.weights_file, entries)
 
 
+class _Proof(NamedTuple):
+    """What is known of an artifact that is what it should be: see `Artifact`."""
+
+    errors: Mapping[str, float]
+    sha256: str
+    files: Mapping[str, str] | None = None
+
+
+def _prove_zip(target: Target, path: Path, progress: worker.Progress | None) -> _Proof:
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(_sync, path)
+        errors = worker.run(_verify, target, path, progress=progress)
+        return _Proof(errors, synced.result())
+
+
+def _prove_folder(target: Target, path: Path, progress: worker.Progress | None) -> _Proof:
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(_sync_folder, path)
+        digests = worker.run(_verify_folder, target, path, progress=progress)
+        synced.result()
+    return _Proof({}, sha256_of_folder(digests), digests)
+
+
 class _Maker(NamedTuple):
-    """What is done in processes of their own to build an artifact of a kind and to verify it."""
+    """How an artifact of a kind is built, in a process of its own, and proven and brought to the disk."""
 
     build: Callable[..., tuple[Path, int]]
-    verify: Callable[..., dict[str, float]]
+    prove: Callable[[Target, Path, worker.Progress | None], _Proof]
 
 
-_MAKERS: Final = {"zip": _Maker(_build, _verify), "vllm": _Maker(_build_folder, _verify_folder)}
+_MAKERS: Final = {"zip": _Maker(_build, _prove_zip), "vllm": _Maker(_build_folder, _prove_folder)}
 
 
-def _sync_all(path: Path) -> tuple[int, str, dict[str, str] | None]:
-    """Bring a file or a folder to the disk, and meanwhile take its size, its digest, and those of a folder's files."""
-    if not path.is_dir():
-        return path.stat().st_size, _sync(path), None
-    digests = {each.name: _sync(each) for each in sorted(path.iterdir())}
-    return sum(each.stat().st_size for each in path.iterdir()), sha256_of_folder(digests), digests
+def _files_of(artifact: Path) -> list[Path]:
+    return list(artifact.iterdir()) if artifact.is_dir() else [artifact]
+
+
+def _sync_folder(path: Path) -> None:
+    """Bring the files of a folder to the disk."""
+    for each in _files_of(path):
+        with each.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> str:

@@ -1,7 +1,5 @@
 """The numbers of tensors in a weights file, cast to a precision a few megabytes at a time."""
 
-import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -9,15 +7,13 @@ from typing import BinaryIO, Final
 import torch
 from torch import Tensor
 
+from cosyjit import files
 from cosyjit.errors import CheckpointError, VerificationError
 from cosyjit.families import Precision
-from cosyjit.tensors import StoredTensor
+from cosyjit.tensors import StoredTensor, changed
 
 _NUMBERS: Final = 1 << 20
 """How many numbers a block has at most."""
-
-BUFFERS: Final = 2
-"""A block stays as it is until so many others have been asked for."""
 
 
 class Caster:
@@ -34,21 +30,20 @@ class Caster:
         self._file, self._path, self._precision = file, path, precision
         self._dtype: torch.dtype = getattr(torch, precision.dtype)
         self._read = bytearray(_NUMBERS * torch.float64.itemsize)
-        self._cast = itertools.cycle([bytearray(_NUMBERS * self._dtype.itemsize) for _ in range(BUFFERS)])
+        self._cast = bytearray(_NUMBERS * self._dtype.itemsize)
 
     def blocks(self, name: str, tensor: StoredTensor) -> Iterator[memoryview]:
-        """The numbers of a tensor of floats in row-major order, cast, as bytes.
+        """The numbers of a tensor of floats in row-major order, cast, as bytes; a block lasts until the next.
 
         Raises:
             CheckpointError: the file cannot be read, or has become shorter.
             VerificationError: numbers are NaN or infinite, or become so.
         """
         for numbers in self._numbers(tensor):
-            buffer = next(self._cast)
-            out = torch.frombuffer(buffer, dtype=self._dtype, count=numbers.numel())
+            out = torch.frombuffer(self._cast, dtype=self._dtype, count=numbers.numel())
             out.copy_(numbers)
             self._check(name, numbers, out)
-            yield memoryview(buffer)[: out.nbytes]
+            yield memoryview(self._cast)[: out.nbytes]
 
     def _numbers(self, tensor: StoredTensor) -> Iterator[Tensor]:
         dtype: torch.dtype = getattr(torch, tensor.dtype)
@@ -66,15 +61,12 @@ class Caster:
             yield torch.frombuffer(self._read, dtype=dtype, count=size // tensor.item_size)
 
     def _fill(self, buffer: memoryview, at: int) -> None:
-        done = 0
-        while done < len(buffer):
-            try:
-                size = os.preadv(self._file.fileno(), [buffer[done:]], at + done)
-            except OSError as error:
-                raise CheckpointError(f"{self._path}: cannot be read ({error.strerror}); copy it again") from None
-            if not size:
-                raise CheckpointError(f"{self._path}: was changed while it was read; run again when it is complete")
-            done += size
+        try:
+            whole = files.fill(self._file.fileno(), buffer, at)
+        except OSError as error:
+            raise CheckpointError(f"{self._path}: cannot be read ({error.strerror}); copy it again") from None
+        if not whole:
+            raise changed(self._path)
 
     def _check(self, name: str, before: Tensor, after: Tensor) -> None:
         # A sum that is finite is of such numbers alone; most are, and looking at each takes ten times as long.

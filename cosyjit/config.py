@@ -9,9 +9,7 @@ and whatever stands elsewhere in the file does not matter.
 
 import copy
 import hashlib
-import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -23,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.nodes import Node
 
-from cosyjit import nodes
+from cosyjit import files, nodes
 from cosyjit.cutting import NEW, Cutting
 from cosyjit.errors import ConfigError, line
 from cosyjit.nodes import Document
@@ -149,18 +147,10 @@ def _content(path: Path) -> bytes:
     Raises:
         OSError, ValueError: it is no file that can be read, or is too large.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("a pipe or a device")
-        content = file.read(nodes.LARGEST + 1)
+    content = files.beginning(path, nodes.LARGEST)
     if len(content) > nodes.LARGEST:
         raise ValueError(f"more than {nodes.LARGEST:,} bytes")
     return content
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """A descriptor, also of a pipe that nobody writes to."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @lru_cache(maxsize=64)  # many checkpoints have the same configuration

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple
 import xxhash
 
 from cosyjit.errors import CheckpointError
-from cosyjit.files import make_directory, replacing, sha256_of
+from cosyjit.files import fill, make_directory, replacing, sha256_of
 from cosyjit.identity import Identity, settle
-from cosyjit.tensors import Index, Other, StoredTensor, opened, read_index
+from cosyjit.tensors import Index, Other, StoredTensor, changed, opened, read_index
 
 _BUFFER: Final = 1 << 20
 """What is read at a time: it stays in a processor's second-level cache between the reading and the hashing."""
@@ -289,13 +289,11 @@ def _batches(read: _Reading) -> Iterator[tuple[_Reading, list[tuple[str, StoredT
 
 def _hash_rows(fd: int, path: Path, tensor: StoredTensor, buffer: memoryview) -> str:
     digest = xxhash.xxh3_128()
-    at, end = tensor.start, tensor.start + tensor.bytes
-    while at < end:
-        size = os.preadv(fd, [buffer[: min(len(buffer), end - at)]], at)
-        if not size:
-            raise _changed(path)
-        digest.update(buffer[:size])
-        at += size
+    for at in range(0, tensor.bytes, len(buffer)):
+        block = buffer[: tensor.bytes - at]
+        if not fill(fd, block, tensor.start + at):
+            raise changed(path)
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -310,12 +308,8 @@ def _hash_strided(fd: int, path: Path, tensor: StoredTensor, _: memoryview) -> s
 
 def _read_extent(fd: int, path: Path, tensor: StoredTensor) -> bytearray:
     content = bytearray(tensor.extent)
-    at = 0
-    while at < len(content):
-        size = os.preadv(fd, [memoryview(content)[at:]], tensor.start + at)
-        if not size:
-            raise _changed(path)
-        at += size
+    if not fill(fd, memoryview(content), tensor.start):
+        raise changed(path)
     return content
 
 
@@ -342,8 +336,4 @@ def _check_unchanged(path: Path, fd: int, identity: Identity) -> None:
     with suppress(OSError):
         if Identity.of(fd) == identity == Identity.of(path):
             return
-    raise _changed(path)
-
-
-def _changed(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path}: was changed while it was read; run again when it is complete")
+    raise changed(path)

@@ -56,6 +56,10 @@ class Component:
     configs: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
 
+    def file_name(self, precision: str) -> str:
+        """The name by which the runtime finds what is made of it at a precision."""
+        return self.published or f"{self.name}.{precision}.zip"
+
 
 @dataclass(frozen=True)
 class Family:

@@ -104,7 +104,7 @@ def make_own(directory: Path) -> None:
     check_own(directory)
 
 
-def is_own(directory: Path) -> bool:
+def is_exclusive(directory: Path) -> bool:
     """Whether nobody but this user can write to a directory; one that is not there is made by him, if it can be."""
     try:
         found = directory.stat()
@@ -151,6 +151,13 @@ def append(original: FileIO, file: BinaryIO) -> None:
     if left:  # the system cannot, or not on to the end
         original.seek(-left, os.SEEK_END)
         shutil.copyfileobj(original, file, _BUFFER)
+
+
+def fill(file: int, buffer: memoryview, at: int) -> bool:
+    """Fill a buffer from a place in an open file on; False if that ends before."""
+    while buffer and (size := os.preadv(file, [buffer], at)):
+        buffer, at = buffer[size:], at + size
+    return not buffer
 
 
 class _Readable(Protocol):
@@ -217,15 +224,33 @@ def _taken(fd: int, kind: int) -> bool:
     return True
 
 
+class NoFileError(OSError):
+    """A pipe, a device or a socket, which may let whoever reads it wait for ever."""
+
+
+def beginning(path: Path, most: int) -> bytes:
+    """What a file that may be a stranger's begins with: all of it, if that is no more than `most` bytes.
+
+    Returns:
+        At most one byte more than that, which tells that there are more.
+
+    Raises:
+        NoFileError: it is no file, and was not opened.
+        OSError: it cannot be read.
+    """
+    kind = path.stat().st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a directory says itself what it is
+        raise NoFileError("a pipe or a device")
+    # Without waiting, for it may have become a pipe meanwhile.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return file.read(most + 1)
+
+
 def content(path: Path, most: int) -> bytes | None:
     """What is in a small file that may be a stranger's; None if it is larger, no file, or cannot be read."""
-    try:
-        if path.is_file():
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                found = file.read(most + 1)
-                return found if len(found) <= most else None
-    except OSError:
-        pass
+    with suppress(OSError):
+        found = beginning(path, most)
+        return found if len(found) <= most else None
     return None
 
 

@@ -1,7 +1,6 @@
 """From a weights file to vLLM's folder, and the gate that compares the two; both stream, whatever the model's size."""
 
 import hashlib
-import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,23 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from cosyjit import safetensors
-from cosyjit.casting import BUFFERS, Caster
+from cosyjit.casting import Caster
 from cosyjit.errors import CheckpointError, VerificationError
 from cosyjit.families import Precision
 from cosyjit.safetensors import UNSOUND
 from cosyjit.tensors import StoredTensor, opened, read_index
 from cosyjit.vllm import MODEL, Copied, Folder
 from cosyjit.worker import Progress
-
-
-class Written(NamedTuple):
-    """A folder that was written: the SHA-256 of each file by its name, and how many numbers the cast made 0."""
-
-    digests: Mapping[str, str]
-    underflows: int
 
 
 class _Digest:
@@ -37,9 +29,9 @@ class _Digest:
         self._under_way: deque[Future[None]] = deque()
 
     def update(self, block: memoryview | bytes | bytearray) -> None:
-        """Take another block, which is to stay as it is until `BUFFERS` others have been asked for."""
+        """Take another block, which is to stay as it is."""
         self._under_way.append(self._pool.submit(self._digest.update, block))
-        if len(self._under_way) == BUFFERS:
+        if len(self._under_way) > 1:  # no more than two blocks are in memory
             self._under_way.popleft().result()
 
     def hex(self) -> str:
@@ -54,7 +46,7 @@ def _digesting() -> Iterator[_Digest]:
         yield _Digest(pool)
 
 
-def write(folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress) -> Written:
+def write(folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress) -> int:
     """Write a folder; equal inputs give equal bytes.
 
     What is written is not brought to the disk.
@@ -66,28 +58,28 @@ def write(folder: Folder, weights: Path, directory: Path, precision: Precision, 
         precision: the type of the tensors.
         progress: is told "write", and how many numbers become 0 if some do.
 
+    Returns:
+        How many numbers the cast made 0.
+
     Raises:
         CheckpointError: the weights file cannot be read, or is not the one any more that was planned with.
         VerificationError: numbers are NaN or infinite, or become so at this precision.
         OSError: the directory cannot be written to.
     """
     progress("write")
-    with opened(weights) as source, _digesting() as digest, (directory / MODEL).open("xb", buffering=0) as file:
+    with opened(weights) as source, (directory / MODEL).open("xb", buffering=0) as file:
         caster = Caster(source, weights, precision)
         tensors = _located(folder, source, weights)
-        head = safetensors.head({tensor.name: tensor.shape for tensor, _ in tensors}, precision.dtype)
-        numbers = (caster.blocks(tensor.source, stored) for tensor, stored in tensors)
-        for block in itertools.chain([memoryview(head)], itertools.chain.from_iterable(numbers)):
-            digest.update(block)
-            _write(file, block)
-        digests = {MODEL: digest.hex()}
+        _write(file, memoryview(safetensors.head({each.name: each.shape for each, _ in tensors}, precision.dtype)))
+        for tensor, stored in tensors:
+            for block in caster.blocks(tensor.source, stored):
+                _write(file, block)
     for name, content in folder.texts(precision).items():
         with (directory / name).open("xb") as text:
             text.write(content)
-        digests[name] = hashlib.sha256(content).hexdigest()
     if caster.underflows:
         progress(f"cast: {caster.underflows:,} numbers become 0")
-    return Written(digests, caster.underflows)
+    return caster.underflows
 
 
 def _located(folder: Folder, file: BinaryIO, path: Path) -> list[tuple[Copied, StoredTensor]]:

@@ -31,7 +31,7 @@ def read(store: Store, name: str) -> str | None:
         return None
     where = f"{store}/{name}"
     try:
-        document = documents.unseal(documents.read(content, where), content, where)
+        document = documents.read_sealed(content, where)
         if name_of(document["source"], document["target"]) != name:
             return None
         return documents.digest(document["fingerprint"], 32)

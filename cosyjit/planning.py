@@ -58,7 +58,7 @@ class Target:
     @property
     def file_name(self) -> str:
         """The name by which the runtime finds the artifact."""
-        return self.component.published or f"{self.name}.zip"
+        return self.component.file_name(self.precision.name)
 
     @property
     def weights_file(self) -> Path:

@@ -5,13 +5,12 @@ It is read as inert data, without torch or transformers.
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cosyjit import files
 from cosyjit.errors import ConfigError
 
 BASE: Final = "CosyVoice-BlankEN"
@@ -81,10 +80,9 @@ def read_base(directory: Path) -> Base:
 
 def _content(path: Path) -> bytes:
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # to read a pipe is to wait for its writer
-                raise ConfigError(f"{path}: is no file; copy or download it again")
-            content = file.read(_LARGEST + 1)
+        content = files.beginning(path, _LARGEST)
+    except files.NoFileError:
+        raise ConfigError(f"{path}: is no file; copy or download it again") from None
     except FileNotFoundError:
         raise ConfigError(f"{path}: does not exist; copy or download it again") from None
     except OSError as error:

@@ -203,7 +203,7 @@ def heads(store: Store) -> Iterator[Head]:
 
 def _parse_head(content: bytes, store: Store, name: str) -> Head:
     where = f"{store}/{name}"
-    document = documents.unseal(documents.read(content, where), content, where)
+    document = documents.read_sealed(content, where)
     try:
         directory = Path(documents.text(document["directory"], r"(?s)/[^\0]*"))
         found = Head(directory, documents.digest(document["publication"], 64), document["shown"] is True)

@@ -106,7 +106,7 @@ def publish(
     """
     with sets.writing(directory):
         wanted = shown(store, directory)
-        others = {name: each for name, each in _artifacts(wanted).items() if _is_wanted(directory / name, each)}
+        others = _others(directory, wanted)
         merged = {**others, **artifacts}
         _check_signed(store, merged)
         if wanted is None or (wanted.artifacts, wanted.source) != (merged, source):
@@ -159,9 +159,8 @@ def check_others(store: Store, directory: Path, names: Collection[str]) -> None:
         SignatureError: one has none.
     """
     if store.trusted is not None:
-        found = _artifacts(shown(store, directory))
-        others = {name: each for name, each in found.items() if name not in names}
-        _check_signed(store, {name: each for name, each in others.items() if _is_wanted(directory / name, each)})
+        others = _others(directory, shown(store, directory))
+        _check_signed(store, {name: each for name, each in others.items() if name not in names})
 
 
 def _check_signed(store: Store, artifacts: Mapping[str, Published]) -> None:
@@ -200,17 +199,18 @@ def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) 
     return whole and (link or not linked)
 
 
-def _is_wanted(path: Path, artifact: Published) -> bool:
-    """Whether a name that was published is to be shown further.
+def _others(directory: Path, shown: Publication | None) -> dict[str, Published]:
+    """What was published in a directory and is to be shown further.
 
     What someone has taken away, or with it the whole directory, is not wanted back; nor is a folder that he has put
     another in place of.
     """
-    return os.path.lexists(path) if artifact.files is None else sets.is_ours(path)
 
+    def is_wanted(path: Path, artifact: Published) -> bool:
+        return os.path.lexists(path) if artifact.files is None else sets.is_ours(path)
 
-def _artifacts(shown: Publication | None) -> Mapping[str, Published]:
-    return shown.artifacts if shown else {}
+    artifacts = shown.artifacts if shown else {}
+    return {name: each for name, each in artifacts.items() if is_wanted(directory / name, each)}
 
 
 def shown(store: Store, directory: Path) -> Publication | None:

@@ -78,7 +78,7 @@ class Store(Place):
         local = self.local
         self.cache = None if local else Store(f"{DEFAULT_ROOT}/cache")
         # In a store that others may write to they could make this machine believe that it has read other bytes.
-        own = local if local and files.is_own(local) else Path(DEFAULT_ROOT).expanduser()
+        own = local if local and files.is_exclusive(local) else Path(DEFAULT_ROOT).expanduser()
         self.digests = Digests(own / "digests")
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -88,7 +88,7 @@ class Store(Place):
         return partial(Store, self.root, sign=sign, require=require), ()
 
     def _work(self) -> Path:
-        if self.signer is not None and self.local is not None and not files.is_own(self.local):
+        if self.signer is not None and self.local is not None and not files.is_exclusive(self.local):
             return Path(tempfile.gettempdir())  # where nobody can put another file in the place of one that is signed
         return super()._work()
 

@@ -161,6 +161,11 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def changed(path: Path) -> CheckpointError:
+    """The error of a weights file that is not what it was."""
+    return CheckpointError(f"{path}: was changed while it was read; run again when it is complete")
+
+
 def read_index(file: BinaryIO, path: Path) -> Index:
     """The entries of a weights file; of its tensors, no byte is read.
 

@@ -76,3 +76,14 @@ def s3_server() -> Iterator[Server]:
 def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Service:
     """That server as this test has it, with the environment set for it."""
     return Service(s3_server, monkeypatch)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Lets torch have another number of threads for a test to change, and gives it back."""
+    import torch  # noqa: PLC0415  (most tests do without)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    yield
+    torch.set_num_threads(before)

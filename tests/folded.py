@@ -1,11 +1,10 @@
 """vLLM's folders of model directories, and the entries that they are planned from."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cosyjit import folders
 from cosyjit.families import COSYVOICE2_VLLM, COSYVOICE3_VLLM, PRECISIONS, Component
-from cosyjit.folders import Written
 from cosyjit.pretrained import read_base
 from cosyjit.tensors import Index, opened, read_index
 from cosyjit.vllm import Folder, plan_folder
@@ -32,11 +31,19 @@ def planned(directory: Path, entries: Index | None = None) -> Folder:
     return plan_folder(component_of(directory), read_base(directory), directory / "llm.pt", found)
 
 
+class Written(NamedTuple):
+    """A folder that was written: the digests of its files as the gate finds them, and the numbers that became 0."""
+
+    digests: dict[str, str]
+    underflows: int
+
+
 def write(directory: Path, out: Path, precision: str = "bf16") -> tuple[Folder, Written]:
-    """Plan and write the folder of a stand-in, here."""
+    """Plan, write and verify the folder of a stand-in, here."""
     folder = planned(directory)
     out.mkdir(parents=True)
-    return folder, folders.write(folder, directory / "llm.pt", out, PRECISIONS[precision], lambda _: None)
+    underflows = folders.write(folder, directory / "llm.pt", out, PRECISIONS[precision], lambda _: None)
+    return folder, Written(verify(folder, directory, out, precision), underflows)
 
 
 def verify(folder: Folder, directory: Path, out: Path, precision: str = "bf16") -> dict[str, str]:

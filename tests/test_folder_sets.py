@@ -342,22 +342,29 @@ def _pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-@pytest.mark.parametrize("theirs", [_directory, _link, _dangling, _file, _pipe])
-@pytest.mark.parametrize("published", [False, True])
-def test_what_others_have_put_there_is_not_overwritten(
-    theirs: Callable[[Path], None], store: Store, directory: Path, *, published: bool
-) -> None:
-    if published:
+@pytest.fixture(params=[False, True], ids=["never published", "published before"])
+def directory_to_occupy(request: pytest.FixtureRequest, store: Store, directory: Path) -> Path:
+    if request.param:
         show(store, directory, a=b"zip")
         (directory / "vllm").unlink()
-    theirs(directory / "vllm")
-    before = directory_of(directory)
+    return directory
+
+
+@pytest.fixture(params=[_directory, _link, _dangling, _file, _pipe])
+def occupied(request: pytest.FixtureRequest, directory_to_occupy: Path) -> Path:
+    """A directory in which others have put something where the folder is to be shown."""
+    request.param(directory_to_occupy / "vllm")
+    return directory_to_occupy
+
+
+def test_what_others_have_put_there_is_not_overwritten(occupied: Path, store: Store) -> None:
+    before = directory_of(occupied)
     with pytest.raises(OutputError) as error:
-        show(store, directory, NEW, a=b"new zip")
-    assert str(error.value).startswith(f"{directory / 'vllm'}: was not written by cosyjit; ")
+        show(store, occupied, NEW, a=b"new zip")
+    assert str(error.value).startswith(f"{occupied / 'vllm'}: was not written by cosyjit; ")
     assert "--replace" in str(error.value)
-    assert directory_of(directory) == before
-    with pytest.raises(OutputError, match="--replace"), publish.opened(directory, names=["vllm/"]):
+    assert directory_of(occupied) == before
+    with pytest.raises(OutputError, match="--replace"), publish.opened(occupied, names=["vllm/"]):
         raise AssertionError("the work is begun")
 
 
@@ -367,21 +374,13 @@ def directory_of(directory: Path) -> list[tuple[str, int, int]]:
     return sorted((str(path), path.lstat().st_ino, path.lstat().st_mode) for path in found)
 
 
-@pytest.mark.parametrize("theirs", [_directory, _link, _dangling, _file, _pipe])
-@pytest.mark.parametrize("published", [False, True])
-def test_what_others_have_put_there_is_kept_aside_if_it_is_asked_for(
-    theirs: Callable[[Path], None], store: Store, directory: Path, *, published: bool
-) -> None:
-    if published:
-        show(store, directory, a=b"zip")
-        (directory / "vllm").unlink()
-    theirs(directory / "vllm")
-    before = (directory / "vllm").lstat()
-    show(store, directory, NEW, replace=True, a=b"new zip")
-    assert read(directory / "vllm") == NEW
-    aside = (directory / "vllm.1").lstat()
+def test_what_others_have_put_there_is_kept_aside_if_it_is_asked_for(occupied: Path, store: Store) -> None:
+    before = (occupied / "vllm").lstat()
+    show(store, occupied, NEW, replace=True, a=b"new zip")
+    assert read(occupied / "vllm") == NEW
+    aside = (occupied / "vllm.1").lstat()
     assert (aside.st_ino, aside.st_mode) == (before.st_ino, before.st_mode)
-    assert set(conditions(store, directory).values()) == {"whole"}
+    assert set(conditions(store, occupied).values()) == {"whole"}
 
 
 def test_a_second_one_is_put_beside_the_first(store: Store, directory: Path) -> None:

@@ -17,9 +17,9 @@ FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
     {"archives", "errors", "identity", "nodes", "pictures", "pickles", "services"},
-    {"cutting", "documents", "families", "files", "pretrained", "safetensors", "settings", "signing", "tensors"},
-    {"casting", "hub", "memory", "sets", "storage", "vllm"},
-    {"encoders", "config", "digests", "leases"},
+    {"cutting", "documents", "families", "files", "safetensors", "settings", "signing", "tensors"},
+    {"casting", "hub", "memory", "pretrained", "sets", "storage"},
+    {"encoders", "config", "digests", "leases", "vllm"},
     {"place", "snapshots"},
     {"source"},
     {"checkpoint", "fingerprint", "script", "speed", "standins", "store", "weights"},

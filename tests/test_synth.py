@@ -48,14 +48,6 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if before > 1 else 2)
-    yield
-    torch.set_num_threads(before)
-
-
 @functools.cache
 def full(family: str) -> StandIn:
     return declare(family, "full")
