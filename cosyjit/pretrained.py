@@ -19,9 +19,6 @@ BASE: Final = "CosyVoice-BlankEN"
 CONFIG: Final = "config.json"
 GENERATION: Final = "generation_config.json"
 
-FILES: Final = (f"{BASE}/{CONFIG}", f"{BASE}/{GENERATION}")
-"""What is read of it, by the names in a model directory."""
-
 _LARGEST: Final = 1 << 20
 """In bytes; a published configuration has less than one thousand."""
 

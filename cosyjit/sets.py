@@ -25,7 +25,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -199,10 +199,12 @@ def _is_begun(path: Path) -> bool:
 def _exchange(target: str, path: Path, aside: Path) -> None:
     """Put what stands at a path aside, and a symbolic link to a target there: in one step where the system can."""
     _link(target, aside)
-    if _LIBC.renameat2(_HERE, os.fsencode(aside), _HERE, os.fsencode(path), _EXCHANGE):
-        aside.unlink()
-        path.rename(aside)
-        _link(target, path)
+    with suppress(AttributeError):  # a C library that has no such call
+        if not _LIBC.renameat2(_HERE, os.fsencode(aside), _HERE, os.fsencode(path), _EXCHANGE):
+            return
+    aside.unlink()
+    path.rename(aside)
+    _link(target, path)
 
 
 def _keep(path: Path, to: Path) -> None:

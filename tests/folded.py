@@ -5,9 +5,12 @@ from typing import Final, NamedTuple
 
 from cosyjit import folders
 from cosyjit.families import COSYVOICE2_VLLM, COSYVOICE3_VLLM, PRECISIONS, Component
-from cosyjit.pretrained import read_base
+from cosyjit.pretrained import BASE, CONFIG, GENERATION, read_base
 from cosyjit.tensors import Index, opened, read_index
 from cosyjit.vllm import Folder, plan_folder
+
+FILES: Final = (f"{BASE}/{CONFIG}", f"{BASE}/{GENERATION}")
+"""What is read of a base model, by the names in a model directory."""
 
 FOLDERS: Final = {"tiny2": COSYVOICE2_VLLM, "tiny3": COSYVOICE3_VLLM}
 """The components, by the fixtures of the directories that have them."""

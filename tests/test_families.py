@@ -28,8 +28,8 @@ from cosyjit.families import (
     family_of,
     select,
 )
-from cosyjit.pretrained import FILES
 from cosyjit.source import open_source
+from tests.folded import FILES
 
 Copy = Callable[[Path], Path]
 

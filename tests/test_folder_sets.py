@@ -483,13 +483,13 @@ def test_a_folder_is_shown_further_while_a_zip_of_others_is_taken_over(store: St
     assert (directory / "a.zip").read_bytes() == b"new zip"
 
 
+@pytest.mark.parametrize(
+    "library", [SimpleNamespace(renameat2=lambda *_: -1), SimpleNamespace()], ids=["refuses", "has no call"]
+)
 def test_where_the_system_cannot_exchange_names_a_folder_is_put_aside_all_the_same(
-    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
+    library: object, store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> int:
-        return -1
-
-    monkeypatch.setattr(sets, "_LIBC", SimpleNamespace(renameat2=refuse))
+    monkeypatch.setattr(sets, "_LIBC", library)
     put_theirs(directory)
     show(store, directory, NEW, replace=True)
     assert (read(directory / "vllm"), read(directory / "vllm.1")) == (NEW, THEIRS)

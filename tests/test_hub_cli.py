@@ -11,8 +11,9 @@ import pytest
 from cosyjit import Store
 from cosyjit.families import FAMILIES
 from cosyjit.planning import find_targets, localize
-from cosyjit.pretrained import FILES, read_base
+from cosyjit.pretrained import read_base
 from tests.calls import CONSOLE_SCRIPT, Ran, finished, shown, spawn
+from tests.folded import FILES
 from tests.hubs import MODEL, Hub
 from tests.kept import retrain
 
