@@ -16,22 +16,22 @@ from cosyjit import Store, audit_store, collect, export
 from tests.calls import CONSOLE_SCRIPT, ROOT, children, ended, shown, snapshot, spawn, wait_for
 from tests.crashing import UNAVAILABLE, Observed
 
-STRIDES: Final = {"some steps": 90, "more steps": 3}
+pytestmark = pytest.mark.stress
+
+STRIDE: Final = 3
+"""One in so many steps, and the first and last ones."""
+
 KILLED_BUILD: Final = "the build is killed"
 KILLED_EXPORT: Final = "the export is killed"
 UNWRITABLE: Final = {"input/output error", "no space left"}
 
 
-@pytest.fixture(
-    scope="module",
-    params=["some steps", pytest.param("more steps", marks=pytest.mark.stress)],
-    ids=lambda steps: steps,
-)
-def attempts(request: pytest.FixtureRequest, tiny2: Path) -> list[Observed]:
+@pytest.fixture(scope="module")
+def attempts(tiny2: Path) -> list[Observed]:
     """What became of exports, one after the other: the first unhindered, then hindered ones, and others after them."""
     memory = Path("/dev/shm")  # noqa: S108  (quicker than a disk)
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        command = sys.executable, "-m", "tests.crashing_builds", tiny2, folder, STRIDES[request.param]
+        command = sys.executable, "-m", "tests.crashing_builds", tiny2, folder, str(STRIDE)
         process = spawn(*command, cwd=ROOT)
         out, err = process.communicate(timeout=1800)
     if process.returncode == UNAVAILABLE:
@@ -93,7 +93,6 @@ def test_a_zip_that_is_written_in_pieces_is_the_same(attempts: list[Observed]) -
     assert [each.at for each in short if each.shown != attempts[0].shown or not each.struck] == []
 
 
-@pytest.mark.stress
 def test_a_command_that_is_killed_at_any_moment_leaves_nothing_but_what_the_next_one_takes_up(
     tiny2: Path, home: Path, store: Store, tmp_path: Path
 ) -> None:

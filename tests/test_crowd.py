@@ -67,11 +67,9 @@ def test_a_crowd_in_a_local_store_loses_nothing_and_leaves_nothing(folder: Path,
     assert report.acts.keys() >= {"export", "read", "collect", "real", "roll back", "verify"}
 
 
-@pytest.mark.parametrize("size", [FEW, pytest.param(MANY, marks=pytest.mark.stress)], ids=["few", "many"])
-def test_a_crowd_in_a_bucket_loses_nothing_and_leaves_nothing(
-    folder: Path, s3: Service, size: tuple[float, int]
-) -> None:
-    report = crowded(folder, s3.url(), *size)
+@pytest.mark.stress
+def test_a_crowd_in_a_bucket_loses_nothing_and_leaves_nothing(folder: Path, s3: Service) -> None:
+    report = crowded(folder, s3.url(), *MANY)
     if report.wrong and max(report.seconds.values()) > GRACE / 2:
         pytest.skip("exports on this machine take longer than the grace that collections give them here")
     assert report.wrong == []
