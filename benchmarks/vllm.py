@@ -19,10 +19,11 @@ from benchmarks import costs
 from cosyjit import worker
 from cosyjit.families import COSYVOICE2_VLLM, PRECISIONS, Precision
 from cosyjit.files import remove
+from cosyjit.fit import PLAIN, read_as
 from cosyjit.pretrained import read_base
 from cosyjit.synth import synth
-from cosyjit.tensors import opened, read_index
 from cosyjit.vllm import Folder, plan_folder
+from cosyjit.weights_file import opened
 
 
 def _clear(out: Path) -> Path:
@@ -55,7 +56,8 @@ def main(directory: Path, count: int) -> None:
         synth(source, "cosyvoice2", "full")
     weights = source / "llm.pt"
     with opened(weights) as file:
-        folder = plan_folder(COSYVOICE2_VLLM, read_base(source), weights, read_index(file, weights))
+        _, entries = read_as(file, weights, PLAIN)
+    folder = plan_folder(COSYVOICE2_VLLM, read_base(source), weights, entries)
     table = Table(title=f"medians of {count} rounds", title_justify="left")
     for heading in ("", "GB", "s", "of plain", "peak memory, MB"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -1,14 +1,18 @@
 """Where the members of a zip archive are in its file, for archives that can be read in one way alone.
 
 The format lets a file be two archives, to two readers. What `torch.save` writes leaves no choice, and nothing else is
-taken: the members are below one folder, each under a name that no other has, none within another; those read are stored
-as they are; the directory stands right before the end of the file. So a member's bytes are those that torch would read,
-and all members together are no larger than the file.
+taken: the members are below one folder, each under a name that no other has, none within another; the directory stands
+right before the end of the file. So a member's bytes are those that torch would read. `torch.save` stores members as
+they are; those that another program has deflated are inflated to the size that the directory gives, and no further.
 """
 
 import io
 import struct
+import zlib
+from collections.abc import Iterator
 from typing import BinaryIO, Final, NamedTuple
+
+from cosyjit.forms import UnsupportedFormError
 
 _END: Final = struct.Struct("<4s4H2IH")
 _END64: Final = struct.Struct("<4sQ2H2I4Q")
@@ -24,6 +28,13 @@ _LARGE_NUMBERS: Final = 1
 _ENCRYPTED_OR_PATCHED: Final = 0x2061
 """The flags of members that are not what they seem."""
 
+_STORED: Final = 0
+_DEFLATED: Final = 8
+"""Methods of compression: the two that torch reads."""
+
+_BLOCK: Final = 1 << 20
+"""How much is inflated at a time, in bytes."""
+
 _LARGEST_DIRECTORY: Final = 4 << 20
 """In bytes. That of 1,500 tensors takes 0.1 MB."""
 
@@ -34,16 +45,25 @@ class Member(NamedTuple):
     Attributes:
         name: its whole name.
         header: where in the file its header is, in bytes.
-        bytes: its size.
-        stored: whether its bytes are what it holds; else they are compressed or encrypted.
+        bytes: the size of what it holds.
+        packed: the size of that in the file.
+        method: the number of the method of compression; None where it is encrypted, patched or in another file.
+        sum: the CRC-32 of what it holds.
         end: what it has to end before, the header of the next one.
     """
 
     name: str
     header: int
     bytes: int
-    stored: bool
+    packed: int
+    method: int | None
+    sum: int
     end: int
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its bytes in the file are what it holds."""
+        return self.method == _STORED and self.packed == self.bytes
 
 
 class _Entry(NamedTuple):
@@ -52,7 +72,9 @@ class _Entry(NamedTuple):
     name: str
     header: int
     bytes: int
-    stored: bool
+    packed: int
+    method: int | None
+    sum: int
 
 
 class _Directory(NamedTuple):
@@ -92,33 +114,64 @@ def extent(file: BinaryIO, member: Member) -> tuple[int, int]:
     """Where the bytes of a member begin in the file, and how many there are.
 
     Raises:
-        ValueError, struct.error: it is compressed or cut short, or its header says that it is another.
+        UnsupportedFormError: it is encrypted, or compressed in a way that torch does not read either.
+        ValueError, struct.error: it is cut short, or its header says that it is another.
     """
-    if not member.stored:
-        raise ValueError(f"{member.name} is compressed")
+    if member.method not in {_STORED, _DEFLATED}:
+        how = "encrypted" if member.method is None else f"compressed by method {member.method}"
+        raise UnsupportedFormError(f"has members that are {how} ({member.name}); unpack it, and zip it without that")
+    if member.method == _STORED and not member.is_stored:
+        raise ValueError(f"{member.name} has two sizes")
     name = member.name.encode()
     start = member.header + _HEADER.size + len(name)
-    if start + member.bytes > member.end:
+    if start + member.packed > member.end:
         raise ValueError(f"{member.name} is cut short")
     header = _read(file, member.header, start - member.header)
     signature, length, extra = _HEADER.unpack_from(header)
     if signature != b"PK\3\4" or length != len(name) or header[_HEADER.size :] != name:
         raise ValueError(f"{member.name} is another one by its header")
-    if start + extra + member.bytes > member.end:
+    if start + extra + member.packed > member.end:
         raise ValueError(f"{member.name} is cut short")
-    return start + extra, member.bytes
+    return start + extra, member.packed
 
 
 def content(file: BinaryIO, member: Member, most: int) -> bytes:
-    """The bytes of a member.
+    """What a member holds.
 
     Raises:
-        ValueError, struct.error: as `extent`, or it has more than `most` bytes.
+        UnsupportedFormError, ValueError, struct.error, zlib.error: as `blocks`, or it has more than `most` bytes.
     """
-    start, length = extent(file, member)
-    if length > most:
-        raise ValueError(f"{member.name} has {length} bytes, more than {most}")
-    return _read(file, start, length)
+    if member.bytes > most:
+        raise ValueError(f"{member.name} has {member.bytes} bytes, more than {most}")
+    return b"".join(blocks(file, member))
+
+
+def blocks(file: BinaryIO, member: Member) -> Iterator[bytes]:
+    """What a member holds, a megabyte at a time; never more than the directory says.
+
+    Raises:
+        UnsupportedFormError, ValueError, struct.error: as `extent`.
+        ValueError, zlib.error: what is inflated is of another size or sum than the directory says, or damaged.
+    """
+    start, packed = extent(file, member)
+    if member.is_stored:
+        for at in range(0, packed, _BLOCK):
+            yield _read(file, start + at, min(_BLOCK, packed - at))
+        return
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = total = 0
+    for at in range(0, packed, _BLOCK):
+        left, block = _read(file, start + at, min(_BLOCK, packed - at)), b"more"
+        while left or len(block) == _BLOCK:
+            block = inflater.decompress(left, _BLOCK)
+            left = inflater.unconsumed_tail
+            size += len(block)
+            total = zlib.crc32(block, total)
+            if size > member.bytes or inflater.unused_data:
+                raise ValueError(f"{member.name} is longer than it says")
+            yield block
+    if not inflater.eof or (size, total) != (member.bytes, member.sum):
+        raise ValueError(f"{member.name} is not what it says")
 
 
 def _read(file: BinaryIO, start: int, length: int) -> bytes:
@@ -162,8 +215,8 @@ def _large_directory(tail: bytes, at: int) -> _Directory:
 def _entries(directory: bytes, count: int) -> list[_Entry]:
     found, at = [], 0
     for _ in range(count):
-        signature, _, _, flags, method, *_, packed, size, name, extra, comment, disk, _, _, header = _ENTRY.unpack_from(
-            directory, at
+        signature, _, _, flags, method, _, _, total, packed, size, name, extra, comment, disk, _, _, header = (
+            _ENTRY.unpack_from(directory, at)
         )
         names = at + _ENTRY.size
         fields = names + name
@@ -171,8 +224,9 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
         if signature != b"PK\1\2" or at > len(directory):
             raise ValueError("its directory is damaged")
         size, packed, header = _large(directory[fields : fields + extra], (size, packed, header))
-        stored = not (method or packed != size or flags & _ENCRYPTED_OR_PATCHED or disk)
-        found.append(_Entry(_name(directory[names:fields]), header, packed, stored))
+        plain = not (flags & _ENCRYPTED_OR_PATCHED or disk)
+        name_of = _name(directory[names:fields])
+        found.append(_Entry(name_of, header, size, packed, method if plain else None, total))
     if at != len(directory):
         raise ValueError("its directory has more than its entries")
     return found

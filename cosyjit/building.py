@@ -11,10 +11,11 @@ from typing import Final, NamedTuple
 from cosyjit import record, worker
 from cosyjit.errors import CheckpointError, CosyjitError, OutputError
 from cosyjit.files import sha256_of, sha256_of_folder
+from cosyjit.fit import read_as
 from cosyjit.planning import Target
 from cosyjit.pretrained import read_base
-from cosyjit.tensors import opened, read_index
 from cosyjit.vllm import Folder, plan_folder
+from cosyjit.weights_file import opened
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[
     progress("load")
     torch.set_num_threads(1)  # as many builds run side by side as there are processors
     target.check_unchanged()
-    encoder, tensors = load_encoder(target.source, target.component, target.options)
+    encoder, tensors = load_encoder(target.source, target.component, target.options, target.reading)
     # By way of float32, which the artifact is compared with: from float64, half precision may come out otherwise.
     weights = cast(cast(tensors, torch.float32), getattr(torch, target.precision.dtype))
     underflows = check_cast(tensors, weights, target.precision)
@@ -131,7 +132,7 @@ def _verify(target: Target, path: Path, progress: worker.Progress) -> dict[str, 
 
     progress("verify")
     torch.set_num_threads(1)
-    encoder, tensors = load_encoder(target.source, target.component, target.options)
+    encoder, tensors = load_encoder(target.source, target.component, target.options, target.reading)
     encoder.load_state_dict(cast(tensors, torch.float32), assign=True)
     sizes = target.least_bytes, target.weight_bytes
     figures, step = verify(path, encoder, target.component, target.precision, *sizes)
@@ -157,7 +158,8 @@ def _build_folder(target: Target, directory: Path, progress: worker.Progress) ->
     torch.set_num_threads(1)
     made = directory / target.file_name
     made.mkdir()
-    underflows = folders.write(_planned_folder(target), target.weights_file, made, target.precision, progress)
+    planned = _planned_folder(target)
+    underflows = folders.write(planned, target.weights_file, made, target.precision, progress, target.reading)
     target.check_unchanged()
     return made, underflows
 
@@ -173,7 +175,8 @@ def _verify_folder(target: Target, path: Path, progress: worker.Progress) -> dic
     from cosyjit import folders
 
     torch.set_num_threads(1)
-    digests = folders.verify(_planned_folder(target), target.weights_file, path, target.precision, progress)
+    planned = _planned_folder(target)
+    digests = folders.verify(planned, target.weights_file, path, target.precision, progress, target.reading)
     target.check_unchanged()
     return digests
 
@@ -185,7 +188,7 @@ def _planned_folder(target: Target) -> Folder:
     if base.digests != target.configs:
         raise CheckpointError(f"{base.path.parent}: was changed after it was planned; run again when it is complete")
     with opened(target.weights_file) as file:
-        entries = read_index(file, target.weights_file)
+        _, entries = read_as(file, target.weights_file, target.reading)
     return plan_folder(target.component, base, target.weights_file, entries)
 
 

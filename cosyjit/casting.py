@@ -10,7 +10,8 @@ from torch import Tensor
 from cosyjit import files
 from cosyjit.errors import CheckpointError, VerificationError
 from cosyjit.families import Precision
-from cosyjit.tensors import StoredTensor, changed
+from cosyjit.tensors import StoredTensor
+from cosyjit.weights_file import changed
 
 _NUMBERS: Final = 1 << 20
 """How many numbers a block has at most."""

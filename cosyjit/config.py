@@ -24,6 +24,7 @@ from ruamel.yaml.nodes import Node
 from cosyjit import files, nodes
 from cosyjit.cutting import NEW, Cutting
 from cosyjit.errors import ConfigError, line
+from cosyjit.forms import BEGINNING, mistaken_for
 from cosyjit.nodes import Document
 
 _CLASS: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,199}")
@@ -71,7 +72,10 @@ class Config:
             ConfigError: the file cannot be read, or is no YAML mapping.
         """
         try:
-            return cls(_content(path).decode("utf-8"), str(path))
+            content = _content(path)
+            if mistaken := mistaken_for(content[:BEGINNING]):
+                raise ConfigError(f"{path}: {mistaken}")
+            return cls(content.decode("utf-8"), str(path))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read ({line(error)}); restore the published file") from None
 

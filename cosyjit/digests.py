@@ -12,18 +12,22 @@ import threading
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
 import xxhash
 
 from cosyjit.errors import CheckpointError
 from cosyjit.files import fill, make_directory, replacing, sha256_of
+from cosyjit.fit import PLAIN, Need, Reading, choose, fits
 from cosyjit.identity import Identity, settle
-from cosyjit.tensors import Index, Other, StoredTensor, changed, opened, read_index
+from cosyjit.pickles import Other
+from cosyjit.tensors import Contents, Entries, StoredTensor
+from cosyjit.weights_file import changed, numbers, opened, read_contents
 
 _BUFFER: Final = 1 << 20
 """What is read at a time: it stays in a processor's second-level cache between the reading and the hashing."""
@@ -34,7 +38,7 @@ _BATCH: Final = 8 << 20
 _FORMATS: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 """The formats of `memoryview` for words of so many bytes."""
 
-_SEALED: Final = b"cosyjit digests 2\n"
+_SEALED: Final = b"cosyjit digests 3\n"
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """Held while a file's SHA-256 is taken: several builds that ask for it at once wait for the same answer."""
@@ -67,10 +71,11 @@ class TensorDigest(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The tensors of a weights file, and what the file was when they were read."""
+    """The tensors of a weights file, how their names were read, and what the file was then."""
 
     identity: Identity
     tensors: Mapping[str, TensorDigest]
+    reading: Reading = PLAIN
 
 
 def processors() -> int:
@@ -84,42 +89,50 @@ class Digests:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def known(self, path: Path, prefixes: Collection[str] = ("",)) -> bool:
+    def known(self, path: Path, prefixes: Collection[str] = ("",), needs: Sequence[Need] = ()) -> bool:
         """Whether `tensors` of a weights file would give what is remembered."""
-        return self._recall_tensors(path, prefixes) is not None
+        return self._recall_tensors(path, prefixes, needs) is not None
 
-    def tensors(self, paths: Iterable[Path], prefixes: Collection[str] = ("",)) -> dict[Path, Weights]:
+    def tensors(
+        self,
+        paths: Iterable[Path],
+        prefixes: Collection[str] = ("",),
+        needs: Mapping[Path, Sequence[Need]] = MappingProxyType({}),
+    ) -> dict[Path, Weights]:
         """The tensors of weights files; an entry that is no tensor has the name of its type and no numbers.
 
         Args:
             paths: the files.
             prefixes: what the names of those tensors start with that are wanted; others are not read.
+            needs: what components need of the files, by which it is chosen how the names in them are read.
 
         Raises:
             CheckpointError: a file is missing, damaged or more than tensors, or was changed while it was read.
+            InputError: a file does not have what components need.
         """
-        found = {path: self._recall_tensors(path, prefixes) for path in paths}
+        found = {path: self._recall_tensors(path, prefixes, needs.get(path, ())) for path in paths}
         with ExitStack() as files:
             unknown = [path for path, weights in found.items() if weights is None]
-            begun = _begin({path: files.enter_context(opened(path)) for path in unknown}, prefixes)
-            _hash(begun)
+            begun = _begin({path: files.enter_context(opened(path)) for path in unknown}, prefixes, needs)
+            _hash([(each, files.enter_context(each.numbers())) for each in begun])
             read = {each.path: self._finish(each) for each in begun}
         return {path: weights or read[path] for path, weights in found.items()}
 
-    def _recall_tensors(self, path: Path, prefixes: Collection[str]) -> Weights | None:
+    def _recall_tensors(self, path: Path, prefixes: Collection[str], needs: Sequence[Need]) -> Weights | None:
         try:
             identity = Identity.of(path)
         except OSError:
             return None  # whoever opens it will say so
-        tensors = _tensors_of(self._recall(_kind(prefixes), path, identity))
-        return None if tensors is None else Weights(identity, tensors)
+        found = _weights_of(identity, self._recall(_kind(prefixes), path, identity))
+        # For others than it was read for, the names may be read in another way.
+        return found if found and fits(path, found.tensors, needs) else None
 
     def _finish(self, read: "_Reading") -> Weights:
         _check_unchanged(read.path, read.file.fileno(), read.identity)
-        tensors = {name: _described(entry, read.digests.get(name, "")) for name, entry in read.index.items()}
+        tensors = {name: _described(entry, read.digests.get(name, "")) for name, entry in read.entries.items()}
         if read.settled:
-            self._remember(read.kind, read.path, read.identity, tensors)
-        return Weights(read.identity, tensors)
+            self._remember(read.kind, read.path, read.identity, {"reading": read.reading, "tensors": tensors})
+        return Weights(read.identity, tensors, read.reading)
 
     def sha256(self, path: Path) -> str:
         """The SHA-256 of a file, in hex.
@@ -201,18 +214,30 @@ class _Reading:
     file: BinaryIO
     identity: Identity
     settled: bool
-    index: Index
+    contents: Contents
+    reading: Reading
+    entries: Entries
     digests: dict[str, str] = field(default_factory=dict)
 
+    def numbers(self) -> AbstractContextManager[BinaryIO]:
+        """A file with the bytes of the tensors where they say."""
+        tensors = [entry for entry in self.entries.values() if isinstance(entry, StoredTensor)]
+        return numbers(self.file, self.path, self.contents, tensors)
 
-def _begin(files: Mapping[Path, BinaryIO], prefixes: Collection[str]) -> list[_Reading]:
+
+def _begin(
+    files: Mapping[Path, BinaryIO], prefixes: Collection[str], needs: Mapping[Path, Sequence[Need]]
+) -> list[_Reading]:
     """Take the identities of weights files, and read what is in those."""
     descriptors = [file.fileno() for file in files.values()]
     identities = [Identity.of(each) for each in descriptors]
     begun = []
     for (path, file), identity, settled in zip(files.items(), identities, settle(descriptors), strict=True):
-        index = {name: entry for name, entry in read_index(file, path).items() if name.startswith((*prefixes,))}
-        begun.append(_Reading(_kind(prefixes), path, file, identity, settled, index))
+        contents = read_contents(file, path)
+        reading = choose(path, contents.state, needs.get(path, ()))
+        read = reading.of(contents.state)
+        entries = {name: entry for name, entry in read.items() if name.startswith((*prefixes,))}
+        begun.append(_Reading(_kind(prefixes), path, file, identity, settled, contents, reading, entries))
     return begun
 
 
@@ -236,10 +261,13 @@ def _read_memory(memory: Path) -> dict[str, Any] | None:
     return None
 
 
-def _tensors_of(remembered: Any) -> dict[str, TensorDigest] | None:
+def _weights_of(identity: Identity, remembered: Any) -> Weights | None:
     """The tensors that are remembered; None if anything else is."""
-    with suppress(AttributeError, TypeError, ValueError):
-        return {n: TensorDigest(str(a), tuple(map(operator.index, b)), str(c)) for n, (a, b, c) in remembered.items()}
+    with suppress(AttributeError, LookupError, TypeError, ValueError):
+        nesting, prefix = remembered["reading"]
+        found = remembered["tensors"].items()
+        tensors = {n: TensorDigest(str(a), tuple(map(operator.index, b)), str(c)) for n, (a, b, c) in found}
+        return Weights(identity, tensors, Reading(tuple(map(str, nesting)), str(prefix)))
     return None
 
 
@@ -249,42 +277,42 @@ def _described(entry: StoredTensor | Other, digest: str) -> TensorDigest:
     return TensorDigest(entry.dtype, entry.shape, digest)
 
 
-def _hash(files: Sequence[_Reading]) -> None:
-    """Take the digests of all tensors of some files, on all processors."""
-    batches = iter([batch for read in files for batch in _batches(read)])
+def _hash(files: Sequence[tuple[_Reading, BinaryIO]]) -> None:
+    """Take the digests of all tensors of some files, on all processors; beside each, where its numbers are."""
+    batches = iter([(read, opened.fileno(), batch) for read, opened in files for batch in _batches(read.entries)])
 
     def work(_: int) -> None:
         buffer = memoryview(bytearray(_BUFFER))
-        for read, tensors in batches:  # whoever is free takes the next
-            read.digests.update(_hash_batch(read, tensors, buffer))
+        for read, fd, tensors in batches:  # whoever is free takes the next
+            read.digests.update(_hash_batch(read.path, fd, tensors, buffer))
 
     with ThreadPoolExecutor(processors()) as pool:
         list(pool.map(work, range(processors())))
 
 
 def _hash_batch(
-    read: _Reading, tensors: Sequence[tuple[str, StoredTensor]], buffer: memoryview
+    path: Path, fd: int, tensors: Sequence[tuple[str, StoredTensor]], buffer: memoryview
 ) -> Iterator[tuple[str, str]]:
     try:
         for name, tensor in tensors:
             hash_one = _hash_rows if tensor.contiguous else _hash_strided
-            yield name, hash_one(read.file.fileno(), read.path, tensor, buffer)
+            yield name, hash_one(fd, path, tensor, buffer)
     except OSError as error:
-        raise CheckpointError(f"{read.path}: cannot be read ({error.strerror}); copy it again") from None
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy it again") from None
 
 
-def _batches(read: _Reading) -> Iterator[tuple[_Reading, list[tuple[str, StoredTensor]]]]:
+def _batches(entries: Entries) -> Iterator[list[tuple[str, StoredTensor]]]:
     """The tensors of a file in groups, which are taken by threads: to take each by itself would cost more."""
     batch: list[tuple[str, StoredTensor]] = []
     size = 0
-    for name, entry in read.index.items():
+    for name, entry in entries.items():
         if isinstance(entry, StoredTensor):
             batch.append((name, entry))
             size += entry.bytes
             if size >= _BATCH:
-                yield read, batch
+                yield batch
                 batch, size = [], 0
-    yield read, batch
+    yield batch
 
 
 def _hash_rows(fd: int, path: Path, tensor: StoredTensor, buffer: memoryview) -> str:
@@ -300,7 +328,7 @@ def _hash_rows(fd: int, path: Path, tensor: StoredTensor, buffer: memoryview) ->
 def _hash_strided(fd: int, path: Path, tensor: StoredTensor, _: memoryview) -> str:
     """As `_hash_rows`, for numbers that stand in another order in the file, such as a transposed matrix.
 
-    They are put in order in memory, of one tensor at a time: of at most 2 GB, see `cosyjit.tensors.read_index`.
+    They are put in order in memory, of one tensor at a time: of at most 2 GB, see `cosyjit.weights_file.numbers`.
     """
     with _ONE_IN_ORDER:
         return xxhash.xxh3_128_hexdigest(_in_order(_read_extent(fd, path, tensor), tensor))

@@ -115,12 +115,14 @@ class TensorMismatchError(CheckpointError):
         return f"{self.where}: the tensors do not fit the configuration ({found}); export a matching pair"
 
 
-_SHOWN: Final = 500
-"""How many names a message gives: no component has so many tensors, but what a stranger's file has beside them may."""
+_SHOWN: Final = 3
+_LONGEST_NAME: Final = 200
+"""How many names a message gives, and how much of each, in characters."""
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names[:_SHOWN]]
+    return ", ".join(shown) + (", …" if len(names) > _SHOWN else "")
 
 
 class SelectionError(InputError):

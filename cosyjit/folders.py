@@ -12,11 +12,13 @@ from typing import BinaryIO
 
 from cosyjit import safetensors
 from cosyjit.casting import Caster
-from cosyjit.errors import CheckpointError, VerificationError
+from cosyjit.errors import VerificationError
 from cosyjit.families import Precision
+from cosyjit.fit import PLAIN, Reading, read_as
 from cosyjit.safetensors import UNSOUND
-from cosyjit.tensors import StoredTensor, opened, read_index
+from cosyjit.tensors import StoredTensor
 from cosyjit.vllm import MODEL, Copied, Folder
+from cosyjit.weights_file import changed, numbers, opened
 from cosyjit.worker import Progress
 
 
@@ -46,7 +48,9 @@ def _digesting() -> Iterator[_Digest]:
         yield _Digest(pool)
 
 
-def write(folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress) -> int:
+def write(
+    folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
+) -> int:
     """Write a folder; equal inputs give equal bytes.
 
     What is written is not brought to the disk.
@@ -57,6 +61,7 @@ def write(folder: Folder, weights: Path, directory: Path, precision: Precision, 
         directory: an empty one.
         precision: the type of the tensors.
         progress: is told "write", and how many numbers become 0 if some do.
+        reading: how the names in that file are read.
 
     Returns:
         How many numbers the cast made 0.
@@ -67,9 +72,8 @@ def write(folder: Folder, weights: Path, directory: Path, precision: Precision, 
         OSError: the directory cannot be written to.
     """
     progress("write")
-    with opened(weights) as source, (directory / MODEL).open("xb", buffering=0) as file:
+    with _located(folder, weights, reading) as (source, tensors), (directory / MODEL).open("xb", buffering=0) as file:
         caster = Caster(source, weights, precision)
-        tensors = _located(folder, source, weights)
         _write(file, memoryview(safetensors.head({each.name: each.shape for each, _ in tensors}, precision.dtype)))
         for tensor, stored in tensors:
             for block in caster.blocks(tensor.source, stored):
@@ -82,16 +86,21 @@ def write(folder: Folder, weights: Path, directory: Path, precision: Precision, 
     return caster.underflows
 
 
-def _located(folder: Folder, file: BinaryIO, path: Path) -> list[tuple[Copied, StoredTensor]]:
-    """The folder's tensors, each with where the weights file has it."""
-    index = read_index(file, path)
-    found = []
-    for tensor in folder.tensors:
-        stored = index.get(tensor.source)
-        if not isinstance(stored, StoredTensor) or stored.shape != tensor.shape or "float" not in stored.dtype:
-            raise CheckpointError(f"{path}: was changed after it was planned; run again when it is complete")
-        found.append((tensor, stored))
-    return found
+@contextmanager
+def _located(
+    folder: Folder, weights: Path, reading: Reading
+) -> Iterator[tuple[BinaryIO, list[tuple[Copied, StoredTensor]]]]:
+    """A file with the numbers of the folder's tensors, and each of these with where they are in it."""
+    with opened(weights) as file:
+        contents, entries = read_as(file, weights, reading)
+        found = []
+        for tensor in folder.tensors:
+            stored = entries.get(tensor.source)
+            if not isinstance(stored, StoredTensor) or stored.shape != tensor.shape or "float" not in stored.dtype:
+                raise changed(weights, "after it was planned")
+            found.append((tensor, stored))
+        with numbers(file, weights, contents, [stored for _, stored in found]) as source:
+            yield source, found
 
 
 def _write(file: FileIO, block: memoryview) -> None:
@@ -100,14 +109,16 @@ def _write(file: FileIO, block: memoryview) -> None:
         written += file.write(block[written:])
 
 
-def verify(folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress) -> dict[str, str]:
+def verify(
+    folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
+) -> dict[str, str]:
     """Read a folder back and compare all of it with what it was made from.
 
     Each tensor has to be, bit for bit, the cast of its source, the configurations what the rules make of the base
     ones, and nothing else may be there.
 
     Args:
-        folder, weights, precision: what it was written from.
+        folder, weights, precision, reading: what it was written from.
         directory: the folder.
         progress: is told "verify".
 
@@ -122,7 +133,7 @@ def verify(folder: Folder, weights: Path, directory: Path, precision: Precision,
     progress("verify")
     texts = folder.texts(precision)
     _check_names(directory, {MODEL, *texts})
-    digests = {MODEL: _verify_model(folder, weights, directory / MODEL, precision)}
+    digests = {MODEL: _verify_model(folder, weights, directory / MODEL, precision, reading)}
     for name, content in texts.items():
         with (directory / name).open("rb") as file:
             if file.read(len(content) + 1) != content:
@@ -139,10 +150,10 @@ def _check_names(directory: Path, wanted: set[str]) -> None:
         raise VerificationError(f"{directory}: holds {names}, not the files {', '.join(sorted(wanted))}; {UNSOUND}")
 
 
-def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precision) -> str:
+def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precision, reading: Reading) -> str:
     """Compare a file of tensors with their sources. Returns its SHA-256."""
-    with opened(weights) as source, _digesting() as digest, path.open("rb", buffering=0) as file:
-        tensors = _located(folder, source, weights)
+    located = _located(folder, weights, reading)
+    with located as (source, tensors), _digesting() as digest, path.open("rb", buffering=0) as file:
         head, entries = safetensors.read_head(file, os.fstat(file.fileno()).st_size)
         _check_entries(path, entries, folder.tensors, precision)
         digest.update(head)

@@ -1,14 +1,20 @@
 """What the artifacts of a component are made from: options, tensors, and what their files were when they were read."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosyjit.checkpoint import Checkpoint
 from cosyjit.digests import Digests, TensorDigest, Weights
 from cosyjit.families import Component
+from cosyjit.fit import EncoderNeed, Need, Reading
 from cosyjit.identity import Identity
 from cosyjit.pretrained import read_base
-from cosyjit.vllm import plan_folder
+from cosyjit.vllm import FolderNeed, plan_folder
+
+_Needs = dict[Path, list[Need]]
+"""By weights file, what components need of it."""
 
 
 class Inputs(NamedTuple):
@@ -17,12 +23,14 @@ class Inputs(NamedTuple):
     Attributes:
         options: what decides an artifact's bytes beside tensors and precision.
         tensors: those that go into it, by their names in the weights file.
+        reading: how these names are read in that file.
         weights: what that file was.
         configs: the SHA-256 of the configurations, by their names in the model directory.
     """
 
     options: Mapping[str, Any]
     tensors: Mapping[str, TensorDigest]
+    reading: Reading
     weights: Identity
     configs: Mapping[str, str]
 
@@ -37,46 +45,49 @@ def read_inputs(
         ready: is called before weights are read that are not known.
 
     Raises:
-        InputError: the configuration cannot be resolved, or weights are missing, damaged or more than tensors; or what
-            a folder is made from does not fit.
+        InputError: the configuration cannot be resolved; weights are missing, damaged or more than tensors; or the two
+            do not fit.
     """
     parts = tuple(dict.fromkeys(parts))
+    source = checkpoint.source
     options = {part: checkpoint.options(part) for part in parts if part.kind == "zip"}
-    checkpoint.source.obtain({name for part in parts for name in (part.weights, *part.configs)})
-    found = _digests_of(checkpoint, parts, digests, ready)
-    return {part: _zip(checkpoint, part, options[part], found[part.weights]) for part in options} | {
-        part: _folder(checkpoint, part, found[part.weights]) for part in parts if part.kind == "vllm"
+    encoders = {part: EncoderNeed.of(part, given, source.config) for part, given in options.items()}
+    source.obtain({name for part in parts for name in (source.weights(part.weights), *part.configs)})
+    folders = {part: FolderNeed(part, read_base(source.directory)) for part in parts if part.kind == "vllm"}
+    found = _digests_of(checkpoint, {**encoders, **folders}, digests, ready)
+    return {part: _encoder(checkpoint, part, given, found[part.weights]) for part, given in options.items()} | {
+        part: _folder(checkpoint, need, found[part.weights]) for part, need in folders.items()
     }
 
 
 def _digests_of(
-    checkpoint: Checkpoint, parts: Iterable[Component], digests: Digests, ready: Callable[[], None] | None
+    checkpoint: Checkpoint, needs: Mapping[Component, Need], digests: Digests, ready: Callable[[], None] | None
 ) -> dict[str, Weights]:
     """The digests of weights files by their names: in each, of whatever the family's components have there."""
-    wanted: dict[frozenset[str], list[str]] = {}
-    for weights in dict.fromkeys(part.weights for part in parts):
-        prefixes = frozenset(part.prefix for part in checkpoint.family.components if part.weights == weights)
-        wanted.setdefault(prefixes, []).append(weights)
-    paths = {name: checkpoint.source.file(name) for names in wanted.values() for name in names}
+    wanted: defaultdict[frozenset[str], _Needs] = defaultdict(dict)
+    paths = {part.weights: checkpoint.source.file(checkpoint.source.weights(part.weights)) for part in needs}
+    for name, path in paths.items():
+        prefixes = frozenset(part.prefix for part in checkpoint.family.components if part.weights == name)
+        own = [need for part, need in needs.items() if part.weights == name]
+        wanted[prefixes][path] = own
     if ready is not None and not all(
-        digests.known(paths[name], prefixes) for prefixes, names in wanted.items() for name in names
+        digests.known(path, prefixes, own) for prefixes, files in wanted.items() for path, own in files.items()
     ):
         ready()
-    found: dict[str, Weights] = {}
-    for prefixes, names in wanted.items():
-        read = digests.tensors([paths[name] for name in names], prefixes)
-        found |= {name: read[paths[name]] for name in names}
-    return found
+    found: dict[Path, Weights] = {}
+    for prefixes, files in wanted.items():
+        found |= digests.tensors(files, prefixes, files)
+    return {name: found[path] for name, path in paths.items()}
 
 
-def _zip(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any], weights: Weights) -> Inputs:
+def _encoder(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any], weights: Weights) -> Inputs:
     tensors = {name: each for name, each in weights.tensors.items() if name.startswith(part.prefix)}
-    return Inputs(options, tensors, weights.identity, {checkpoint.source.config.name: checkpoint.config.sha256})
+    configs = {checkpoint.source.config.name: checkpoint.config.sha256}
+    return Inputs(options, tensors, weights.reading, weights.identity, configs)
 
 
-def _folder(checkpoint: Checkpoint, part: Component, weights: Weights) -> Inputs:
-    source = checkpoint.source
-    base = read_base(source.directory)
-    folder = plan_folder(part, base, source.directory / part.weights, weights.tensors)
+def _folder(checkpoint: Checkpoint, need: FolderNeed, weights: Weights) -> Inputs:
+    path = checkpoint.source.directory / checkpoint.source.weights(need.component.weights)
+    folder = plan_folder(need.component, need.base, path, weights.tensors)
     tensors = {name: weights.tensors[name] for name in folder.sources}
-    return Inputs(folder.options, tensors, weights.identity, base.digests)
+    return Inputs(folder.options, tensors, weights.reading, weights.identity, need.base.digests)

@@ -1,18 +1,21 @@
 """A reader of the pickles that `torch.save` writes, for data alone.
 
-It knows the thirty instructions of protocol 2 that occur in state dictionaries, and calls nothing but what it is given
-by name. The standard library's reader in C would do, but lets a pickle of five bytes have it allocate 64 GB; that in
+It knows the instructions that Python's own writer uses in protocols 2 to 5, and calls nothing but what it is given by
+name. The standard library's reader in C would do, but lets a pickle of five bytes have it allocate 64 GB; that in
 Python takes several times as long.
 """
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from cosyjit.forms import UnsupportedFormError
 
 Globals = Mapping[tuple[str, str], Any]
 """What a pickle's names stand for, by module and name: all that a pickle may name."""
 
-_SCALARS: Final = {str, int, float, bool, type(None)}
+_KEYS: Final = {str, int, float, bool, type(None)}
+"""The types of keys that dictionaries keep."""
 
 _LARGEST_KEY: Final = 1 << 60
 """Larger integers may have one hash, as many as one likes, which takes a dictionary the square of their number."""
@@ -20,35 +23,86 @@ _LARGEST_KEY: Final = 1 << 60
 _MOST_ARGUMENTS: Final = 16
 """Of one call: they are copied for each. What makes a tensor of any kind takes less than ten."""
 
+_PROTOCOLS: Final = range(2, 6)
+_OLDER: Final = b"\x80}(c"
+"""What a dictionary begins with in others, protocol 0 and 1 among them."""
+
 _INT: Final = struct.Struct("<i").unpack_from
 _SIZE: Final = struct.Struct("<I").unpack_from
 _SHORT: Final = struct.Struct("<H").unpack_from
 _FLOAT: Final = struct.Struct(">d").unpack_from
 
+_LENGTHS: Final = {
+    0x8D: struct.Struct("<Q"),  # BINUNICODE8
+    0x54: struct.Struct("<I"),  # BINSTRING
+    0x42: struct.Struct("<I"),  # BINBYTES
+    0x8E: struct.Struct("<Q"),  # BINBYTES8
+    0x96: struct.Struct("<Q"),  # BYTEARRAY8
+    0x8B: struct.Struct("<I"),  # LONG4
+}
+"""How the length of what follows is written, where it takes more than a byte."""
+
+
+class Other(NamedTuple):
+    """A value that is passed over, such as the count of epochs that training leaves; what it is.
+
+    Attributes:
+        kind: the name of its type; that of a tensor of no plain numbers begins with "Tensor".
+    """
+
+    kind: str
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.kind.startswith("Tensor")
+
 
 class ForbiddenError(Exception):
-    """A pickle that names something else than data."""
+    """A pickle that names something else than data.
+
+    Attributes:
+        name: what it names, in full.
+        whole: whether that is what the whole pickle is of.
+    """
+
+    def __init__(self, name: str, *, whole: bool = False) -> None:
+        super().__init__(name)
+        self.name, self.whole = name, whole
 
 
-def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> Any:
+class Loaded(NamedTuple):
+    """What a pickle describes, and where the bytes behind it begin."""
+
+    value: Any
+    end: int
+
+
+def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: int = 0) -> Loaded:
     """The object that a pickle describes.
 
+    Of dictionaries, entries are left out whose keys are anything but strings, numbers and None; sets and bytes are
+    passed over.
+
     Args:
-        pickled: the pickle.
+        pickled: the pickle, and maybe others around it.
         known: what it may name. A callable is called with the arguments that the pickle gives.
         persistent: gives the objects that the pickle refers to by an identifier of their own.
+        at: where it begins.
 
     It takes time in proportion to the pickle's size, apart from what the callables take, and memory of at most a
     hundred times that.
 
     Raises:
         ForbiddenError: it names something that is not in `known`.
+        UnsupportedFormError: it is of a protocol that torch does not use.
         ValueError, TypeError, AttributeError, LookupError, struct.error: it is damaged.
     """
     # One loop, the frequent instructions first: a call for each would take longer than what it does.
-    if pickled[:2] != b"\x80\x02":
-        raise ValueError("the pickle is of another protocol than 2")
-    at = 2
+    if pickled[at] != 0x80 or pickled[at + 1] not in _PROTOCOLS:
+        if pickled[at] not in _OLDER:
+            raise ValueError("it is not a pickle")
+        raise UnsupportedFormError("has a pickle of another protocol than 2 to 5; load it, and save it again")
+    at += 2
     stack: list[Any] = []
     marks: list[list[Any]] = []
     memo: dict[int, Any] = {}
@@ -60,6 +114,8 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
         elif code == 0x72:  # LONG_BINPUT
             memo[_SIZE(pickled, at)[0]] = stack[-1]
             at += 4
+        elif code == 0x94:  # MEMOIZE
+            memo[len(memo)] = stack[-1]
         elif code == 0x68:  # BINGET
             stack.append(memo[pickled[at]])
             at += 1
@@ -70,13 +126,17 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
             end = at + 4 + _SIZE(pickled, at)[0]
             stack.append(pickled[at + 4 : end].decode("utf-8", "surrogatepass"))
             at = end
+        elif code == 0x8C:  # SHORT_BINUNICODE
+            end = at + 1 + pickled[at]
+            stack.append(pickled[at + 1 : end].decode("utf-8", "surrogatepass"))
+            at = end
         elif code == 0x28:  # MARK
             marks.append(stack)
             stack = []
         elif code == 0x74:  # TUPLE
             items, stack = stack, marks.pop()
             stack.append((*items,))
-        elif code == 0x52:  # REDUCE
+        elif code in {0x52, 0x81}:  # REDUCE, NEWOBJ
             stack[-2:] = [_called(*stack[-2:])]
         elif code == 0x51:  # BINPERSID
             stack[-1] = persistent(stack[-1])
@@ -99,16 +159,20 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
         elif code == 0x63:  # GLOBAL
             end = pickled.index(b"\n", at)
             last = pickled.index(b"\n", end + 1)
-            stack.append(_named(known, pickled[at:end].decode(), pickled[end + 1 : last].decode()))
+            name = pickled[at:end].decode(), pickled[end + 1 : last].decode()
+            stack.append(_named(known, *name, whole=not (stack or marks)))
             at = last + 1
+        elif code == 0x93:  # STACK_GLOBAL
+            module, attribute = stack[-2:]
+            stack[-2:] = [_named(known, module, attribute, whole=not (stack[:-2] or marks))]
         elif code == 0x7D:  # EMPTY_DICT
             stack.append({})
         elif code == 0x75:  # SETITEMS
             items, stack = stack, marks.pop()
-            stack[-1].update(zip(_keys(items[::2]), items[1::2], strict=True))
+            _set_items(stack[-1], items)
         elif code == 0x62:  # BUILD: attributes, which data has none of; torch keeps the modules' versions there
             stack.pop()
-            _check_dictionary(stack[-1])
+            _check_passive(stack[-1])
         elif code == 0x4E:  # NONE
             stack.append(None)
         elif code == 0x88:  # NEWTRUE
@@ -126,26 +190,74 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any]) -> A
             stack.append([])
         elif code == 0x61:  # APPEND
             value = stack.pop()
-            stack[-1].append(value)
+            _extend(stack[-1], [value])
         elif code == 0x65:  # APPENDS
             items, stack = stack, marks.pop()
-            stack[-1].extend(items)
+            _extend(stack[-1], items)
         elif code == 0x73:  # SETITEM
-            (key,), value = _keys([stack.pop(-2)]), stack.pop()
-            stack[-1][key] = value
+            items = stack[-2:]
+            del stack[-2:]
+            _set_items(stack[-1], items)
+        elif code == 0x95:  # FRAME: how much of what follows belongs together
+            at += 8
+        elif code == 0x43:  # SHORT_BINBYTES
+            at += 1 + pickled[at]
+            stack.append(Other("bytes"))
+        elif code == 0x8F:  # EMPTY_SET
+            stack.append(Other("set"))
+        elif code == 0x90:  # ADDITEMS
+            items, stack = stack, marks.pop()
+            _extend(stack[-1], items)
+        elif code == 0x91:  # FROZENSET
+            items, stack = stack, marks.pop()
+            stack.append(Other("frozenset"))
+        elif code == 0x30:  # POP: of a tuple that contains itself
+            stack.pop()
+        elif code == 0x31:  # POP_MARK
+            stack = marks.pop()
+        elif code in _LENGTHS:
+            (size,) = _LENGTHS[code].unpack_from(pickled, at)
+            start = at + _LENGTHS[code].size
+            at = start + size
+            stack.append(_long(code, pickled[start:at], size))
         else:
             raise ValueError(f"instruction {code:#04x} in the pickle")
     (value,) = stack
-    return value
+    return Loaded(value, at + 1)
 
 
-def _keys(keys: list[Any]) -> list[Any]:
-    """Keys of a dictionary; tuples are none, for deep ones take for ever to hash, or the stack of the process."""
-    if not all(type(key) in _SCALARS for key in keys):
-        raise TypeError("a key that is no string or number")
-    if any(type(key) is int and abs(key) >= _LARGEST_KEY for key in keys):
-        raise ValueError("a key that is too large a number")
-    return keys
+def _long(code: int, content: bytes, size: int) -> Any:
+    """What a long text, number or row of bytes is."""
+    if len(content) != size:
+        raise ValueError("a length that leads out of the pickle")
+    if code == 0x8D:
+        return content.decode("utf-8", "surrogatepass")
+    if code == 0x54:
+        return content.decode("ascii")
+    if code == 0x8B:
+        return int.from_bytes(content, "little", signed=True)
+    return Other("bytearray" if code == 0x96 else "bytes")
+
+
+def _set_items(target: Any, items: list[Any]) -> None:
+    """Put keys and values into a dictionary; what is passed over takes any."""
+    pairs = zip(items[::2], items[1::2], strict=True)
+    if type(target) is dict:
+        target.update((key, value) for key, value in pairs if _is_kept(key))
+    else:
+        _check_passed_over(target)
+
+
+def _is_kept(key: Any) -> bool:
+    """Whether a dictionary keeps a key. A tuple would do, but a deep one takes for ever to hash."""
+    return type(key) is str or (type(key) in _KEYS and not (type(key) is int and abs(key) >= _LARGEST_KEY))
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    if type(target) is list:
+        target.extend(items)
+    else:
+        _check_passed_over(target)
 
 
 def _called(function: Any, arguments: Any) -> Any:
@@ -154,13 +266,20 @@ def _called(function: Any, arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _check_dictionary(value: Any) -> None:
-    """What is no dictionary may be changed by its attributes: a tensor may get other numbers."""
+def _check_passive(value: Any) -> None:
+    """What is not a dictionary may be changed by its attributes: a tensor may get other numbers."""
     if type(value) is not dict:
-        raise TypeError(f"attributes of a {type(value).__name__}")
+        _check_passed_over(value)
 
 
-def _named(known: Globals, module: str, name: str) -> Any:
+def _check_passed_over(value: Any) -> None:
+    if not isinstance(value, Other) or value.is_tensor:
+        raise TypeError(f"a {type(value).__name__} that is changed")
+
+
+def _named(known: Globals, module: Any, name: Any, *, whole: bool) -> Any:
+    if not type(module) is type(name) is str:
+        raise TypeError("a name that is not a text")
     if (module, name) not in known:
-        raise ForbiddenError(f"{module}.{name}")
+        raise ForbiddenError(f"{module}.{name}", whole=whole)
     return known[module, name]

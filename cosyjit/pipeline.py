@@ -145,11 +145,11 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
 
 
 def _materials(target: Target, store: Store) -> tuple[Material, ...]:
-    source, weights = target.source, target.component.weights
+    source, weights = target.source, target.weights_file.name
     digest = store.digests.sha256(source.file(weights))
     target.check_unchanged()
-    digests = {**target.configs, weights: digest}
-    return tuple(Material(name, source.uri(name), each) for name, each in digests.items())
+    configs = (Material(name, source.uri(name), each) for name, each in target.configs.items())
+    return *configs, Material(weights, source.uri(weights), digest, str(target.reading))
 
 
 def _published(target: Target, made: Record) -> Published:

@@ -1,5 +1,6 @@
 """What is to be exported, and what of it the store has already: without torch, where nothing has changed."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from cosyjit.checkpoint import open_checkpoint
 from cosyjit.errors import BuildError, CheckpointError, InputError, LaterSchemaError, RecordError, SignatureError
 from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
+from cosyjit.fit import PLAIN, Reading
 from cosyjit.identity import Identity
 from cosyjit.inputs import Inputs, read_inputs
 from cosyjit.record import Record
@@ -26,6 +28,8 @@ _FOLDER_MEMORY: Final = 900_000_000
 
 _MISSING: Final = "record missing"
 
+_LOG: Final = logging.getLogger("cosyjit")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -38,6 +42,7 @@ class Target:
         precision: the type of its weights.
         fingerprint: all that decides its bytes.
         weights: what the file with its weights was when the fingerprint was taken.
+        reading: how the names of tensors in that file are read.
         configs: the SHA-256 of the configurations when they were read, by their names in the model directory.
         device: the kind of device that the graph is optimized on; the artifact loads on others as well.
     """
@@ -49,6 +54,7 @@ class Target:
     fingerprint: Fingerprint = field(hash=False)
     weights: Identity
     configs: Mapping[str, str] = field(hash=False)
+    reading: Reading = PLAIN
     device: str = "cpu"
 
     @property
@@ -62,7 +68,7 @@ class Target:
 
     @property
     def weights_file(self) -> Path:
-        return self.source.directory / self.component.weights
+        return self.source.directory / self.source.weights(self.component.weights)
 
     def is_unchanged(self) -> bool:
         """Whether the weights file is still the one that the fingerprint was taken of."""
@@ -141,16 +147,15 @@ def plan(
     Raises:
         InputError: something is wrong with the directory, its configuration or weights, or with the store, or there
             is nothing to export.
-        BuildError: the process that read the weights was killed.
     """
     store = store or Store()
     planned = compare(source, components, precisions, store=store, force=force, ready=worker.prepare)
     wanted = [each.target for each in planned if each.record is None]
-    unseen = {each.component: each.options for each in wanted if each.component.kind == "zip"}
     if wanted and exporting:
-        store.digests.begin_sha256({each.source.file(each.component.weights): None for each in wanted})
-    if unseen:
-        worker.run(_check, planned[0].target.source, unseen)
+        store.digests.begin_sha256({each.source.file(each.weights_file.name): None for each in wanted})
+    for path, reading in dict.fromkeys((each.target.weights_file, each.target.reading) for each in planned):
+        if not reading.is_plain:
+            _LOG.info("%s: its tensors stand %s, and are read from there", path, reading)
     return planned
 
 
@@ -163,7 +168,7 @@ def compare(
     force: bool = False,
     ready: Callable[[], None] | None = None,
 ) -> tuple[Planned, ...]:
-    """As `plan`, but without a look at whether weights and options fit.
+    """As `plan`, for the targets alone.
 
     Args:
         ready: see `find_targets`.
@@ -204,6 +209,7 @@ def _target(source: Source, part: Component, precision: Precision, made_from: In
         fingerprint(part, made_from.options, precision, Target.device, made_from.tensors),
         made_from.weights,
         made_from.configs,
+        made_from.reading,
     )
 
 
@@ -271,7 +277,7 @@ def localize(target: Target, store: Store) -> Target:
     if here.key != target.fingerprint.key:
         reasons = "; ".join(differences(target.fingerprint, here))
         raise BuildError(f"{target.name}: was planned by another installation ({reasons}); install the same everywhere")
-    target.source.obtain([target.component.weights, *target.component.configs])
+    target.source.obtain([target.weights_file.name, *target.component.configs])
     if target.is_unchanged():
         return target
     try:
@@ -281,7 +287,7 @@ def localize(target: Target, store: Store) -> Target:
         raise
     if found.fingerprint.key != target.fingerprint.key:
         target.check_unchanged()
-    return replace(target, source=found.source, weights=found.weights, configs=found.configs)
+    return replace(target, source=found.source, weights=found.weights, configs=found.configs, reading=found.reading)
 
 
 def remember(store: Store, target: Target) -> None:
@@ -295,12 +301,3 @@ def _reference(target: Target) -> str:
 
 def _kind(target: Target) -> str:
     return f"{target.name} {target.device}"
-
-
-def _check(source: Source, parts: Mapping[Component, Mapping[str, Any]], progress: worker.Progress) -> None:
-    """Fit the weights of components to their options; runs in a process of its own."""
-    from cosyjit.weights import load_encoder
-
-    progress("check")
-    for component, options in parts.items():
-        load_encoder(source, component, options)

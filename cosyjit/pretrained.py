@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cosyjit import files
 from cosyjit.errors import ConfigError
+from cosyjit.forms import BEGINNING, mistaken_for
 
 BASE: Final = "CosyVoice-BlankEN"
 """The folder, by the name that the public runtime looks for in a model directory."""
@@ -84,6 +85,8 @@ def _content(path: Path) -> bytes:
         raise ConfigError(f"{path}: does not exist; copy or download it again") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    if mistaken := mistaken_for(content[:BEGINNING]):
+        raise ConfigError(f"{path}: {mistaken}")
     if len(content) > _LARGEST:
         raise ConfigError(f"{path}: has more than {_LARGEST:,} bytes; copy or download it again")
     return content

@@ -34,11 +34,22 @@ SHORT_FORM: Final = "cosyjit.json"
 
 
 class Material(NamedTuple):
-    """A file that an artifact was made from: its name, where it was, and the SHA-256 of its bytes."""
+    """A file that an artifact was made from: its name, where it was, and the SHA-256 of its bytes.
+
+    Attributes:
+        reading: how the names of tensors in it were read, where not as they stand; see `cosyjit.fit.Reading`.
+    """
 
     name: str
     uri: str
     sha256: str
+    reading: str = ""
+
+    @property
+    def descriptor(self) -> dict[str, Any]:
+        """The in-toto resource descriptor."""
+        annotations = {"annotations": {"reading": self.reading}} if self.reading else {}
+        return {"name": self.name, "uri": self.uri, "digest": {"sha256": self.sha256}, **annotations}
 
 
 def current_versions() -> dict[str, str]:
@@ -118,10 +129,7 @@ class Record:
                         "parts": fingerprint.parts,
                         "tensors": fingerprint.tensors,
                     },
-                    "resolvedDependencies": [
-                        {"name": each.name, "uri": each.uri, "digest": {"sha256": each.sha256}}
-                        for each in self.materials
-                    ],
+                    "resolvedDependencies": [each.descriptor for each in self.materials],
                 },
                 "runDetails": {
                     "builder": {"id": BUILDER, "version": dict(self.versions)},
@@ -217,6 +225,7 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
                 documents.text(each["name"]),
                 documents.text(each["uri"]),
                 documents.digest(each["digest"]["sha256"], 64),
+                documents.text(each.get("annotations", {}).get("reading", "")),
             )
             for each in definition["resolvedDependencies"]
         ),

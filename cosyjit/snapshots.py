@@ -32,9 +32,12 @@ from cosyjit.errors import CheckpointError, OutputError, RecordError, SourceErro
 from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.hub import File, Model
 from cosyjit.identity import Identity
+from cosyjit.weights_file import SAFETENSORS
 
 _PARTS: Final = [part for family in FAMILIES for part in family.components]
-NAMES: Final = (*CONFIG_FILES, *dict.fromkeys(name for part in _PARTS for name in (part.weights, *part.configs)))
+_FILES: Final = dict.fromkeys(name for part in _PARTS for name in (part.weights, *part.configs))
+_OTHERS: Final = dict.fromkeys(str(Path(part.weights).with_suffix(SAFETENSORS)) for part in _PARTS)
+NAMES: Final = (*CONFIG_FILES, *_FILES, *_OTHERS)
 """The files of a model that matter here."""
 
 DOCUMENT: Final = "snapshot.json"

@@ -1,5 +1,6 @@
 """Where a checkpoint comes from: a model directory, or a model of ModelScope at a revision."""
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from cosyjit.errors import SourceError
 from cosyjit.families import CONFIG_FILES
 from cosyjit.hub import Model
 from cosyjit.snapshots import Snapshot
+from cosyjit.weights_file import SAFETENSORS
 
 _WAYS: Final = (
     f"give a model directory, with one of {', '.join(CONFIG_FILES)} in it, "
@@ -57,6 +59,15 @@ class Source:
     def file(self, name: str) -> Path:
         """Where the bytes of a file are: those that do not change from one commit to the next stay where they are."""
         return self.directory / name if self.snapshot is None else self.snapshot.path(name)
+
+    def weights(self, name: str) -> str:
+        """The name of a weights file here: that of the same file as safetensors, where it has no other."""
+        other = str(Path(name).with_suffix(SAFETENSORS))
+        if self.snapshot is not None:
+            names = {file.name for file in self.snapshot.files}
+            return other if other in names and name not in names else name
+        is_other = not os.path.lexists(self.directory / name) and os.path.lexists(self.directory / other)
+        return other if is_other else name
 
     def uri(self, name: str) -> str:
         """Where a file came from."""

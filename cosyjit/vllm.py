@@ -12,15 +12,17 @@ biases for queries, keys and values and for nothing else, and `head_dim`, where 
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
-from cosyjit.errors import CheckpointError, ConfigError, TensorMismatchError
+from cosyjit.encoders.parameters import Parameter
+from cosyjit.errors import CheckpointError, ConfigError
 from cosyjit.families import Component, Precision
+from cosyjit.fit import Known, check_tensors
+from cosyjit.pickles import Other
 from cosyjit.pretrained import CONFIG, GENERATION, Base
-from cosyjit.tensors import ITEM_SIZES, Other
 
 VERSION: Final = 1
 """Of these rules and of the form of the files: raised when equal inputs give other bytes."""
@@ -37,9 +39,6 @@ _SPEECH_BIAS: Final = "llm_decoder.bias"
 _MARKS: Final = "llm_embedding.weight"
 """The two embeddings that CosyVoice2 puts before text and before speech; the caller of vLLM adds them itself."""
 
-_TRAINING: Final = ("epoch", "step")
-"""Counters that training leaves beside the weights."""
-
 _ARCHITECTURE: Final = "Qwen2ForCausalLM"
 _ARCHITECTURE_WITH_BIAS: Final = "CosyVoice2ForCausalLM"
 """What the public runtime registers with vLLM, which knows no head with a bias."""
@@ -48,15 +47,6 @@ _TYPES: Final = ("torch_dtype", "dtype")
 """What the type of the weights is called in `config.json`, by the age of transformers."""
 
 _LAYER: Final = re.compile(r"llm\.model\.model\.layers\.([0-9]{1,4})\.")
-
-
-class Described(Protocol):
-    """What is known of an entry of a weights file; entries that are equal have the same numbers."""
-
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 class Copied(NamedTuple):
@@ -104,14 +94,39 @@ class Folder:
         return sum(math.prod(tensor.shape) * precision.bytes for tensor in self.tensors)
 
 
-def plan_folder(component: Component, base: Base, weights: Path, entries: Mapping[str, Described | Other]) -> Folder:
+@dataclass(frozen=True)
+class FolderNeed:
+    """What the folder of a language model needs of a weights file: all that its base configuration asks for."""
+
+    component: Component
+    base: Base
+
+    @property
+    def names(self) -> Iterable[str]:
+        """
+        Raises:
+            ConfigError: the configuration is of another model.
+        """
+        _check_kind(self.base)
+        wanted = _wanted(self.component, self.base, 1, old_head=False)
+        return [name for name in wanted if name != f"{_PREFIX}{_HEAD}"]
+
+    def check(self, path: Path, entries: Known) -> None:
+        """
+        Raises:
+            InputError: see `plan_folder`.
+        """
+        plan_folder(self.component, self.base, path, entries)
+
+
+def plan_folder(component: Component, base: Base, weights: Path, entries: Known) -> Folder:
     """Work out what the folder of a weights file will be.
 
     Args:
         component: its tensors that the family has `beside` the language model are expected.
         base: the configuration beside it.
         weights: what messages call the weights file.
-        entries: all that it holds, from `read_index`, or by their digests.
+        entries: all that it holds, by the names that are read, or by their digests.
 
     Raises:
         ConfigError: the configuration is of another model, or does not fit the tensors.
@@ -122,7 +137,7 @@ def plan_folder(component: Component, base: Base, weights: Path, entries: Mappin
     _check_sizes(base, weights, entries)
     rows = _speech_vocabulary(weights, entries)
     wanted = _wanted(component, base, rows, old_head=f"{_PREFIX}{_HEAD}" in entries)
-    _check_tensors(f"{weights}: {component.name}", wanted, entries)
+    check_tensors(f"{weights}: {component.name}", {name: Parameter(each) for name, each in wanted.items()}, entries)
     if entries[_SPEECH_HEAD] == entries[_SPEECH_EMBEDDING]:
         raise CheckpointError(
             f"{weights}: {_SPEECH_HEAD} is tied to {_SPEECH_EMBEDDING}, the same numbers; "
@@ -151,7 +166,7 @@ def _head_width(base: Base) -> int:
     return base.size("head_dim")
 
 
-def _check_sizes(base: Base, weights: Path, entries: Mapping[str, Described | Other]) -> None:
+def _check_sizes(base: Base, weights: Path, entries: Known) -> None:
     """Compare each size with a tensor that shows it; of tensors that are missing, others say so."""
     first = "llm.model.model.layers.0."
     width = _head_width(base)
@@ -176,20 +191,20 @@ def _check_sizes(base: Base, weights: Path, entries: Mapping[str, Described | Ot
         )
 
 
-def _rows(entries: Mapping[str, Described | Other], name: str) -> int | None:
+def _rows(entries: Known, name: str) -> int | None:
     """How many rows a tensor has, or numbers if it is a vector; None if there is no such tensor."""
     entry = entries.get(name)
     return None if entry is None or isinstance(entry, Other) or not entry.shape else entry.shape[0]
 
 
 def _layers(entries: Collection[str], wanted: int) -> int | None:
-    """How many layers there are; None if enough are, but some missing among them."""
+    """How many layers there are; None if there is none, or enough are, but some missing among them."""
     numbers = {int(found[1]) for found in map(_LAYER.match, entries) if found}
     end = max(numbers, default=-1) + 1
-    return end if len(numbers) == end or wanted > end else None
+    return end if numbers and (len(numbers) == end or wanted > end) else None
 
 
-def _speech_vocabulary(weights: Path, entries: Mapping[str, Described | Other]) -> int:
+def _speech_vocabulary(weights: Path, entries: Known) -> int:
     """How many speech tokens there are; 1 if the tensors that would show it are missing, or have none."""
     embedding, head = _rows(entries, _SPEECH_EMBEDDING), _rows(entries, _SPEECH_HEAD)
     if embedding and head and embedding != head:
@@ -250,29 +265,6 @@ def _copied(base: Base, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Copie
         "lm_head.bias": _SPEECH_BIAS,
     }
     return (Copied(name, source, wanted[source]) for name, source in sources.items() if source in wanted)
-
-
-def _check_tensors(where: str, wanted: Mapping[str, tuple[int, ...]], entries: Mapping[str, Described | Other]) -> None:
-    missing = [name for name in wanted if name not in entries]
-    unexpected = [name for name, entry in entries.items() if name not in wanted and not _is_counter(name, entry)]
-    kinds = {name: _kind(entries[name]) for name in wanted if name in entries}
-    misshapen = [
-        f"{name} ({kind} instead of {wanted[name]})" for name, kind in kinds.items() if kind != str(wanted[name])
-    ]
-    if missing or unexpected or misshapen:
-        raise TensorMismatchError(where, missing, unexpected, misshapen)
-
-
-def _is_counter(name: str, entry: Described | Other) -> bool:
-    return name in _TRAINING and (isinstance(entry, Other) or entry.dtype not in ITEM_SIZES)
-
-
-def _kind(entry: Described | Other) -> str:
-    """The shape of a tensor of floats; what an entry is instead."""
-    kind = entry.kind if isinstance(entry, Other) else entry.dtype
-    if isinstance(entry, Other) or kind not in ITEM_SIZES:
-        return f"no plain tensor, {kind}"
-    return f"{'' if 'float' in kind else f'{kind} '}{tuple(entry.shape)}"
 
 
 def _config(base: Base, rows: int, *, bias: bool) -> dict[str, Any]:

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from cosyjit.encoders.registry import build_encoder
-from cosyjit.errors import CheckpointError, TensorMismatchError, UnsupportedOptionError
+from cosyjit.errors import CheckpointError
 from cosyjit.families import Component
+from cosyjit.fit import PLAIN, EncoderNeed, Reading, read_as
 from cosyjit.source import Source
-from cosyjit.tensors import Other, StoredTensor, opened, read_index
+from cosyjit.tensors import StoredTensor
+from cosyjit.weights_file import numbers, opened
 
 
 def load_encoder(
-    source: Source, component: Component, options: Mapping[str, Any]
+    source: Source, component: Component, options: Mapping[str, Any], reading: Reading = PLAIN
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """A component's encoder on the meta device, and the tensors that fit it, mapped from the file and not yet read.
 
@@ -24,35 +26,32 @@ def load_encoder(
         source: the model directory.
         component: one of its family's.
         options: from `Checkpoint.options`.
+        reading: how the names in the weights file are read.
 
     Raises:
         UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
         CheckpointError: the weights file is missing, damaged or more than tensors, or the tensors do not fit.
     """
-    try:
-        encoder = build_encoder(component.class_name, options)
-    except UnsupportedOptionError as error:
-        where = f"{source.config}: {component.name}"
-        raise UnsupportedOptionError(error.option, error.value, error.supported, where) from None
-    path = source.directory / component.weights
-    found = read_weights(path, component.prefix)
-    _check(f"{path}: {component.name}", component.prefix, encoder.state_dict(), found)
-    return encoder, {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    need = EncoderNeed.of(component, options, source.config)
+    encoder = build_encoder(component.class_name, options)
+    tensors = map_tensors(source.directory / source.weights(component.weights), need, reading)
+    return encoder, {name.removeprefix(component.prefix): tensor for name, tensor in tensors.items()}
 
 
-def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor | Other]:
-    """The entries of a `.pt` file under a prefix, without it; tensors are mapped, so that only those used are read.
-
-    What training leaves beside a model's weights, `epoch` and `step`, is under no prefix.
+def map_tensors(path: Path, need: EncoderNeed, reading: Reading = PLAIN) -> dict[str, Tensor]:
+    """The tensors of a weights file that an encoder needs, by their names there; mapped, and not yet read.
 
     Raises:
-        CheckpointError: the file is missing, empty or damaged, would run code, is no dictionary, or cannot be mapped.
+        CheckpointError: the file is missing, damaged or more than tensors, the tensors do not fit, or it cannot be
+            mapped.
     """
     with opened(path) as file:
-        index = read_index(file, path)
-        storage = _mapped(file, path)
-    found = {name[len(prefix) :]: entry for name, entry in index.items() if name.startswith(prefix)}
-    return {name: _map(entry, storage) if isinstance(entry, StoredTensor) else entry for name, entry in found.items()}
+        contents, entries = read_as(file, path, reading)
+        need.check(path, entries)
+        wanted = {name: entry for name in need.names if isinstance(entry := entries[name], StoredTensor)}
+        with numbers(file, path, contents, wanted.values()) as opened_numbers:
+            storage = _mapped(opened_numbers, path)
+    return {name: _map(entry, storage) for name, entry in wanted.items()}
 
 
 def _mapped(file: BinaryIO, path: Path) -> Any:
@@ -66,28 +65,8 @@ def _mapped(file: BinaryIO, path: Path) -> Any:
 
 
 def _map(entry: StoredTensor, storage: Any) -> Tensor:
+    dtype: torch.dtype = getattr(torch, entry.dtype)
     numbers = storage[entry.start : entry.start + entry.extent]
-    return torch.empty(0, dtype=getattr(torch, entry.dtype)).set_(numbers, 0, entry.shape, entry.stride)
-
-
-def _check(where: str, prefix: str, wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
-    missing = [prefix + name for name in wanted if name not in found]
-    unexpected = [prefix + name for name in found if name not in wanted]
-    misshapen = [
-        f"{prefix}{name} ({_kind(found[name])} instead of {_shape(tensor)})"
-        for name, tensor in wanted.items()
-        if name in found and _kind(found[name]) != _shape(tensor)
-    ]
-    if missing or unexpected or misshapen:
-        raise TensorMismatchError(where, missing, unexpected, misshapen)
-
-
-def _kind(value: Any) -> str:
-    """The shape of a tensor, or what an entry is instead."""
-    return f"no plain tensor, {value.kind}" if isinstance(value, Other) else _shape(value)
-
-
-def _shape(tensor: Tensor) -> str:
-    """What of a tensor has to be as wanted, in words: its shape, and its type unless that is a float."""
-    kind = "" if tensor.is_floating_point() else f"{str(tensor.dtype).removeprefix('torch.')} "
-    return f"{kind}{tuple(tensor.shape)}"
+    if entry.start % entry.item_size:  # torch computes with numbers that stand at multiples of their size
+        numbers = numbers.clone()
+    return torch.empty(0, dtype=dtype).set_(numbers, 0, entry.shape, entry.stride)

@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 from cosyjit import folders
 from cosyjit.families import COSYVOICE2_VLLM, COSYVOICE3_VLLM, PRECISIONS, Component
 from cosyjit.pretrained import BASE, CONFIG, GENERATION, read_base
-from cosyjit.tensors import Index, opened, read_index
+from cosyjit.tensors import Entries
 from cosyjit.vllm import Folder, plan_folder
+from tests.indexed import indexed_file
 
 FILES: Final = (f"{BASE}/{CONFIG}", f"{BASE}/{GENERATION}")
 """What is read of a base model, by the names in a model directory."""
@@ -21,14 +22,12 @@ def component_of(directory: Path) -> Component:
     return COSYVOICE2_VLLM if (directory / "cosyvoice2.yaml").exists() else COSYVOICE3_VLLM
 
 
-def entries_of(directory: Path) -> Index:
+def entries_of(directory: Path) -> Entries:
     """What the weights file holds."""
-    path = directory / "llm.pt"
-    with opened(path) as file:
-        return read_index(file, path)
+    return indexed_file(directory / "llm.pt")
 
 
-def planned(directory: Path, entries: Index | None = None) -> Folder:
+def planned(directory: Path, entries: Entries | None = None) -> Folder:
     """What the folder of a stand-in will be, or would be of other entries."""
     found = entries_of(directory) if entries is None else entries
     return plan_folder(component_of(directory), read_base(directory), directory / "llm.pt", found)

@@ -24,6 +24,7 @@ class Part:
     method: int = 0
     size: int | None = None
     packed: int | None = None
+    crc: int | None = None
     header_size: int | None = None
     offset: int | None = None
     wide: bool = False
@@ -51,7 +52,7 @@ class Part:
 
     @property
     def _sum(self) -> int:
-        return zlib.crc32(self.content)
+        return zlib.crc32(self.content) if self.crc is None else self.crc
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from cosyjit.errors import CheckpointError
-from cosyjit.tensors import Index, Other, StoredTensor, read_index
+from cosyjit.pickles import Other
+from cosyjit.tensors import Entries, StoredTensor, entries_of
+from cosyjit.weights_file import opened, read_contents
 
 PATH: Final = Path("llm.pt")
 
@@ -22,8 +24,13 @@ def saved(value: object, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def indexed(content: bytes) -> Index:
-    return read_index(io.BytesIO(content), PATH)
+def indexed(content: bytes) -> Entries:
+    return entries_of(read_contents(io.BytesIO(content), PATH).state)
+
+
+def indexed_file(path: Path) -> Entries:
+    with opened(path) as file:
+        return entries_of(read_contents(file, path).state)
 
 
 def tensor_of(content: bytes, entry: StoredTensor | Other) -> Tensor:
@@ -36,7 +43,7 @@ def tensor_of(content: bytes, entry: StoredTensor | Other) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, entry.shape, entry.stride)
 
 
-def assert_as_torch_loads(content: bytes) -> Index:
+def assert_as_torch_loads(content: bytes) -> Entries:
     """The index has torch's tensors: names, order, types, shapes, strides and numbers."""
     index = indexed(content)
     expected = torch.load(io.BytesIO(content), weights_only=True)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosyjit.archives import content, extent, members
+from cosyjit.archives import blocks, content, extent, members
+from cosyjit.forms import UnsupportedFormError
 from tests.hostile import LARGE, End, Part, archive, write_sparse
 
 A: Final = Part(b"x/a", b"first")
 B: Final = Part(b"x/b", b"second one")
+
+
+REFUSALS: Final = (UnsupportedFormError, ValueError, struct.error, zlib.error)
 
 
 def found(file: bytes) -> dict[str, bytes]:
@@ -28,7 +33,7 @@ def found(file: bytes) -> dict[str, bytes]:
 
 
 def refused(file: bytes) -> str:
-    with pytest.raises((ValueError, struct.error)) as error:
+    with pytest.raises(REFUSALS) as error:
         found(file)
     return str(error.value)
 
@@ -114,27 +119,28 @@ HOSTILE: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "wide and said to be elsewhere": (end(wide=True, place=0), "record of large numbers"),
     "wide on two disks": (end(wide=True, disks=2), "several files"),
     "wide with too many entries": (end(wide=True, entries=2**40), "unpack_from requires"),
-    "compressed": (part(method=8), "x/a is compressed"),
-    "of another size when unpacked": (part(packed=4), "x/a is compressed"),
-    "encrypted": (part(flags=1), "x/a is compressed"),
-    "patched": (part(flags=0x20), "x/a is compressed"),
-    "encrypted strongly": (part(flags=0x40), "x/a is compressed"),
-    "masked": (part(flags=0x2000), "x/a is compressed"),
-    "on another disk": (part(disk=1), "x/a is compressed"),
+    "said to be deflated": (part(method=8), "invalid"),
+    "of another size when unpacked": (part(packed=4), "x/a has two sizes"),
+    "encrypted": (part(flags=1), r"has members that are encrypted \(x/a\)"),
+    "patched": (part(flags=0x20), r"has members that are encrypted \(x/a\)"),
+    "encrypted strongly": (part(flags=0x40), r"has members that are encrypted \(x/a\)"),
+    "masked": (part(flags=0x2000), r"has members that are encrypted \(x/a\)"),
+    "on another disk": (part(disk=1), r"has members that are encrypted \(x/a\)"),
+    "compressed in another way": (part(method=12), r"has members that are compressed by method 12 \(x/a\)"),
     "another name in the header": (part(header_name=b"x/c"), "x/a is another one by its header"),
     "a longer name in the header": (part(header_name=b"x/abc"), "x/a is another one by its header"),
     "a shorter name in the header": (part(header_name=b"x/", padding=b"a"), "x/a is another one by its header"),
     "no header": (part(signature=b"PK\1\2"), "x/a is another one by its header"),
     "larger by a byte": (part(size=6), "x/a is cut short"),
-    "larger than the file": (part(size=1 << 31), "x/a is cut short"),
-    "largest": (part(size=2**64 - 1, wide=True), "x/a is cut short"),
+    "larger than the file": (part(size=1 << 31), "x/a has 2147483648 bytes, more than 1048576"),
+    "largest": (part(size=2**64 - 1, wide=True), "x/a has 18446744073709551615 bytes, more than 1048576"),
     "at the other's place": (part(offset=38), "x/a is cut short"),
     "within the other": (lambda: archive([A, replace(B, offset=4)]), "x/a is cut short"),
     "around the other": (lambda: archive([replace(A, size=48), B]), "x/a is cut short"),
     "at the directory": (part(offset=81), "is cut short"),
     "behind the file": (part(offset=1 << 30), "is cut short"),
     "far behind the file": (part(offset=2**64 - 1, wide=True), "x/a is cut short"),
-    "large, and no number": (part(size=LARGE), "x/a is cut short"),
+    "large, and no number": (part(size=LARGE), "x/a has 4294967295 bytes, more than 1048576"),
     "large, and half a number": (part(size=LARGE, fields=b"\1\0\4\0aaaa"), "no number for a large one"),
     "large, and a number cut short": (part(size=LARGE, fields=b"\1\0\x10\0aaaa"), "unpack_from requires"),
     "large, and a field cut short": (part(size=LARGE, fields=b"\1\0\x08"), "unpack_from requires"),
@@ -154,7 +160,7 @@ HOSTILE: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_can_be_read_in_another_way_is_refused(name: str) -> None:
     made, reason = HOSTILE[name]
-    with pytest.raises((ValueError, struct.error), match=reason):
+    with pytest.raises(REFUSALS, match=reason):
         found(made())
 
 
@@ -169,7 +175,7 @@ def test_a_flip_anywhere_raises_nothing_else(flip: int, wide: bool) -> None:
     file = bytearray(archive([replace(A, wide=wide, fields=FIELD), B], End(wide=wide)))
     for i in range(len(file)):
         file[i] ^= flip
-        with contextlib.suppress(ValueError, struct.error):
+        with contextlib.suppress(*REFUSALS):
             assert sum(map(len, found(bytes(file)).values())) <= len(A.content) + len(B.content)
         file[i] ^= flip
 
@@ -200,3 +206,47 @@ def test_a_million_members_are_not_read() -> None:
 def test_more_members_than_any_checkpoint_has_are_read() -> None:
     named = [Part(b"archive/data/%d" % i, wide=True) for i in range(20_000)]
     assert len(members(io.BytesIO(archive(named, End(wide=True))))) == 20_000
+
+
+def deflated(contents: bytes, **options: object) -> Part:
+    """A member that is deflated, or said to be otherwise."""
+    packed = zlib.compress(contents, wbits=-15)
+    stated = {"size": len(contents), "packed": len(packed), "crc": zlib.crc32(contents), "method": 8, **options}
+    return replace(A, content=packed, **stated)  # type: ignore[arg-type]
+
+
+@given(st.binary(max_size=300) | st.integers(0, 3 << 20).map(bytes))
+def test_what_is_deflated_is_read(contents: bytes) -> None:
+    file = io.BytesIO(archive([deflated(contents), B]))
+    a, b = members(file).values()
+    assert content(file, a, 1 << 30) == contents
+    assert all(len(block) <= 1 << 20 for block in blocks(file, a))
+    assert content(file, b, 100) == B.content
+
+
+def test_what_the_standard_library_deflates_is_read() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/a", b"abc" * 1000)
+        file.writestr("x/b", b"")
+    assert found(buffer.getvalue()) == {"a": b"abc" * 1000, "b": b""}
+
+
+BOMB: Final = bytes(1 << 24)
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (deflated(BOMB, size=100), "x/a is longer than it says"),
+        (deflated(BOMB), "x/a has 16777216 bytes, more than 1048576"),
+        (deflated(b"abc", size=4), "x/a is not what it says"),
+        (deflated(b"abc", crc=1), "x/a is not what it says"),
+        (replace(deflated(b"abc"), content=deflated(b"abc").content + b"x", packed=6), "x/a is longer than it says"),
+        (replace(deflated(b"abc" * 50), content=deflated(b"abc" * 50).content[:-2]), "x/a is cut short"),
+        (replace(deflated(b"abcdefgh"), packed=4), "x/a is not what it says"),
+    ],
+    ids=["bomb", "large", "shorter", "another sum", "more behind it", "cut", "half of it"],
+)
+def test_what_is_not_as_it_was_when_it_was_deflated_is_refused(part: Part, reason: str) -> None:
+    assert refused(archive([part, replace(B, offset=None)])) == reason

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cosyjit.digests import Digests, TensorDigest, _kind
 from cosyjit.errors import CheckpointError
+from cosyjit.fit import PLAIN
 from cosyjit.identity import Identity
 from cosyjit.tensors import ITEM_SIZES
 from tests.calls import ROOT, finished, spawn, start, wait_for
@@ -153,7 +154,7 @@ def test_type_shape_and_sign_of_zero_count(save: Save) -> None:
 def test_an_entry_that_is_no_tensor_has_the_name_of_its_type(save: Save) -> None:
     assert taken(save(epoch=3, sparse=torch.eye(2).to_sparse(), x=torch.ones(2))) == {
         "epoch": TensorDigest("int", (), ""),
-        "sparse": TensorDigest("Tensor", (), ""),
+        "sparse": TensorDigest("Tensor, sparse", (), ""),
         "x": expected(torch.ones(2)),
     }
 
@@ -198,7 +199,7 @@ def remembered(memory: Digests) -> Path:
 
 def alter(memory: Digests, path: Path) -> None:
     """Have something remembered of a file that is not so, to see whether it is believed."""
-    kinds: dict[str, Any] = {_kind(("",)): ALTERED, "sha256": "0" * 64}
+    kinds: dict[str, Any] = {_kind(("",)): {"reading": PLAIN, "tensors": ALTERED}, "sha256": "0" * 64}
     (kind,) = (kind for kind in kinds if memory._memory(kind, path).exists())
     memory._remember(kind, path, Identity.of(path), kinds[kind])
 

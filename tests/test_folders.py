@@ -23,9 +23,11 @@ from cosyjit.casting import Caster
 from cosyjit.errors import CheckpointError, CosyjitError, VerificationError
 from cosyjit.families import PRECISIONS
 from cosyjit.synth import synth
-from cosyjit.tensors import StoredTensor, opened, read_index
+from cosyjit.tensors import StoredTensor
 from cosyjit.vllm import VERSION
+from cosyjit.weights_file import opened
 from tests.folded import FOLDERS, planned, verify, write
+from tests.indexed import indexed_file
 
 Copy = Callable[[Path], Path]
 HALVES: Final = ["bf16", "fp16"]
@@ -63,7 +65,7 @@ def cast_file(tensor: Tensor, path: Path, precision: str) -> tuple[bytes, int]:
     """The bytes that a tensor in a weights file of its own is cast to, and how many numbers became 0."""
     torch.save({"a": tensor}, path)
     with opened(path) as file:
-        stored = read_index(file, path)["a"]
+        stored = indexed_file(path)["a"]
         assert isinstance(stored, StoredTensor)
         caster = Caster(file, path, PRECISIONS[precision])
         return b"".join(bytes(block) for block in caster.blocks("a", stored)), caster.underflows
@@ -280,7 +282,7 @@ def test_a_file_that_was_cut_after_it_was_planned_is_told_of(tiny3: Path, copy_o
     path = directory / "llm.pt"
     folder = planned(directory)
     with opened(path) as file:
-        stored = read_index(file, path)["llm_decoder.weight"]
+        stored = indexed_file(path)["llm_decoder.weight"]
         assert isinstance(stored, StoredTensor)
         caster = Caster(file, path, PRECISIONS["bf16"])
         os.truncate(path, stored.start + 100)

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cosyjit.digests import _hash_batch, _Reading
-from cosyjit.identity import Identity
-from cosyjit.tensors import _MOST_READ, StoredTensor, read_index
+from cosyjit.digests import _hash_batch
+from cosyjit.tensors import StoredTensor, entries_of
+from cosyjit.weights_file import _MOST_READ, numbers, read_contents
 from tests.fuzz import pickles
 from tests.hostile import LARGE, VERSION, End, Part, archive
 
@@ -43,13 +43,14 @@ def read(content: bytes) -> None:
     """The digests of all tensors, which have to be within the file, and no more than it warrants."""
     with os.fdopen(os.memfd_create("weights"), "r+b", buffering=0) as file:
         file.write(content)
-        index = read_index(file, _PATH)
-        found = [(name, entry) for name, entry in index.items() if isinstance(entry, StoredTensor)]
-        assert all(0 <= entry.start <= entry.start + entry.extent <= len(content) for _, entry in found)
-        assert sum(entry.bytes for _, entry in found) <= _MOST_READ * len(content)
-        assert all(name.isprintable() for name in index)
-        reading = _Reading("", _PATH, file, Identity.of(file.fileno()), False, index)
-        assert len(dict(_hash_batch(reading, found, memoryview(bytearray(1 << 10))))) == len(found)
+        contents = read_contents(file, _PATH)
+        found = [(name, each) for name, each in entries_of(contents.state).items() if isinstance(each, StoredTensor)]
+        with numbers(file, _PATH, contents, [entry for _, entry in found]) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            assert all(0 <= entry.start <= entry.start + entry.extent <= size for _, entry in found)
+            assert sum(entry.bytes for _, entry in found) <= _MOST_READ * len(content)
+            digests = dict(_hash_batch(_PATH, opened.fileno(), found, memoryview(bytearray(1 << 10))))
+        assert digests.keys() == dict(found).keys()
 
 
 def mutate(content: bytes, size: int, seed: int) -> bytes:

@@ -1,0 +1,140 @@
+"""The tensors of an encoder by their published names, from its options alone: without torch."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from cosyjit.encoders.options import CONFORMER, TRANSFORMER, UPSAMPLE_CONFORMER, EncoderOptions, Option, parse_options
+
+
+class Parameter(NamedTuple):
+    """A parameter or buffer: its shape, and its type by torch's name; "" where any floating-point type will do."""
+
+    shape: tuple[int, ...]
+    dtype: str = ""
+
+
+Parameters = Iterator[tuple[str, Parameter]]
+
+
+def parameters(class_name: str, options: Mapping[str, Any]) -> dict[str, Parameter]:
+    """The tensors that the `state_dict` of an encoder has.
+
+    Args:
+        class_name: a key of `OPTIONS`.
+        options: the configuration's options for it.
+
+    Raises:
+        UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
+    """
+    known, describe = _ENCODERS[class_name]
+    return dict(describe(parse_options(known, options)))
+
+
+def _transformer(options: EncoderOptions) -> Parameters:
+    yield from _layers(options, _transformer_block)
+
+
+def _conformer(options: EncoderOptions) -> Parameters:
+    yield from _layers(options, _conformer_block)
+
+
+def _upsample_conformer(options: EncoderOptions) -> Parameters:
+    size = options.output_size
+    yield from _convolution("pre_lookahead_layer.conv1.", size, size, 4)
+    yield from _convolution("pre_lookahead_layer.conv2.", size, size, 3)
+    yield from _convolution("up_layer.conv.", size, size, 5)
+    yield from _input("up_embed.", options)
+    for number in range(4):
+        yield from _conformer_block(f"up_encoders.{number}.", options)
+    yield from _layers(options, _conformer_block)
+
+
+def _layers(options: EncoderOptions, block: Callable[[str, EncoderOptions], Parameters]) -> Parameters:
+    yield from _input("embed.", options)
+    for number in range(options.num_blocks):
+        yield from block(f"encoders.{number}.", options)
+    yield from _norm("after_norm.", options.output_size)
+
+
+def _input(name: str, options: EncoderOptions) -> Parameters:
+    yield from _linear(f"{name}out.0.", options.input_size, options.output_size)
+    yield from _norm(f"{name}out.1.", options.output_size)
+
+
+def _transformer_block(name: str, options: EncoderOptions) -> Parameters:
+    yield from _attention(f"{name}self_attn.", options)
+    yield from _feed_forward(f"{name}feed_forward.", options)
+    yield from _norms(name, ("norm1", "norm2"), options.output_size)
+
+
+def _conformer_block(name: str, options: EncoderOptions) -> Parameters:
+    yield from _attention(f"{name}self_attn.", options)
+    yield from _feed_forward(f"{name}feed_forward.", options)
+    yield from _norms(name, ("norm_mha", "norm_ff"), options.output_size)
+    if options.macaron_style:
+        yield from _feed_forward(f"{name}feed_forward_macaron.", options)
+        yield from _norms(name, ("norm_ff_macaron",), options.output_size)
+    if options.use_cnn_module:
+        yield from _convolution_module(f"{name}conv_module.", options)
+        yield from _norms(name, ("norm_conv", "norm_final"), options.output_size)
+
+
+def _attention(name: str, options: EncoderOptions) -> Parameters:
+    size, heads = options.output_size, options.attention_heads
+    for projection in ("linear_q", "linear_k", "linear_v", "linear_out"):
+        yield from _linear(f"{name}{projection}.", size, size, bias=projection != "linear_k" or options.key_bias)
+    yield from _linear(f"{name}linear_pos.", size, size, bias=False)
+    for bias in ("pos_bias_u", "pos_bias_v"):
+        yield f"{name}{bias}", Parameter((heads, size // heads))
+
+
+def _feed_forward(name: str, options: EncoderOptions) -> Parameters:
+    yield from _linear(f"{name}w_1.", options.output_size, options.linear_units)
+    yield from _linear(f"{name}w_2.", options.linear_units, options.output_size)
+
+
+def _convolution_module(name: str, options: EncoderOptions) -> Parameters:
+    size = options.output_size
+    yield from _convolution(f"{name}pointwise_conv1.", size, 2 * size, 1)
+    yield from _convolution(f"{name}depthwise_conv.", 1, size, options.cnn_module_kernel)
+    yield from _convolution(f"{name}pointwise_conv2.", size, size, 1)
+    yield from _norm(f"{name}norm.", size)
+    if options.cnn_module_norm == "batch_norm":
+        yield f"{name}norm.running_mean", Parameter((size,))
+        yield f"{name}norm.running_var", Parameter((size,))
+        yield f"{name}norm.num_batches_tracked", Parameter((), "int64")
+
+
+def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Parameters:
+    yield f"{name}weight", Parameter((outputs, inputs))
+    if bias:
+        yield f"{name}bias", Parameter((outputs,))
+
+
+def _convolution(name: str, inputs: int, outputs: int, kernel: int) -> Parameters:
+    yield f"{name}weight", Parameter((outputs, inputs, kernel))
+    yield f"{name}bias", Parameter((outputs,))
+
+
+def _norm(name: str, size: int) -> Parameters:
+    yield f"{name}weight", Parameter((size,))
+    yield f"{name}bias", Parameter((size,))
+
+
+def _norms(name: str, norms: tuple[str, ...], size: int) -> Parameters:
+    for norm in norms:
+        yield from _norm(f"{name}{norm}.", size)
+
+
+class _Encoder(NamedTuple):
+    options: Mapping[str, Option]
+    describe: Callable[[EncoderOptions], Parameters]
+
+
+_ENCODERS: Final = {
+    "cosyvoice.transformer.encoder.TransformerEncoder": _Encoder(TRANSFORMER, _transformer),
+    "cosyvoice.transformer.encoder.ConformerEncoder": _Encoder(CONFORMER, _conformer),
+    "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder": _Encoder(
+        UPSAMPLE_CONFORMER, _upsample_conformer
+    ),
+}
