@@ -121,6 +121,13 @@ UPSAMPLE_CONFORMER: Final = CONFORMER | {
     "output_size": _one_of(256, 512),
 }
 
+TABLES: Final[dict[str, dict[str, Option]]] = {
+    "cosyvoice.transformer.encoder.TransformerEncoder": TRANSFORMER,
+    "cosyvoice.transformer.encoder.ConformerEncoder": CONFORMER,
+    "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder": UPSAMPLE_CONFORMER,
+}
+"""The options by the class names that configurations use."""
+
 
 def parse_options(known: Mapping[str, Option], given: Mapping[str, Any]) -> EncoderOptions:
     """The checked options of an encoder, defaults filled in.

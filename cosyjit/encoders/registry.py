@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cosyjit.encoders.encoder import ConformerEncoder, TransformerEncoder
-from cosyjit.encoders.options import CONFORMER, TRANSFORMER, UPSAMPLE_CONFORMER, EncoderOptions, Option, parse_options
+from cosyjit.encoders.options import TABLES, EncoderOptions, Option, parse_options
 from cosyjit.encoders.upsample import UpsampleConformerEncoder
 
 
@@ -16,13 +16,11 @@ class _Entry(NamedTuple):
     options: Mapping[str, Option]
 
 
-ENCODERS: Final = {
-    "cosyvoice.transformer.encoder.TransformerEncoder": _Entry(TransformerEncoder, TRANSFORMER),
-    "cosyvoice.transformer.encoder.ConformerEncoder": _Entry(ConformerEncoder, CONFORMER),
-    "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder": _Entry(
-        UpsampleConformerEncoder, UPSAMPLE_CONFORMER
-    ),
+_CLASSES: Final[dict[str, Callable[[EncoderOptions], nn.Module]]] = {
+    encoder.__name__: encoder for encoder in (TransformerEncoder, ConformerEncoder, UpsampleConformerEncoder)
 }
+
+ENCODERS: Final = {name: _Entry(_CLASSES[name.rpartition(".")[2]], options) for name, options in TABLES.items()}
 """The encoders by the class names that configurations use."""
 
 
