@@ -40,7 +40,8 @@ class Fingerprint:
 
     Attributes:
         tensors: what the component's weights are, by their names without its prefix.
-        config: the class and the options that the configuration gives, as JSON has them.
+        config: the class and the options that the configuration gives, as JSON has them; and the component's overrides,
+            if it has any.
         precision, device: by their names.
         recipe: the methods kept, and the stages that the encoder goes through.
         encoders: the version of the code that makes it: of such an encoder's, or of vLLM's folder.
@@ -106,7 +107,11 @@ def fingerprint(
     recipe = _RECIPES[component.kind]
     return Fingerprint(
         tensors={name.removeprefix(component.prefix): digest for name, digest in tensors.items()},
-        config={"class": component.class_name, "options": plain(options)},
+        config={
+            "class": component.class_name,
+            "options": plain(options),
+            **({"overrides": plain(component.overrides)} if component.overrides else {}),
+        },
         precision=precision.name,
         device=device,
         recipe={"methods": list(component.methods), "stages": list(recipe.stages)},
@@ -146,6 +151,7 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     return [
         *_tensors(before.tensors, now.tensors),
         *_values("", _flat(before.config), _flat(now.config)),
+        *_values("component: ", before.config.get("overrides", {}), now.config.get("overrides", {})),
         *_values("", {"precision": before.precision}, {"precision": now.precision}),
         *_values("", {"device": before.device}, {"device": now.device}),
         *_values("recipe: ", before.recipe, now.recipe),

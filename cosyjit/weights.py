@@ -30,9 +30,9 @@ def load_encoder(
         CheckpointError: the weights file is missing, damaged or more than tensors, or the tensors do not fit.
     """
     try:
-        encoder = build_encoder(component.class_name, options)
+        encoder = build_encoder(component.class_name, options, component.overrides)
     except UnsupportedOptionError as error:
-        where = f"{source.config}: {component.name}"
+        where = f"{source.config}: {component.node}"
         raise UnsupportedOptionError(error.option, error.value, error.supported, where) from None
     path = source.directory / component.weights
     found = read_weights(path, component.prefix)

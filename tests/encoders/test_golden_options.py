@@ -1,7 +1,7 @@
 """Vectors of options that no published configuration uses, in every form an encoder has, the plain one included.
 
-`options.json` has the arguments of each encoder by its name, beside its class; the names of its weights and inputs begin
-with that name.
+`options.json` has the arguments of each encoder by its name, beside its class; its name begins the names of its weights
+and inputs. `chunked.json` has one more: the flow encoder as runtimes of before April 2025 call it.
 """
 
 import json
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosyjit.encoders.registry import build_encoder
 from tests.encoders.jit import optimized
 from tests.encoders.vectors import (
     CONFORMER,
@@ -21,6 +22,7 @@ from tests.encoders.vectors import (
     golden_outputs,
     ours,
     plain,
+    weights,
 )
 
 TOLERANCE: Final = 2e-5
@@ -89,7 +91,7 @@ def test_forward_chunk(encoders: dict[str, Any], name: str) -> None:
     xs = frames(f"{name}:stream", (1, sum(CHUNKS), _OPTIONS[name]["input_size"]))
     att_cache = cnn_cache = torch.zeros(0, 0, 0, 0)
     ys = []
-    for chunk in torch.split(xs, CHUNKS, dim=1):
+    for chunk in torch.split(xs, list(CHUNKS), dim=1):
         offset, count = att_cache.size(2), chunk.size(1)
         seen = torch.ones(1, count, offset + count, dtype=torch.bool).tril(offset)
         y, att_cache, cnn_cache = encoders[name].forward_chunk(chunk, offset, -1, att_cache, cnn_cache, seen)
@@ -100,3 +102,47 @@ def test_forward_chunk(encoders: dict[str, Any], name: str) -> None:
         assert_near(cnn_cache, f"{name}/cnn_cache")
     else:
         assert cnn_cache.shape == (_OPTIONS[name]["num_blocks"], 0, 0, 0)
+
+
+# The flow encoder of older runtimes: its `static_chunk_size` is set to 50 once it is built from a configuration that
+# says 25, and `forward` is given the frames and the lengths alone. Stored is every seventh frame, from "chunked:x".
+
+_CHUNKED: Final[dict[str, Any]] = json.loads((GOLDEN / "chunked.json").read_text())
+_CHUNKED_EXPECTED: Final = golden_outputs("chunked.npz")
+_CHUNKED_LENGTHS: Final = (70, 55)
+
+
+@pytest.fixture(scope="module", params=["eager", "optimized", "plain", "plain optimized"])
+def chunked(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
+    """The encoder in one form, and the arguments by which it attends in chunks; ours needs none."""
+    options = {option: value for option, value in _CHUNKED.items() if option != "class"}
+    class_name = _CLASSES[_CHUNKED["class"]]
+    if request.param.startswith("plain"):
+        encoder: Any = plain(class_name, options | {"static_chunk_size": 50}, "chunked.")
+    else:
+        encoder = build_encoder(class_name, options, {"static_chunk_size": 50, "always_streaming": True})
+        encoder.load_state_dict(weights(encoder, "chunked."), assign=True)
+    arguments = {"streaming": True} if request.param.startswith("plain") else {}
+    return optimized(encoder) if request.param.endswith("optimized") else encoder, arguments
+
+
+def test_chunked(chunked: tuple[Any, dict[str, Any]]) -> None:
+    encoder, arguments = chunked
+    xs = frames("chunked:x", (len(_CHUNKED_LENGTHS), max(_CHUNKED_LENGTHS), 512))
+    ys, mask = encoder(xs, torch.tensor(_CHUNKED_LENGTHS, dtype=torch.int32), **arguments)
+    assert torch.equal(mask, _CHUNKED_EXPECTED["mask"])
+    stored = ys.masked_fill(~mask.transpose(1, 2), 0.0)[:, ::7]
+    torch.testing.assert_close(stored, _CHUNKED_EXPECTED["y"], rtol=0, atol=TOLERANCE)
+
+
+def test_chunked_does_not_hear_of_streaming_and_has_what_runtimes_of_today_give(
+    chunked: tuple[Any, dict[str, Any]],
+) -> None:
+    encoder, arguments = chunked
+    xs, lengths = frames("chunked:x", (2, 70, 512)), torch.tensor(_CHUNKED_LENGTHS, dtype=torch.int32)
+    context = frames("chunked:context", (2, 3, 512))
+    usual = encoder(xs, lengths, **arguments)[0]
+    if not arguments:
+        for streaming in (False, True):
+            assert torch.equal(encoder(xs, lengths, streaming=streaming)[0], usual)
+    assert not torch.equal(encoder(xs, lengths, context=context, streaming=True)[0], usual)

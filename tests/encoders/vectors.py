@@ -71,7 +71,7 @@ def weights(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 
 def filled(build: Build, class_name: str, options: Mapping[str, Any], prefix: str = "") -> nn.Module:
-    """A built encoder with weights by their names; `build` is `build_encoder` or `build_plain`."""
+    """A built encoder with weights by their names; `build` is as `build_encoder` and `build_plain` are."""
     encoder = build(class_name, options)
     encoder.load_state_dict(weights(encoder, prefix), strict=True, assign=True)
     return encoder
