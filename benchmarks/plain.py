@@ -144,9 +144,9 @@ class PlainConvolution(nn.Module):
                 cache = torch.zeros((x.size(0), x.size(1), self.kernel - 1), dtype=x.dtype, device=x.device)
             x = torch.cat([cache, x], dim=2)
             next_cache = x.narrow(2, x.size(2) - (self.kernel - 1), self.kernel - 1)
-        else:
-            x = F.pad(x, ((self.kernel - 1) // 2, (self.kernel - 1) // 2))
         x = F.glu(self.pointwise_conv1(x), dim=1)
+        if not self.causal:
+            x = F.pad(x, ((self.kernel - 1) // 2, (self.kernel - 1) // 2))
         x = self.depthwise_conv(x)
         x = self.norm(x.transpose(1, 2)).transpose(1, 2) if self.layer_norm else self.norm(x)
         x = self.pointwise_conv2(self.activation(x))

@@ -28,7 +28,7 @@ def main(source: Path, out: Path) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = open_checkpoint(open_source(source))
-    parts = [part for part in checkpoint.family.components if part.kind == "zip"]
+    parts = [part for part in checkpoint.family.components if part.kind == "zip" and not part.on_request]
     files = {part.weights for part in parts}
     states = {file: torch.load(source / file, map_location="cpu", weights_only=True) for file in files}
     for part in parts:

@@ -23,10 +23,10 @@ class Checkpoint:
         Raises:
             ConfigError: the component is missing, is of another class, or cannot be resolved.
         """
-        instance = self.config.instance(component.name)
+        instance = self.config.instance(component.node)
         if instance.class_name != component.class_name:
             raise ConfigError(
-                f"{self.source.config}: {component.name} is a {instance.class_name}; supported: {component.class_name}"
+                f"{self.source.config}: {component.node} is a {instance.class_name}; supported: {component.class_name}"
             )
         return instance.options
 

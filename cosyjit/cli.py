@@ -71,7 +71,7 @@ def export(
         A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or a ModelScope
         id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
     component
-        What to export, such as llm.text_encoder; may be repeated. All components by default.
+        What to export, such as llm.text_encoder; may be repeated. By default all but those made on request alone.
     precision
         fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16.
     publish

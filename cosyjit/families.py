@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from cosyjit.errors import ConfigError, SelectionError
 
@@ -30,8 +30,8 @@ class Component:
     """A part of a model that is exported by itself.
 
     Attributes:
-        name: the path of its node in the configuration, and the first part of its artifacts' names; a folder has no
-            node of its own.
+        name: as users write it; unless `at` says otherwise, the path of its node in the configuration, which is the
+            first part of its artifacts' names as well. A folder has no node of its own.
         class_name: the class that its node names; of a folder, that of the language model.
         weights: the file that holds its tensors.
         prefix: what their names there start with.
@@ -42,6 +42,10 @@ class Component:
         defaults: the precisions that it is exported at unless others are asked for.
         configs: the files that it is made from besides the configuration and the weights.
         beside: what the weights file of a folder has besides the language model, the embedding of speech and the head.
+        at: the path of its node, where another component of that name has it as well.
+        on_request: whether it is exported only where its name is given.
+        overrides: what its encoder's options are whatever the configuration says, by their names in
+            `cosyjit.encoders.options.EncoderOptions`.
     """
 
     name: str
@@ -55,10 +59,18 @@ class Component:
     defaults: tuple[str, ...] = DEFAULT_PRECISIONS
     configs: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    at: str = ""
+    on_request: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def node(self) -> str:
+        """The path of its node in the configuration."""
+        return self.at or self.name
 
     def file_name(self, precision: str) -> str:
         """The name by which the runtime finds what is made of it at a precision."""
-        return self.published or f"{self.name}.{precision}.zip"
+        return self.published or f"{self.node}.{precision}.zip"
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,26 @@ def _folder(class_name: str, beside: tuple[str, ...]) -> Component:
     )
 
 
+COSYVOICE2_CHUNKED: Final = Component(
+    name="flow.encoder.chunked",
+    class_name=_UPSAMPLE,
+    weights="flow.pt",
+    prefix="encoder.",
+    tolerances=_TOLERANCES,
+    at="flow.encoder",
+    on_request=True,
+    overrides={"static_chunk_size": 50, "always_streaming": True},
+)
+"""The flow encoder as public runtimes of before April 2025 expect it: it attends in chunks at every call.
+
+Read of FunAudioLLM/CosyVoice: from 94d6ce1 (December 16th, 2024) to 08312f4 (March 25th, 2025) `CosyVoice2Model` sets
+`flow.encoder.static_chunk_size` to twice `flow.input_frame_rate`, which is 25 in the configuration of that family, and
+the encoder is exported so. Its `forward` takes xs, xs_lens, decoding_chunk_size and num_decoding_left_chunks, of which
+the runtime gives the first two, by position; there is no `streaming` and no `context`. From b56dfa2 (April 7th) the
+runtime calls a `forward_chunk` of the encoder, which no artifact has; from 3c921da (May 23rd) it sets
+`flow.encoder.streaming` before the export, and from b6c5f9d (May 27th) it passes `streaming`, as it does today.
+"""
+
 COSYVOICE2_VLLM: Final = _folder("cosyvoice.llm.llm.Qwen2LM", ("llm_decoder.bias", "llm_embedding.weight"))
 COSYVOICE3_VLLM: Final = _folder("cosyvoice.llm.llm.CosyVoice3LM", ())
 
@@ -166,7 +198,11 @@ FAMILIES: Final = (
     Family(
         name="CosyVoice2",
         language_model="cosyvoice.llm.llm.Qwen2LM",
-        components=(Component("flow.encoder", _UPSAMPLE, "flow.pt", "encoder.", (), _TOLERANCES), COSYVOICE2_VLLM),
+        components=(
+            Component("flow.encoder", _UPSAMPLE, "flow.pt", "encoder.", (), _TOLERANCES),
+            COSYVOICE2_CHUNKED,
+            COSYVOICE2_VLLM,
+        ),
     ),
     Family(name="CosyVoice3", language_model="cosyvoice.llm.llm.CosyVoice3LM", components=(COSYVOICE3_VLLM,)),
 )
@@ -206,16 +242,17 @@ def select(
 
     Args:
         family: whose components.
-        components: all that the family has for None.
+        components: for None all that the family has, but for those on request.
         precisions: the defaults of each component for None; a component that has not all of them is taken at those that
             it has.
 
     Raises:
-        SelectionError: there is no component or precision of a name, none of the components has a precision, or one of
-            them has several that are published under one name.
+        SelectionError: there is no component or precision of a name, none of the components has a precision, or several
+            things are published under one name.
     """
     known = [component.name for component in family.components]
-    names = known if components is None else _checked(components, known, f"component of {family.name}")
+    usual = [component.name for component in family.components if not component.on_request]
+    names = usual if components is None else _checked(components, known, f"component of {family.name}")
     wanted = None if precisions is None else _checked(precisions, list(PRECISIONS), "precision")
     parts = [component for component in family.components if component.name in names]
     for name in wanted or ():
@@ -230,12 +267,19 @@ def select(
                 f"{part.name} is published as one {part.published}, whatever its precision; choose one of "
                 f"{', '.join(several)}, or other components"
             )
-    return tuple(
+    selected = tuple(
         (part, precision)
         for part in parts
         for precision in PRECISIONS.values()
         if precision.name in (part.defaults if wanted is None else wanted) and precision.name in part.tolerances
     )
+    published: dict[str, Component] = {}
+    for part, precision in selected:
+        other = published.setdefault(part.file_name(precision.name), part)
+        if other is not part:
+            name = part.file_name(precision.name)
+            raise SelectionError(f"{other.name} and {part.name} are both published as {name}; choose one of them")
+    return selected
 
 
 def _checked(names: Sequence[str], known: Sequence[str], kind: str) -> Sequence[str]:

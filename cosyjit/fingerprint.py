@@ -1,7 +1,7 @@
 """What decides the bytes of an artifact, and the key that stands for it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -19,15 +19,15 @@ _DOMAIN: Final = b"cosyjit fingerprint 1\n"
 
 
 class _Recipe(NamedTuple):
-    """What an artifact goes through, and the version of the code that does it."""
+    """What an artifact goes through, and the version of the code that does it, by its class and options."""
 
     stages: tuple[str, ...]
-    version: int
+    version: Callable[[str, Mapping[str, Any]], int]
 
 
 _RECIPES: Final = {
-    "zip": _Recipe(("script", "freeze", "optimize_for_inference"), encoders.VERSION),
-    "vllm": _Recipe(("cast",), vllm.VERSION),
+    "zip": _Recipe(("script", "freeze", "optimize_for_inference"), encoders.version_of),
+    "vllm": _Recipe(("cast",), lambda _class_name, _options: vllm.VERSION),
 }
 
 _SHOWN: Final = 3
@@ -40,10 +40,11 @@ class Fingerprint:
 
     Attributes:
         tensors: what the component's weights are, by their names without its prefix.
-        config: the class and the options that the configuration gives, as JSON has them.
+        config: the class and the options that the configuration gives, as JSON has them; and the component's overrides,
+            if it has any.
         precision, device: by their names.
         recipe: the methods kept, and the stages that the encoder goes through.
-        encoders: the version of the code that makes it: of the encoders', or of vLLM's folder.
+        encoders: the version of the code that makes it: of such an encoder's, or of vLLM's folder.
         torch: the version of torch.
     """
 
@@ -106,11 +107,15 @@ def fingerprint(
     recipe = _RECIPES[component.kind]
     return Fingerprint(
         tensors={name.removeprefix(component.prefix): digest for name, digest in tensors.items()},
-        config={"class": component.class_name, "options": plain(options)},
+        config={
+            "class": component.class_name,
+            "options": plain(options),
+            **({"overrides": plain(component.overrides)} if component.overrides else {}),
+        },
         precision=precision.name,
         device=device,
         recipe={"methods": list(component.methods), "stages": list(recipe.stages)},
-        encoders=recipe.version,
+        encoders=recipe.version(component.class_name, options),
         torch=_torch_version(),
     )
 
@@ -146,6 +151,7 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     return [
         *_tensors(before.tensors, now.tensors),
         *_values("", _flat(before.config), _flat(now.config)),
+        *_values("component: ", before.config.get("overrides", {}), now.config.get("overrides", {})),
         *_values("", {"precision": before.precision}, {"precision": now.precision}),
         *_values("", {"device": before.device}, {"device": now.device}),
         *_values("recipe: ", before.recipe, now.recipe),

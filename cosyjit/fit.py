@@ -238,7 +238,7 @@ class EncoderNeed:
         try:
             found = parameters(component.class_name, options)
         except UnsupportedOptionError as error:
-            where = f"{config}: {component.name}"
+            where = f"{config}: {component.node}"
             raise UnsupportedOptionError(error.option, error.value, error.supported, where) from None
         return cls(component, {f"{component.prefix}{name}": parameter for name, parameter in found.items()})
 

@@ -1,6 +1,7 @@
 """Whether what a directory shows is undamaged, and what its source would give now."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from cosyjit.families import FAMILIES
 from cosyjit.fingerprint import differences
 from cosyjit.planning import Target, find_targets
 from cosyjit.publication import Publication, Published
+from cosyjit.record import Record
 from cosyjit.source import Source, reopen
 from cosyjit.store import Condition, Store
 
@@ -62,44 +64,50 @@ def status(directory: Path, store: Store) -> Status:
     shown, (*found, manifest) = publish.look(store, directory)
     targets, problem = _targets(shown, store)
     names = tuple(
-        Shown(each.name, each.condition, *_compare(shown, each.name, targets.get(each.name), store, problem))
+        Shown(
+            each.name,
+            each.condition,
+            *_compare(shown.artifacts[each.name], targets.get(each.name, ()), store, problem),
+        )
         for each in found
     )
     return Status(shown, names, manifest.condition)
 
 
-def _targets(shown: Publication, store: Store) -> tuple[dict[str, Target], str]:
+def _targets(shown: Publication, store: Store) -> tuple[dict[str, list[Target]], str]:
     """What the source would be exported to now, by file names; and if something is not among it, why."""
     folders = {name: each for name, each in shown.artifacts.items() if each.files is not None}
     zips = [name for name in shown.artifacts if name not in folders]
+    found: dict[str, list[Target]] = {}
     try:
         source = reopen(shown.source, download=False)
-        targets = [
-            *(_zips(source, zips, store) if zips else ()),
+        for target in (
+            *_zips(source, zips, store),
             *(target for name, each in folders.items() for target in _folders(source, name, each, store)),
-        ]
+        ):
+            found.setdefault(target.file_name, []).append(target)
     except StoreError:
         raise
     except InputError as error:
         return {}, str(error)
-    return {target.file_name: target for target in targets}, f"{shown.source} has no such target"
+    return found, f"{shown.source} has no such target"
 
 
-def _zips(source: Source, shown: Sequence[str], store: Store) -> Sequence[Target]:
-    names = [name.removesuffix(".zip").rpartition(".") for name in shown]
-    precisions = [name[2] for name in names]
-    try:
-        return find_targets(source, [name[0] for name in names], precisions, store=store)
-    except SelectionError:  # some are of another source
-        return find_targets(source, precisions=precisions, store=store)
+def _zips(source: Source, shown: Sequence[str], store: Store) -> Iterator[Target]:
+    """The targets of zips; of one name, of all the components that are published under it."""
+    precisions: dict[str, list[str]] = {}
+    for name in shown:
+        node, _, precision = name.removesuffix(".zip").rpartition(".")
+        for part in sorted({part.name for family in FAMILIES for part in family.components if part.node == node}):
+            precisions.setdefault(part, []).append(precision)
+    for part, wanted in precisions.items():
+        with suppress(SelectionError):  # it is of another source
+            yield from find_targets(source, [part], wanted, store=store)
 
 
 def _folders(source: Source, name: str, artifact: Published, store: Store) -> Sequence[Target]:
     """The target of a folder, at the precision that it was made at as far as its record is there."""
-    try:
-        made = record.load(store, artifact.fingerprint)
-    except RecordError:
-        made = None
+    made = _record(artifact, store)
     parts = {part.name for family in FAMILIES for part in family.components if part.published == name}
     try:
         return find_targets(source, sorted(parts), [made.fingerprint.precision] if made else None, store=store)
@@ -107,16 +115,24 @@ def _folders(source: Source, name: str, artifact: Published, store: Store) -> Se
         return ()
 
 
-def _compare(
-    shown: Publication, name: str, target: Target | None, store: Store, problem: str
-) -> tuple[Literal["current", "stale", "unknown"], tuple[str, ...]]:
-    key = shown.artifacts[name].fingerprint
-    if target is None:
-        return "unknown", (problem,)
-    if target.fingerprint.key == key:
-        return "current", ()
+def _record(artifact: Published, store: Store) -> Record | None:
+    """The record of a published artifact, if it is there and whole."""
     try:
-        known = record.load(store, key)
+        return record.load(store, artifact.fingerprint)
     except RecordError:
-        known = None
-    return "stale", tuple(differences(known.fingerprint, target.fingerprint)) if known else ("record missing",)
+        return None
+
+
+def _compare(
+    artifact: Published, targets: Sequence[Target], store: Store, problem: str
+) -> tuple[Literal["current", "stale", "unknown"], tuple[str, ...]]:
+    """How an artifact stands to what would be published under its name now."""
+    if not targets:
+        return "unknown", (problem,)
+    if any(target.fingerprint.key == artifact.fingerprint for target in targets):
+        return "current", ()
+    known = _record(artifact, store)
+    if known is None:
+        return "stale", ("record missing",)
+    target = next((each for each in targets if each.component.name == known.component), targets[0])
+    return "stale", tuple(differences(known.fingerprint, target.fingerprint))

@@ -138,7 +138,7 @@ def plan(
 
     Args:
         source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
-        components: names of components; all that the family has for None.
+        components: names of components; for None all that the family has, but for those on request.
         precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
         store: where artifacts are kept; that of this user for None.
         force: find nothing fresh.

@@ -258,6 +258,7 @@ def lineage_tree(trace: Trace) -> Tree:
         return tree
     tree = Tree(_line(made.name if trace.same_bytes else f"{made.name} (the file's own bytes are {trace.sha256})"))
     tree.add(_line(f"sha256 {made.sha256}"))
+    tree.add(_line(f"component {made.component}"))
     _branch(tree, f"fingerprint {made.fingerprint.key}", made.fingerprint.parts)
     _branch(tree, f"source {made.source}", {f"{each.name} sha256": each.sha256 for each in made.materials})
     _branch(tree, "built with", made.versions)

@@ -33,7 +33,7 @@ def load_encoder(
         CheckpointError: the weights file is missing, damaged or more than tensors, or the tensors do not fit.
     """
     need = EncoderNeed.of(component, options, source.config)
-    encoder = build_encoder(component.class_name, options)
+    encoder = build_encoder(component.class_name, options, component.overrides)
     tensors = map_tensors(source.directory / source.weights(component.weights), need, reading)
     return encoder, {name.removeprefix(component.prefix): tensor for name, tensor in tensors.items()}
 

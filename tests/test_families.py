@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosyjit.checkpoint import open_checkpoint
+from cosyjit.encoders.options import TABLES, EncoderOptions
 from cosyjit.encoders.registry import ENCODERS
 from cosyjit.errors import ConfigError, SelectionError
 from cosyjit.families import (
@@ -70,6 +72,7 @@ def test_the_table_is_what_the_public_runtime_reads() -> None:
         ("CosyVoice", "llm.llm", f"{ENCODER}.TransformerEncoder", "llm.pt", "llm.", ("forward_chunk",)),
         ("CosyVoice", "flow.encoder", f"{ENCODER}.ConformerEncoder", "flow.pt", "encoder.", ()),
         ("CosyVoice2", "flow.encoder", upsample, "flow.pt", "encoder.", ()),
+        ("CosyVoice2", "flow.encoder.chunked", upsample, "flow.pt", "encoder.", ()),
     ]
     folders = {family.name: [part for part in family.components if part.kind == "vllm"] for family in FAMILIES}
     assert folders == {"CosyVoice": [], "CosyVoice2": [COSYVOICE2_VLLM], "CosyVoice3": [COSYVOICE3_VLLM]}
@@ -170,6 +173,35 @@ def test_a_folder_is_selected_at_a_default_of_its_own() -> None:
     assert pairs(COSYVOICE2, ["llm.vllm"]) == pairs(COSYVOICE3) == [("llm.vllm", "bf16")]
 
 
+def test_what_older_runtimes_expect_is_selected_by_its_name_alone() -> None:
+    chunked = ["flow.encoder.chunked"]
+    assert pairs(COSYVOICE2, chunked) == [("flow.encoder.chunked", "fp32"), ("flow.encoder.chunked", "fp16")]
+    assert pairs(COSYVOICE2, [*chunked, "llm.vllm"], ["bf16"]) == [
+        ("flow.encoder.chunked", "bf16"),
+        ("llm.vllm", "bf16"),
+    ]
+    assert [part.name for family in FAMILIES for part in family.components if part.on_request] == chunked
+    assert {part.name: (part.node, part.file_name("fp16")) for part, _ in select(COSYVOICE2, chunked, None)} == {
+        "flow.encoder.chunked": ("flow.encoder", "flow.encoder.fp16.zip")
+    }
+    assert all(part.node == part.name and not part.overrides for part in ZIPS if not part.on_request)
+
+
+@pytest.mark.parametrize("names", [["flow.encoder", "flow.encoder.chunked"], ["flow.encoder.chunked", "flow.encoder"]])
+def test_components_that_are_published_under_one_name_are_not_selected_together(names: list[str]) -> None:
+    assert refusal(COSYVOICE2, names, ["fp16", "bf16"]) == (
+        "flow.encoder and flow.encoder.chunked are both published as flow.encoder.fp16.zip; choose one of them"
+    )
+
+
+def test_what_a_component_overrides_are_options_of_its_encoder() -> None:
+    known = {each.name for each in fields(EncoderOptions)}
+    for part in ZIPS:
+        assert set(part.overrides) <= known
+    assert {name for part in ZIPS for name in part.overrides} == {"static_chunk_size", "always_streaming"}
+    assert all("always_streaming" not in options for options in TABLES.values())
+
+
 def test_a_precision_that_is_asked_for_is_taken_in_place_of_all_defaults() -> None:
     assert pairs(COSYVOICE2, None, ["fp16"]) == [("flow.encoder", "fp16"), ("llm.vllm", "fp16")]
     assert pairs(COSYVOICE2, ["flow.encoder"], ["fp32", "bf16"]) == [("flow.encoder", "fp32"), ("flow.encoder", "bf16")]
@@ -220,7 +252,7 @@ def test_a_precision_that_no_selected_component_has_is_refused(precisions: list[
 @pytest.mark.parametrize("name", ["llm.text_encoder", "flow.Encoder", "flow", ""])
 def test_an_unknown_component_is_refused_with_the_known_ones(name: str) -> None:
     assert refusal(COSYVOICE2, ["flow.encoder", name]) == (
-        f"{name!r} is no component of CosyVoice2; choose from flow.encoder, llm.vllm"
+        f"{name!r} is no component of CosyVoice2; choose from flow.encoder, flow.encoder.chunked, llm.vllm"
     )
 
 

@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 from cosyjit import encoders
 from cosyjit.config import Instance
 from cosyjit.digests import Digests, TensorDigest
+from cosyjit.encoders.options import TABLES, parse_options
+from cosyjit.encoders.registry import ENCODERS
 from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.fingerprint import Fingerprint, canonical, differences, fingerprint, key_of, plain
 from cosyjit.inputs import read_inputs
+from cosyjit.planning import find_targets
+from cosyjit.source import open_source
+from cosyjit.store import Store
 from tests.built import opened
 from tests.calls import ROOT
 
@@ -91,9 +96,33 @@ def test_a_fingerprint_has_what_decides_the_bytes() -> None:
         precision="bf16",
         device="cuda",
         recipe={"methods": ["forward_chunk"], "stages": ["script", "freeze", "optimize_for_inference"]},
-        encoders=encoders.VERSION,
+        encoders=2,
         torch=version("torch"),
     )
+
+
+def test_what_a_component_overrides_is_a_part_of_its_fingerprint_apart_from_the_options() -> None:
+    usual, chunked = FAMILIES[1].components[:2]
+    taken = {"encoder.x": TAKEN["llm."]}
+    given = {"static_chunk_size": 25}
+    made = {part.name: fingerprint(part, given, PRECISIONS["fp16"], "cpu", taken) for part in (usual, chunked)}
+    assert made["flow.encoder"].config == {"class": usual.class_name, "options": given}
+    assert made["flow.encoder.chunked"].config == {
+        "class": usual.class_name,
+        "options": given,
+        "overrides": {"static_chunk_size": 50, "always_streaming": True},
+    }
+    # What a configuration gives is never taken for it.
+    forged = fingerprint(usual, dict(chunked.overrides), PRECISIONS["fp16"], "cpu", taken)
+    assert forged.key != fingerprint(chunked, dict(chunked.overrides), PRECISIONS["fp16"], "cpu", taken).key
+    assert differences(made["flow.encoder"], made["flow.encoder.chunked"]) == [
+        "component: static_chunk_size 50 added",
+        "component: always_streaming true added",
+    ]
+    assert differences(made["flow.encoder.chunked"], made["flow.encoder"]) == [
+        "component: static_chunk_size 50 removed",
+        "component: always_streaming true removed",
+    ]
 
 
 # What changes a key.
@@ -563,8 +592,55 @@ CODE: Final = [
 def test_the_version_of_the_encoders_is_that_of_their_code() -> None:
     text = b"".join(b"%s %d\n%s" % (path.name.encode(), len(path.read_bytes()), path.read_bytes()) for path in CODE)
     found = (encoders.VERSION, xxhash.xxh3_128_hexdigest(text))
-    assert found == (2, "7cf3c02b7e72b7ce997485144eebc147"), (
+    assert found == (3, "bcfa6f54677edd82a2c08131f2aa623d"), (
         f"one of {[path.name for path in CODE]} was changed. If an artifact made from the same weights comes out "
-        "another one, raise VERSION in cosyjit/encoders/__init__.py, or stores go on giving out what the old code "
-        f"made. Then pin here what was found: {found}"
+        "another one, raise VERSION in cosyjit/encoders/__init__.py and let version_of give it for the encoders "
+        f"concerned, or stores go on giving out what the old code made. Then pin here what was found: {found}"
     )
+
+
+CENTRED: Final = [
+    # use_cnn_module, causal, and whether a convolution is centred
+    (None, None, True),
+    (None, False, True),
+    (True, None, True),
+    (True, False, True),
+    (None, True, False),
+    (True, True, False),
+    (False, None, False),
+    (False, False, False),
+    (False, True, False),
+]
+
+
+@pytest.mark.parametrize(("use_cnn_module", "causal", "centred"), CENTRED)
+@pytest.mark.parametrize("class_name", ENCODERS)
+def test_what_computes_the_same_as_before_has_the_version_from_before(
+    class_name: str, use_cnn_module: bool | None, causal: bool | None, centred: bool
+) -> None:
+    given = {"use_cnn_module": use_cnn_module, "causal": causal}
+    options = {option: value for option, value in given.items() if value is not None}
+    convolves = "use_cnn_module" in TABLES[class_name]
+    assert encoders.version_of(class_name, options) == (3 if centred and convolves else 2)
+    if convolves:
+        published = {"pos_enc_layer_type": "rel_pos_espnet", "input_layer": "linear"}
+        parsed = parse_options(TABLES[class_name], published | {"input_size": 512, "output_size": 512} | options)
+        assert (parsed.use_cnn_module and not parsed.causal) == centred
+
+
+def test_options_that_no_encoder_takes_have_a_version_all_the_same() -> None:
+    """They are refused later, with the line that says so."""
+    for class_name in ENCODERS:
+        assert encoders.version_of(class_name, {"causal": "!apply:x", "use_cnn_module": [None]}) in {2, 3}
+
+
+def test_a_centred_convolution_made_before_is_planned_again_because_of_the_code(tiny: Path, copy_of: Copy) -> None:
+    directory = copy_of(tiny)
+    config = directory / "cosyvoice.yaml"
+    before, found, after = config.read_text().rpartition("use_cnn_module: False")  # that of the flow
+    config.write_text(f"{before}use_cnn_module: True{after}")
+    assert found
+    (target,) = find_targets(open_source(directory), ["flow.encoder"], ["fp16"], store=Store())
+    assert target.fingerprint.encoders == 3
+    assert differences(replace(target.fingerprint, encoders=2), target.fingerprint) == ["encoder code 2 -> 3"]
+    assert {each.fingerprint.encoders for each in find_targets(open_source(tiny), store=Store())} == {2}

@@ -241,8 +241,8 @@ SHARED: Final = [path for path in [*modules(), *modules(FLOWS)] if unit(path) no
 
 @pytest.mark.parametrize("path", SHARED, ids=ids)
 def test_no_family_is_named_in_shared_code(path: Path) -> None:
-    # The encoders' registry is a table of the class names that configurations use, and so is that of their parameters.
-    assert path.name in {"registry.py", "parameters.py"} or list(family_strings(parsed(path))) == []
+    # The encoders' options are tables by the class names that configurations use.
+    assert path.name == "options.py" or list(family_strings(parsed(path))) == []
     assert list(family_comparisons(parsed(path))) == []
 
 

@@ -59,7 +59,7 @@ def inputs(family: str) -> dict[str, Tensor]:
 
 def consume(family: str, directory: Path, root: Path) -> "subprocess.Popen[str]":
     """Export a model directory and start its consumer, in an empty directory and without this one's environment."""
-    parts = [part for part in opened(directory).family.components if part.kind == "zip"]
+    parts = [part for part in opened(directory).family.components if part.kind == "zip" and not part.on_request]
     precisions = dict.fromkeys(name for part in parts for name in part.tolerances)
     names = [part.name for part in parts]
     outcomes = export(directory, components=names, precisions=list(precisions), directory=root / "zips")

@@ -40,7 +40,7 @@ TARGETS: Final = [
     (family.name, component.name, precision)
     for family in FAMILIES
     for component in family.components
-    if component.kind == "zip"
+    if component.kind == "zip" and not component.on_request
     for precision in component.tolerances
 ]
 NUMBER: Final = r"[\d.e+-]+"
@@ -289,6 +289,34 @@ def test_a_fault_that_only_padding_shows_is_refused(tiny: Path, tmp_path: Path) 
     assert refusal(path, tiny, "flow.encoder", "fp32").startswith(
         "forward over 17 and 8 and 1 frames, float32 inputs: ys: the largest absolute error is "
     )
+
+
+def never_streaming(encoder: Any) -> None:
+    """Lets a call without `streaming` see everything."""
+    encoder.offline_chunk_size = 0
+
+
+def another_chunk(encoder: Any) -> None:
+    encoder.offline_chunk_size -= 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "precision"), [(never_streaming, "fp32"), (another_chunk, "fp32"), (another_chunk, "fp16")]
+)
+def test_a_chunked_artifact_that_attends_otherwise_is_refused(
+    fault: Fault, precision: str, tiny2: Path, tmp_path: Path
+) -> None:
+    path = saved(tiny2, "flow.encoder.chunked", precision, tmp_path, fault)
+    problem = refusal(path, tiny2, "flow.encoder.chunked", precision)
+    if precision == "fp32":
+        assert problem.startswith("forward over 64 frames, float32 inputs: ys: the largest absolute error is ")
+    else:
+        assert problem == "the artifact's code is not that of the float32 one"
+
+
+def test_a_chunked_artifact_does_not_pass_for_the_usual_one(tiny2: Path, tmp_path: Path) -> None:
+    path = saved(tiny2, "flow.encoder.chunked", "fp32", tmp_path)
+    assert refusal(path, tiny2, "flow.encoder", "fp32").startswith("forward over 64 frames, float32 inputs: ys: ")
 
 
 def test_another_mask_is_refused(tiny: Path, tmp_path: Path) -> None:

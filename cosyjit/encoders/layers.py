@@ -74,13 +74,16 @@ class PositionwiseFeedForward(nn.Module):
 class ConvolutionModule(nn.Module):
     """The Conformer's convolution over time, causal (with a cache) or centred.
 
+    What stands beside the frames differs: before a causal one come kernel - 1 frames of the input, or zeros, which pass
+    through `pointwise_conv1`, whose bias they so take on; around a centred one come zeros of `depthwise_conv`'s own.
+
     Source: Gulati et al., Conformer, https://arxiv.org/abs/2005.08100, section 2.2.
     """
 
     def __init__(self, size: int, kernel: int, activation: str, norm: str, causal: bool) -> None:
         super().__init__()
         self.pointwise_conv1 = nn.Conv1d(size, 2 * size, 1)
-        self.depthwise_conv = nn.Conv1d(size, size, kernel, groups=size)
+        self.depthwise_conv = nn.Conv1d(size, size, kernel, groups=size, padding=0 if causal else kernel // 2)
         self.use_layer_norm = norm == "layer_norm"
         self.norm = nn.LayerNorm(size, eps=1e-5) if self.use_layer_norm else nn.BatchNorm1d(size)
         self.pointwise_conv2 = nn.Conv1d(size, size, 1)
@@ -97,7 +100,6 @@ class ConvolutionModule(nn.Module):
             x = F.pad(x, (self.context, 0)) if cache.size(2) == 0 else torch.cat([cache, x], dim=2)
             cache = x[:, :, x.size(2) - self.context :]
         else:
-            x = F.pad(x, (self.context // 2, self.context // 2))
             cache = torch.zeros((0, 0, 0), dtype=x.dtype, device=x.device)
         x = self.depthwise_conv(F.glu(self.pointwise_conv1(x), dim=1))
         x = self.norm(x.transpose(1, 2)).transpose(1, 2) if self.use_layer_norm else self.norm(x)

@@ -26,6 +26,8 @@ class EncoderOptions:
     cnn_module_kernel: int = 15
     cnn_module_norm: str = "batch_norm"
     causal: bool = False
+    always_streaming: bool = False
+    """Of no configuration: see `cosyjit.families.Component.overrides`."""
 
 
 class Option(NamedTuple):
@@ -69,8 +71,8 @@ def _one_of(default: Any, *supported: Any) -> Option:
     return Option(default, " or ".join(map(_yaml, supported)), accepts)
 
 
-def _rate() -> Option:
-    return Option(0.1, "a number from 0 to 1", lambda value: _is_number(value, (int, float)) and 0 <= value <= 1)
+def _rate(default: float) -> Option:
+    return Option(default, "a number from 0 to 1", lambda value: _is_number(value, (int, float)) and 0 <= value <= 1)
 
 
 def _flag(default: bool) -> Option:
@@ -85,9 +87,9 @@ _COMMON: Final[dict[str, Option]] = {
     "attention_heads": _integer(4, 1),
     "linear_units": _integer(2048, 1),
     "num_blocks": _integer(6, 1, most=1_000),
-    "dropout_rate": _rate(),
-    "positional_dropout_rate": _rate(),
-    "attention_dropout_rate": _rate(),
+    "dropout_rate": _rate(0.1),
+    "positional_dropout_rate": _rate(0.1),
+    "attention_dropout_rate": _rate(0.0),
     "input_layer": _one_of("conv2d", "linear", "linear_legacy"),
     "normalize_before": _flag(True),
     "static_chunk_size": _integer(0, 0),
@@ -120,6 +122,13 @@ UPSAMPLE_CONFORMER: Final = CONFORMER | {
     "input_size": _one_of(REQUIRED, 512),
     "output_size": _one_of(256, 512),
 }
+
+TABLES: Final[dict[str, dict[str, Option]]] = {
+    "cosyvoice.transformer.encoder.TransformerEncoder": TRANSFORMER,
+    "cosyvoice.transformer.encoder.ConformerEncoder": CONFORMER,
+    "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder": UPSAMPLE_CONFORMER,
+}
+"""The options by the class names that configurations use."""
 
 
 def parse_options(known: Mapping[str, Option], given: Mapping[str, Any]) -> EncoderOptions:

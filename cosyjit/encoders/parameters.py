@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from cosyjit.encoders.options import CONFORMER, TRANSFORMER, UPSAMPLE_CONFORMER, EncoderOptions, Option, parse_options
+from cosyjit.encoders.options import TABLES, EncoderOptions, parse_options
 
 
 class Parameter(NamedTuple):
@@ -20,14 +20,14 @@ def parameters(class_name: str, options: Mapping[str, Any]) -> dict[str, Paramet
     """The tensors that the `state_dict` of an encoder has.
 
     Args:
-        class_name: a key of `OPTIONS`.
+        class_name: a key of `TABLES`.
         options: the configuration's options for it.
 
     Raises:
         UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
     """
-    known, describe = _ENCODERS[class_name]
-    return dict(describe(parse_options(known, options)))
+    describe = _ENCODERS[class_name.rpartition(".")[2]]
+    return dict(describe(parse_options(TABLES[class_name], options)))
 
 
 def _transformer(options: EncoderOptions) -> Parameters:
@@ -126,15 +126,9 @@ def _norms(name: str, norms: tuple[str, ...], size: int) -> Parameters:
         yield from _norm(f"{name}{norm}.", size)
 
 
-class _Encoder(NamedTuple):
-    options: Mapping[str, Option]
-    describe: Callable[[EncoderOptions], Parameters]
-
-
 _ENCODERS: Final = {
-    "cosyvoice.transformer.encoder.TransformerEncoder": _Encoder(TRANSFORMER, _transformer),
-    "cosyvoice.transformer.encoder.ConformerEncoder": _Encoder(CONFORMER, _conformer),
-    "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder": _Encoder(
-        UPSAMPLE_CONFORMER, _upsample_conformer
-    ),
+    "TransformerEncoder": _transformer,
+    "ConformerEncoder": _conformer,
+    "UpsampleConformerEncoder": _upsample_conformer,
 }
+"""What describes an encoder, by the last part of its class's name."""

@@ -1,13 +1,15 @@
 """From a configuration's class name to an encoder."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
 
 from cosyjit.encoders.encoder import ConformerEncoder, TransformerEncoder
-from cosyjit.encoders.options import CONFORMER, TRANSFORMER, UPSAMPLE_CONFORMER, EncoderOptions, Option, parse_options
+from cosyjit.encoders.options import TABLES, EncoderOptions, Option, parse_options
 from cosyjit.encoders.upsample import UpsampleConformerEncoder
 
 
@@ -16,17 +18,17 @@ class _Entry(NamedTuple):
     options: Mapping[str, Option]
 
 
-ENCODERS: Final = {
-    "cosyvoice.transformer.encoder.TransformerEncoder": _Entry(TransformerEncoder, TRANSFORMER),
-    "cosyvoice.transformer.encoder.ConformerEncoder": _Entry(ConformerEncoder, CONFORMER),
-    "cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder": _Entry(
-        UpsampleConformerEncoder, UPSAMPLE_CONFORMER
-    ),
+_CLASSES: Final[dict[str, Callable[[EncoderOptions], nn.Module]]] = {
+    encoder.__name__: encoder for encoder in (TransformerEncoder, ConformerEncoder, UpsampleConformerEncoder)
 }
+
+ENCODERS: Final = {name: _Entry(_CLASSES[name.rpartition(".")[2]], options) for name, options in TABLES.items()}
 """The encoders by the class names that configurations use."""
 
 
-def build_encoder(class_name: str, options: Mapping[str, Any]) -> nn.Module:
+def build_encoder(
+    class_name: str, options: Mapping[str, Any], overrides: Mapping[str, Any] = MappingProxyType({})
+) -> nn.Module:
     """An encoder in eval mode on the meta device: names and shapes, no memory.
 
     Fill it with `encoder.load_state_dict(tensors, strict=True, assign=True)`.
@@ -34,10 +36,11 @@ def build_encoder(class_name: str, options: Mapping[str, Any]) -> nn.Module:
     Args:
         class_name: a key of `ENCODERS`.
         options: the configuration's options for it.
+        overrides: fields of `EncoderOptions` to have these values, whatever the configuration says.
 
     Raises:
         UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
     """
     entry = ENCODERS[class_name]
     with torch.device("meta"):
-        return entry.encoder(parse_options(entry.options, options)).eval()
+        return entry.encoder(replace(parse_options(entry.options, options), **overrides)).eval()

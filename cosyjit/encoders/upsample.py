@@ -55,6 +55,7 @@ class UpsampleConformerEncoder(nn.Module):
         self.size = options.output_size
         self.normalize_before = options.normalize_before
         self.static_chunk_size = options.static_chunk_size
+        self.offline_chunk_size = options.static_chunk_size if options.always_streaming else 0
         self.embed = LinearInput(options.input_size, options.output_size, options.input_layer)
         self.pre_lookahead_layer = PreLookaheadLayer()
         self.encoders = nn.ModuleList([ConformerBlock(options) for _ in range(options.num_blocks)])
@@ -79,12 +80,13 @@ class UpsampleConformerEncoder(nn.Module):
             xs_lens: (B,) int32 or int64, frames.
             context: (B, 3, input_size), the frames behind xs; (0, 0, 0) for none.
             decoding_chunk_size, num_decoding_left_chunks: for callers; they have a meaning only with dynamic chunks.
-            streaming: limits attention to chunks of `static_chunk_size` frames, twice that after upsampling.
+            streaming: limits attention to chunks of `static_chunk_size` frames, twice that after upsampling; with the
+                option `always_streaming` every call does.
 
         Returns:
             ys (B, 2T, 512), and the pad mask (B, 1, 2T) bool, true where the frame is real.
         """
-        chunk = self.static_chunk_size if streaming else 0
+        chunk = self.static_chunk_size if streaming else self.offline_chunk_size
         like, stride = self.after_norm.weight, self.up_layer.stride
         if context.size(1) > 0:
             context = self.embed(context)

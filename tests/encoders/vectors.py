@@ -29,9 +29,9 @@ def golden_options(family: str, component: str) -> dict[str, Any]:
     return options
 
 
-def golden_outputs() -> dict[str, Tensor]:
+def golden_outputs(file: str = "golden.npz") -> dict[str, Tensor]:
     """What the public model code computed, by vector and output: "cosyvoice/llm.forward/y"."""
-    with np.load(GOLDEN / "golden.npz") as arrays:
+    with np.load(GOLDEN / file) as arrays:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -71,7 +71,7 @@ def weights(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 
 def filled(build: Build, class_name: str, options: Mapping[str, Any], prefix: str = "") -> nn.Module:
-    """A built encoder with weights by their names; `build` is `build_encoder` or `build_plain`."""
+    """A built encoder with weights by their names; `build` is as `build_encoder` and `build_plain` are."""
     encoder = build(class_name, options)
     encoder.load_state_dict(weights(encoder, prefix), strict=True, assign=True)
     return encoder
