@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from cosyjit import publish, record
-from cosyjit.errors import InputError, RecordError, SelectionError, StoreError
-from cosyjit.families import FAMILIES
+from cosyjit.checkpoint import Checkpoint, open_checkpoint
+from cosyjit.errors import InputError, RecordError, StoreError
 from cosyjit.fingerprint import differences
 from cosyjit.planning import Target, find_targets
 from cosyjit.publication import Publication, Published
-from cosyjit.source import Source, reopen
+from cosyjit.source import reopen
 from cosyjit.store import Condition, Store
 
 
@@ -73,10 +73,10 @@ def _targets(shown: Publication, store: Store) -> tuple[dict[str, Target], str]:
     folders = {name: each for name, each in shown.artifacts.items() if each.files is not None}
     zips = [name for name in shown.artifacts if name not in folders]
     try:
-        source = reopen(shown.source, download=False)
+        checkpoint = open_checkpoint(reopen(shown.source, download=False))
         targets = [
-            *(_zips(source, zips, store) if zips else ()),
-            *(target for name, each in folders.items() for target in _folders(source, name, each, store)),
+            *_zips(checkpoint, zips, store),
+            *(target for name, each in folders.items() for target in _folders(checkpoint, name, each, store)),
         ]
     except StoreError:
         raise
@@ -85,26 +85,28 @@ def _targets(shown: Publication, store: Store) -> tuple[dict[str, Target], str]:
     return {target.file_name: target for target in targets}, f"{shown.source} has no such target"
 
 
-def _zips(source: Source, shown: Sequence[str], store: Store) -> Sequence[Target]:
+def _zips(checkpoint: Checkpoint, shown: Sequence[str], store: Store) -> Sequence[Target]:
+    parts = _parts(checkpoint)
     names = [name.removesuffix(".zip").rpartition(".") for name in shown]
-    precisions = [name[2] for name in names]
-    try:
-        return find_targets(source, [name[0] for name in names], precisions, store=store)
-    except SelectionError:  # some are of another source
-        return find_targets(source, precisions=precisions, store=store)
+    own = [(part, precision) for part, _, precision in names if part in parts]  # others are of another source
+    components, precisions = ([each[index] for each in own] for index in range(2))
+    return find_targets(checkpoint.source, components, precisions, store=store) if own else ()
 
 
-def _folders(source: Source, name: str, artifact: Published, store: Store) -> Sequence[Target]:
+def _folders(checkpoint: Checkpoint, name: str, artifact: Published, store: Store) -> Sequence[Target]:
     """The target of a folder, at the precision that it was made at as far as its record is there."""
     try:
         made = record.load(store, artifact.fingerprint)
     except RecordError:
         made = None
-    parts = {part.name for family in FAMILIES for part in family.components if part.published == name}
-    try:
-        return find_targets(source, sorted(parts), [made.fingerprint.precision] if made else None, store=store)
-    except SelectionError:  # it is of another source
-        return ()
+    own = [part for part, published in _parts(checkpoint).items() if published == name]  # else it is of another source
+    precisions = [made.fingerprint.precision] if made else None
+    return find_targets(checkpoint.source, own, precisions, store=store) if own else ()
+
+
+def _parts(checkpoint: Checkpoint) -> dict[str, str | None]:
+    """The components that a source has, and what they are published as whatever their precision."""
+    return {part.name: part.published for part in checkpoint.family.components if checkpoint.has(part)}
 
 
 def _compare(
