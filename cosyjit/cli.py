@@ -302,23 +302,26 @@ def synth(
     family: str = "cosyvoice",
     size: str = "tiny",
     seed: int = 0,
+    force: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Write a complete model directory with random weights, for trying things out.
 
     Parameters
     ----------
     directory
-        Where to write it.
+        Where to write it: a new or an empty directory.
     family
         cosyvoice, cosyvoice2 or cosyvoice3.
     size
         tiny, or full for the published sizes.
     seed
         Other seeds give other weights.
+    force
+        Write into a directory that is not empty, and replace the files of the same names there.
     """
     from cosyjit.synth import synth as write
 
-    show(str(write(directory, family, size, seed)))
+    show(str(write(directory, family, size, seed, force=force)))
     return 0
 
 

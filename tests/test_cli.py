@@ -114,6 +114,8 @@ def test_synth_writes_a_directory_that_exports_and_prints_it(tmp_path: Path, run
     run("synth", tmp_path / "other", "--seed", 1)
     assert snapshot(tmp_path / "other").keys() == snapshot(tiny).keys()
     assert (tmp_path / "other" / "llm.pt").read_bytes() != (tiny / "llm.pt").read_bytes()
+    assert run("synth", tmp_path / "other", "--seed", 0, "--force").status == 0
+    assert snapshot(tmp_path / "other") == snapshot(tiny)
 
 
 @pytest.mark.parametrize(("flag", "says"), [("--version", __version__), ("--help", "export")])

@@ -214,6 +214,11 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["lineage", "~nobody-of-this-name/a.zip"], ("~nobody-of-this-name",)),
         (["lineage", ""], ("is no artifact",)),
         (["synth"], ("--directory",)),
+        (
+            ["synth", "{}/CosyVoice-tiny"],
+            ("/CosyVoice-tiny: is a model directory already", "new or an empty", "--force"),
+        ),
+        (["synth", "{}/CosyVoice-tiny/llm.pt", "--force"], ("/llm.pt: is a file; name a new or an empty directory",)),
         (["synth", "{}/new", "--family", "mozart"], ("'mozart'", "choose from cosyvoice, cosyvoice2")),
         (["synth", "{}/new", "--size", "huge"], ("'huge'", "choose from tiny, full")),
         (["synth", "{}/new", "--seed", "x"], ("--seed", '"x"')),
