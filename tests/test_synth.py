@@ -322,6 +322,7 @@ def refused(directory: Path, family: str = "cosyvoice", *, force: bool = False) 
         (["llm.pt"], "holds llm.pt and no configuration, as a synth that was killed leaves it; name a new or an empty"),
         ([".0123.tmp"], "holds .0123.tmp and no configuration, as a synth that was killed leaves it; name a new or an"),
         ([".hidden"], "is not empty, with .hidden; name a new or an empty directory, or give --force"),
+        (["last.pt"], "is not empty, with last.pt; name a new or an empty directory"),
         ([f"{index}" for index in range(9)], "is not empty, with 0, 1, 2, 3, 4, …; name a new or an empty directory"),
         (["a\n\x1b[31m"], r"is not empty, with a\n\x1b[31m; name a new"),
     ],
