@@ -11,7 +11,7 @@ from cosyjit.building import Artifact, build
 from cosyjit.errors import BuildError, CosyjitError, InputError
 from cosyjit.gc import collect
 from cosyjit.inspection import Shown, Status, status
-from cosyjit.pipeline import Outcome, export
+from cosyjit.pipeline import Outcome, export, obstacles
 from cosyjit.planning import Planned, Target, plan
 from cosyjit.publication import Publication, Published
 from cosyjit.publish import history, rollback
@@ -41,6 +41,7 @@ __all__ = [
     "collect",
     "export",
     "history",
+    "obstacles",
     "plan",
     "rollback",
     "status",

@@ -116,21 +116,27 @@ def plan(
     *,
     component: _Names = None,
     precision: _Names = None,
+    publish: Path | None = None,
     store: _Store = None,
     sign: _Sign = None,
     require_signature: _Required = None,
     json: _Json = False,
 ) -> int:
-    """Show what an export would build, and why. Nothing is built; of an id, what is not at hand is downloaded.
+    """Show what an export would build, and why, and what of the directory it would refuse.
+
+    Nothing is built or published; of an id, what is not at hand is downloaded.
 
     Parameters
     ----------
-    source, component, precision, store, sign, require_signature, json
+    source, component, precision, publish, store, sign, require_signature, json
         As for export.
     """
     kept = Store(store, sign=sign, require=require_signature)
     planned = planning.plan(source, component, precision, store=kept)
-    show(report.plan_json(planned) if json else report.plan_table(planned))
+    obstacles = pipeline.obstacles(planned, publish, store=kept)
+    show(report.plan_json(planned, obstacles) if json else report.plan_table(planned))
+    if not json:
+        show(*report.plan_lines(obstacles))
     return 0
 
 
@@ -302,23 +308,26 @@ def synth(
     family: str = "cosyvoice",
     size: str = "tiny",
     seed: int = 0,
+    force: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Write a complete model directory with random weights, for trying things out.
 
     Parameters
     ----------
     directory
-        Where to write it.
+        Where to write it: a new or an empty directory.
     family
         cosyvoice, cosyvoice2 or cosyvoice3.
     size
         tiny, or full for the published sizes.
     seed
         Other seeds give other weights.
+    force
+        Write into a directory that is not empty, and replace the files of the same names there.
     """
     from cosyjit.synth import synth as write
 
-    show(str(write(directory, family, size, seed)))
+    show(str(write(directory, family, size, seed, force=force)))
     return 0
 
 

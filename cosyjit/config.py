@@ -7,6 +7,7 @@ cutting. A tag that would run something is by then a string that names it, so th
 and whatever stands elsewhere in the file does not matter.
 """
 
+import codecs
 import copy
 import hashlib
 import re
@@ -28,6 +29,14 @@ from cosyjit.forms import BEGINNING, mistaken_for
 from cosyjit.nodes import Document
 
 _CLASS: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,199}")
+
+_MASKED: Final = re.compile(rf"could not determine a constructor for the tag '{NEW}")
+"""What ruamel says of a node in which anything cannot be constructed: nothing of the reason."""
+
+_WIDE: Final = {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}
+"""How files begin that an editor has saved as UTF-16; those of UTF-32 begin like one of them, or with a 0."""
+
+_UTF8: Final = "save it as UTF-8, or restore the published file"
 
 
 class Instance(NamedTuple):
@@ -69,15 +78,24 @@ class Config:
     def read(cls, path: Path) -> "Config":
         """
         Raises:
-            ConfigError: the file cannot be read, or is no YAML mapping.
+            ConfigError: the file cannot be read, or is not a YAML mapping in UTF-8.
         """
         try:
             content = _content(path)
-            if mistaken := mistaken_for(content[:BEGINNING]):
-                raise ConfigError(f"{path}: {mistaken}")
-            return cls(content.decode("utf-8"), str(path))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read ({line(error)}); restore the published file") from None
+        if mistaken := mistaken_for(content[:BEGINNING]):
+            raise ConfigError(f"{path}: {mistaken}")
+        return cls(_decoded(content, path), str(path))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a node at a dotted path, of whatever kind.
+
+        Raises:
+            ConfigError: that cannot be told, such as where a key of the path occurs twice.
+        """
+        with self._resolving(name):
+            return Document(self._root).at(_path(name)) is not None
 
     def class_of(self, name: str) -> str:
         """The class that the `!new:` node at a dotted path names.
@@ -116,7 +134,9 @@ class Config:
         return class_name
 
     def _no_instance(self, name: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {name} is missing, or no {NEW} node; restore the published file")
+        return ConfigError(
+            f"{self.where}: {name} is missing, or is not a {NEW} node with named options; restore the published file"
+        )
 
     @contextmanager
     def _resolving(self, name: str) -> Iterator[None]:
@@ -126,6 +146,8 @@ class Config:
             raise
         except Exception as error:  # noqa: BLE001  (a faulty file makes HyperPyYAML raise almost anything)
             reason = re.sub(r' in "<[^>]*>", line \d+, column \d+', "", line(error))  # of the cutting, not of the file
+            if _MASKED.search(reason):
+                reason = "a key or a value in it is invalid"
             raise ConfigError(f"{self.where}: {name} cannot be resolved ({reason}); correct the node") from None
 
 
@@ -155,6 +177,21 @@ def _content(path: Path) -> bytes:
     if len(content) > nodes.LARGEST:
         raise ValueError(f"more than {nodes.LARGEST:,} bytes")
     return content
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    if content[:2] in _WIDE or 0 in content[:4]:
+        raise ConfigError(f"{path}: is not UTF-8 text but UTF-16, UTF-32 or binary; {_UTF8}")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{content[error.start]:02x} at {error.start:,}"
+        raise ConfigError(f"{path}: is not UTF-8 text ({byte}); {_UTF8}") from None
 
 
 @lru_cache(maxsize=64)  # many checkpoints have the same configuration

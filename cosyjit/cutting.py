@@ -16,6 +16,19 @@ NEW: Final = "!new:"
 _REFERENCES: Final = ("!ref", "!copy")
 _PLAIN: Final = {CORE + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
 
+_KINDS: Final = {
+    "timestamp": "a date",
+    "binary": "binary data",
+    "set": "a set",
+    "omap": "an ordered mapping",
+    "pairs": "a list of pairs",
+    "python/tuple": "a tuple",
+    "!tuple": "a tuple",
+}
+"""What values are called that HyperPyYAML makes objects of, by their tags; of others the tag itself is shown."""
+
+_DATE: Final = re.compile(r"[0-9TtZz :.+-]{1,40}")
+
 _LARGEST: Final = 100_000
 """The most characters that all of it may come to; a published encoder comes to 3,000."""
 
@@ -80,7 +93,7 @@ class Cutting:
         )
 
     def _inert(self, node: Node) -> Node:
-        """A copy in which each node of any but a harmless tag is a string, its tag; shared nodes stay shared.
+        """A copy in which each node of any but a harmless tag is a string that names it; shared nodes stay shared.
 
         The copies have the tags in full: written as they stand, a `%TAG` directive makes them look like others.
         """
@@ -89,13 +102,16 @@ class Cutting:
             if isinstance(node, ScalarNode) and (name in _PLAIN or name in _REFERENCES):
                 self._copies[id(node)] = ScalarNode(name, node.value, style=node.style)
             elif isinstance(node, MappingNode) and (name in _PLAIN or name.startswith(NEW)):
+                again = self._document.twice(node)
+                if again is not None:
+                    raise ValueError(f"the key {again} occurs twice in one mapping")
                 mapping = self._copies[id(node)] = MappingNode(name, [])
                 mapping.value = [(self._inert(key), self._inert(value)) for key, value in self._document.items(node)]
             elif isinstance(node, SequenceNode) and name in _PLAIN:
                 sequence = self._copies[id(node)] = SequenceNode(name, [])
                 sequence.value = [self._inert(item) for item in node.value]
             else:
-                self._copies[id(node)] = ScalarNode(CORE + "str", name.removeprefix(CORE), style='"')
+                self._copies[id(node)] = ScalarNode(CORE + "str", _words(node), style='"')
         return self._copies[id(node)]
 
     def _size(self, node: Node, *, part: bool) -> int:
@@ -140,6 +156,18 @@ class Cutting:
         if isinstance(node, ScalarNode) and tag(node) not in _REFERENCES and "<" in node.value:
             raise ValueError("a reference leads to a text with < in it, which would be taken for another one")
         return node
+
+
+def _words(node: Node) -> str:
+    """What stands for a node that is none of plain data: what kind of value it is, or its tag.
+
+    No option takes such a text, so that whoever reads it refuses it.
+    """
+    name = tag(node).removeprefix(CORE)
+    kind = _KINDS.get(name, name)
+    if isinstance(node, ScalarNode) and _DATE.fullmatch(node.value) and name == "timestamp":
+        return f"{kind} ({node.value})"
+    return kind
 
 
 def _check(size: int) -> int:

@@ -10,6 +10,9 @@ from cosyjit.errors import ConfigError, SelectionError
 DEFAULT_PRECISIONS: Final = ("fp32", "fp16")
 """The two of which the public runtime reads zips."""
 
+LANGUAGE_MODEL: Final = "llm"
+"""The node of a configuration that the family is told by."""
+
 Kind = Literal["zip", "vllm"]
 """What is made of a component: a zip of TorchScript, or the folder from which vLLM decodes a language model."""
 
@@ -65,8 +68,8 @@ class Component:
 
     @property
     def node(self) -> str:
-        """The path of its node in the configuration."""
-        return self.at or self.name
+        """The path of the node in the configuration that says how it is built; of a folder, the language model's."""
+        return self.at or (LANGUAGE_MODEL if self.kind == "vllm" else self.name)
 
     def file_name(self, precision: str) -> str:
         """The name by which the runtime finds what is made of it at a precision."""
@@ -75,7 +78,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family, told by the class of the configuration's `llm` node.
+    """A model family, told by the class of the configuration's `llm` node, or where there is none by its components.
 
     Attributes:
         name: as its publishers write it.
@@ -233,6 +236,40 @@ def family_of(language_model: str, where: str) -> Family:
             return family
     known = ", ".join(f"{family.language_model} ({family.name})" for family in FAMILIES)
     raise ConfigError(f"{where}: llm is of an unknown class, {language_model}; known: {known}")
+
+
+def nodes_of_components() -> tuple[str, ...]:
+    """The paths of the nodes, other than the language model's, that components of any family have."""
+    parts = [part for family in FAMILIES for part in family.components]
+    return tuple(dict.fromkeys(part.node for part in parts if part.node != LANGUAGE_MODEL))
+
+
+def family_by_components(classes: Mapping[str, str], where: str) -> Family:
+    """The one family that a configuration without a language model can be of.
+
+    Args:
+        classes: of the nodes of components that it has, by their paths.
+        where: what the message of an error begins with.
+
+    Raises:
+        ConfigError: no family has a component of such a class at such a node, or several have.
+    """
+    if not classes:
+        nodes = " nor ".join((LANGUAGE_MODEL, *nodes_of_components()))
+        raise ConfigError(f"{where}: has neither {nodes}, by which a family is told; restore the published file")
+    fitting = [
+        family for family in FAMILIES if any(classes.get(part.node) == part.class_name for part in family.components)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = " and ".join(f"{node} is a {class_name}" for node, class_name in classes.items())
+    known = ", ".join(
+        f"{part.class_name} ({family.name})"
+        for family in FAMILIES
+        for part in family.components
+        if part.node in classes
+    )
+    raise ConfigError(f"{where}: has no {LANGUAGE_MODEL} node to tell the family by, and {found}; known: {known}")
 
 
 def select(

@@ -157,7 +157,7 @@ def _unknown(api: "HubApi", model: Model) -> SourceError:
         known = [str(each["Revision"]) for each in api.legacy.list_revisions(model.id, "model")]
     except NotExistError:
         return SourceError(
-            f"{model}: no such directory here, and no such model on {host}, or a private one; give a model directory, "
+            f"{model}: no such model on {host}, or a private one; give a model directory, "
             f"or a ModelScope id such as iic/CosyVoice-300M, or log in ({_LOGIN})"
         )
     more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""

@@ -1,19 +1,18 @@
 """Whether what a directory shows is undamaged, and what its source would give now."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cosyjit import publish, record
-from cosyjit.errors import InputError, RecordError, SelectionError, StoreError
-from cosyjit.families import FAMILIES
+from cosyjit.checkpoint import Checkpoint, open_checkpoint
+from cosyjit.errors import InputError, RecordError, StoreError
 from cosyjit.fingerprint import differences
 from cosyjit.planning import Target, find_targets
 from cosyjit.publication import Publication, Published
 from cosyjit.record import Record
-from cosyjit.source import Source, reopen
+from cosyjit.source import reopen
 from cosyjit.store import Condition, Store
 
 
@@ -80,10 +79,10 @@ def _targets(shown: Publication, store: Store) -> tuple[dict[str, list[Target]],
     zips = [name for name in shown.artifacts if name not in folders]
     found: dict[str, list[Target]] = {}
     try:
-        source = reopen(shown.source, download=False)
+        checkpoint = open_checkpoint(reopen(shown.source, download=False))
         for target in (
-            *_zips(source, zips, store),
-            *(target for name, each in folders.items() for target in _folders(source, name, each, store)),
+            *_zips(checkpoint, zips, store),
+            *(target for name, each in folders.items() for target in _folders(checkpoint, name, each, store)),
         ):
             found.setdefault(target.file_name, []).append(target)
     except StoreError:
@@ -93,26 +92,20 @@ def _targets(shown: Publication, store: Store) -> tuple[dict[str, list[Target]],
     return found, f"{shown.source} has no such target"
 
 
-def _zips(source: Source, shown: Sequence[str], store: Store) -> Iterator[Target]:
+def _zips(checkpoint: Checkpoint, shown: Sequence[str], store: Store) -> Iterator[Target]:
     """The targets of zips; of one name, of all the components that are published under it."""
-    precisions: dict[str, list[str]] = {}
-    for name in shown:
-        node, _, precision = name.removesuffix(".zip").rpartition(".")
-        for part in sorted({part.name for family in FAMILIES for part in family.components if part.node == node}):
-            precisions.setdefault(part, []).append(precision)
-    for part, wanted in precisions.items():
-        with suppress(SelectionError):  # it is of another source
-            yield from find_targets(source, [part], wanted, store=store)
+    for part in checkpoint.family.components:
+        precisions = [name for name in part.tolerances if part.file_name(name) in shown]
+        if precisions and checkpoint.has(part):
+            yield from find_targets(checkpoint.source, [part.name], precisions, store=store)
 
 
-def _folders(source: Source, name: str, artifact: Published, store: Store) -> Sequence[Target]:
+def _folders(checkpoint: Checkpoint, name: str, artifact: Published, store: Store) -> Sequence[Target]:
     """The target of a folder, at the precision that it was made at as far as its record is there."""
     made = _record(artifact, store)
-    parts = {part.name for family in FAMILIES for part in family.components if part.published == name}
-    try:
-        return find_targets(source, sorted(parts), [made.fingerprint.precision] if made else None, store=store)
-    except SelectionError:  # it is of another source
-        return ()
+    own = [part.name for part in checkpoint.family.components if part.published == name and checkpoint.has(part)]
+    precisions = [made.fingerprint.precision] if made else None
+    return find_targets(checkpoint.source, own, precisions, store=store) if own else ()
 
 
 def _record(artifact: Published, store: Store) -> Record | None:

@@ -22,6 +22,9 @@ _MOST_MERGED: Final = 10_000
 
 _MERGE: Final = CORE + "merge"
 
+_VERSION: Final = (1, 2)
+"""Of YAML: the one that documents are of which do not say."""
+
 Path = tuple[str, ...]
 """Where a node stands: the keys that lead to it."""
 
@@ -31,6 +34,12 @@ class _Scanner(RoundTripScanner):
         if len(self.flow_context) >= _DEEPEST:
             raise ValueError(f"more than {_DEEPEST} brackets are open")
         super().fetch_flow_collection_start(TokenClass, to_push)
+
+    def scan_yaml_directive_value(self, start_mark: Any) -> Any:
+        version = super().scan_yaml_directive_value(start_mark)
+        if version != _VERSION:  # where 010 is 8 and yes is true; HyperPyYAML reads no file that says so
+            raise ValueError(f"it declares itself YAML {version[0]}.{version[1]}; remove the line %YAML")
+        return version
 
 
 def yaml() -> YAML:
@@ -67,33 +76,49 @@ class Document:
     def __init__(self, root: MappingNode) -> None:
         self.root = root
         self._items: dict[int, list[tuple[Node, Node]]] = {}
-        self._values: dict[int, dict[Hashable, Node]] = {}
+        self._values: dict[int, dict[Hashable, list[Node]]] = {}
         self._merged = 0
 
     def at(self, path: Path) -> Node | None:
         """The node at a path; None if there is none.
 
         Raises:
-            ValueError, RecursionError: see `items`.
+            ValueError: a key of the path occurs twice in its mapping; or see `items`.
+            RecursionError: see `items`.
         """
         node: Node | None = self.root
         for part in path:
-            node = self._values_of(node).get(part) if isinstance(node, MappingNode) else None
+            found = self._values_of(node).get(part, []) if isinstance(node, MappingNode) else []
+            if len(found) > 1:
+                raise ValueError(f"the key {part} occurs twice in one mapping")
+            node = found[0] if found else None
         return node
 
-    def _values_of(self, node: MappingNode) -> dict[Hashable, Node]:
+    def _values_of(self, node: MappingNode) -> dict[Hashable, list[Node]]:
         if id(node) not in self._values:
-            self._values[id(node)] = {_name(key): value for key, value in reversed(self.items(node))}
+            values = self._values[id(node)] = {}
+            for key, value in self.items(node):
+                values.setdefault(_name(key), []).append(value)
         return self._values[id(node)]
+
+    def twice(self, node: MappingNode) -> str | None:
+        """A key that occurs twice in a mapping; None if there is none.
+
+        Raises:
+            ValueError, RecursionError: see `items`.
+        """
+        return next((str(key) for key, found in self._values_of(node).items() if len(found) > 1), None)
 
     def items(self, node: MappingNode) -> list[tuple[Node, Node]]:
         """A mapping's keys and values, with those that it merges (`<<`), which HyperPyYAML would leave unresolved.
 
         Raises:
-            ValueError: it merges what is no mapping, or too much.
+            ValueError: it merges what is no mapping, or too much, or has two keys `<<`.
             RecursionError: it merges itself.
         """
         if id(node) not in self._items:
+            if sum(tag(key) == _MERGE for key, _ in node.value) > 1:
+                raise ValueError("the key << occurs twice in one mapping")
             own = [(key, value) for key, value in node.value if tag(key) != _MERGE]
             names = {_name(key) for key, _ in own}
             for key, value in node.value:

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 from cosyjit import publish, record, sets, worker
 from cosyjit.building import build
 from cosyjit.digests import processors
-from cosyjit.errors import SignatureError, StoreError, line
+from cosyjit.errors import InputError, SignatureError, StoreError, line
 from cosyjit.files import absolute
 from cosyjit.memory import notes, reserved
 from cosyjit.planning import Planned, Target, compare_one, localize, plan, remember
@@ -203,16 +203,73 @@ def ready(planned: Sequence[Planned], store: Store, directory: Path, *, replace_
         StoreError: the store has no room for what is to be built.
         OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
     """
-    _check_signer(planned, store)
-    publish.check_others(store, directory, {each.target.file_name for each in planned})
-    size = sum(each.target.weight_bytes for each in planned if each.record is None)
-    if size:
-        store.check_room(size)
-    reused = [each.record for each in planned if each.record]
-    size += sum(each.bytes for each in reused if not all(sets.file(directory, one).exists() for one in each.objects))
-    names = [each.target.file_name + "/" * (each.target.component.kind == "vllm") for each in planned]
-    with publish.opened(directory, size, names, replace=replace_others):
+    for error in _refusals(planned, store, directory):
+        raise error
+    with publish.opened(directory, *_needs(planned, directory), replace=replace_others, ways=_ways(planned)):
         yield
+
+
+def obstacles(
+    planned: Sequence[Planned],
+    directory: str | Path | None = None,
+    *,
+    store: Store | None = None,
+    replace_others: bool = False,
+) -> tuple[InputError, ...]:
+    """What `export` would refuse to publish a plan for, such as a folder of others where it is to be shown.
+
+    Nothing is written. What only a write can tell, such as that a directory is read-only, is not among it.
+
+    Args:
+        planned: from `plan`.
+        directory, store, replace_others: see `export`.
+
+    Returns:
+        The errors, of which `export` would raise the first; none if nothing is in the way.
+    """
+    directory = publication_directory(planned, directory)
+    found = publish.obstacles(directory, *_needs(planned, directory), replace=replace_others, ways=_ways(planned))
+    return (*_refusals(planned, store or Store(), directory), *found)
+
+
+def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator[InputError]:
+    """What stands in the way of a plan in the store, or with signatures."""
+    names = {each.target.file_name for each in planned}
+    size = sum(each.target.weight_bytes for each in planned if each.record is None)
+    checks: list[Callable[[], None]] = [
+        lambda: _check_signer(planned, store),
+        lambda: publish.check_others(store, directory, names),
+        lambda: store.check_room(size) if size else None,
+    ]
+    yield from filter(None, map(_refusal, checks))
+
+
+def _refusal(check: Callable[[], None]) -> InputError | None:
+    try:
+        check()
+    except InputError as error:
+        return error
+    return None
+
+
+def _needs(planned: Sequence[Planned], directory: Path) -> tuple[int, list[str]]:
+    """How many bytes will be copied into a directory, and what will be shown there, folders with a slash at the end."""
+    reused = [each.record for each in planned if each.record]
+    size = sum(each.target.weight_bytes for each in planned if each.record is None)
+    brought = (all(os.path.lexists(sets.file(directory, one)) for one in each.objects) for each in reused)
+    size += sum(each.bytes for each, there in zip(reused, brought, strict=True) if not there)
+    return size, [each.target.file_name + "/" * (each.target.component.kind == "vllm") for each in planned]
+
+
+def _ways(planned: Sequence[Planned]) -> dict[str, str]:
+    """How what stands in the way of a folder can be left alone: by exporting the other components."""
+    parts = dict.fromkeys(each.target.component for each in planned)
+    found = {}
+    for part in parts:
+        others = " ".join(f"--component {each.name}" for each in parts if each != part)
+        if part.published and others:
+            found[part.published] = f"with {others}, which leaves it alone"
+    return found
 
 
 def _check_signer(planned: Sequence[Planned], store: Store) -> None:

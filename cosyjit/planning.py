@@ -196,6 +196,7 @@ def find_targets(
     """
     checkpoint = open_checkpoint(source if isinstance(source, Source) else open_source(source))
     selected = select(checkpoint.family, components, precisions)
+    checkpoint.check_nodes(part for part, _ in selected)
     inputs = read_inputs(checkpoint, (part for part, _ in selected), store.digests, ready)
     return tuple(_target(checkpoint.source, part, precision, inputs[part]) for part, precision in selected)
 

@@ -4,6 +4,7 @@ The files are copies of the store's objects, by reference where the file system 
 names in place. What is damaged here is copied again from the store.
 """
 
+import errno
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -33,20 +34,27 @@ _LARGEST: Final = 1 << 20
 
 
 @contextmanager
-def opened(directory: Path, size: int = 0, names: Collection[str] = (), *, replace: bool = False) -> Iterator[None]:
+def opened(
+    directory: Path,
+    size: int = 0,
+    names: Collection[str] = (),
+    *,
+    replace: bool = False,
+    ways: Mapping[str, str] | None = None,
+) -> Iterator[None]:
     """Make sure that a directory can be published into, before the work; what was brought is removed if that fails.
 
     Args:
         directory: made if missing.
-        size: how many bytes will be copied into it.
-        names: what will be shown, folders with a slash at the end.
-        replace: see `publish`.
+        size, names, replace, ways: see `obstacles`.
 
     Raises:
         OutputError: it cannot be made or written to, has too little room, or something else in the place of a name.
     """
-    sets.check_names(directory, names, replace=replace)
-    _check_room(directory, size)
+    for error in obstacles(directory, size, names, replace=replace, ways=ways):
+        raise error
+    with sets.writing(directory, shared=True):
+        pass
     try:
         yield
     except BaseException:
@@ -55,15 +63,39 @@ def opened(directory: Path, size: int = 0, names: Collection[str] = (), *, repla
         raise
 
 
-def _check_room(directory: Path, size: int) -> None:
+def obstacles(
+    directory: Path,
+    size: int = 0,
+    names: Collection[str] = (),
+    *,
+    replace: bool = False,
+    ways: Mapping[str, str] | None = None,
+) -> Iterator[OutputError]:
+    """The errors that publishing into a directory would end with, as far as that can be told without writing.
+
+    What only a write can tell, such as that the file system is read-only, is not among them.
+
+    Args:
+        directory: need not be there.
+        size: how many bytes will be copied into it.
+        names: what will be shown, folders with a slash at the end.
+        replace: see `publish`.
+        ways: by the names of folders, what else can be done where something stands in their way.
+    """
+    above = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above.name} is not a directory")
+        yield from sets.obstacles(directory, names, ways or {}, replace=replace)
+    except OSError as error:
+        yield OutputError(f"{directory}: cannot be written to ({error.strerror}); publish into another directory")
+        return
     try:
         shortage = files.shortage(directory, size)
     except OSError:  # which will be said when it is made
         shortage = None
     if shortage:
-        raise OutputError(f"{directory}: {shortage}; make room, or publish into another directory")
-    with sets.writing(directory, shared=True):
-        pass
+        yield OutputError(f"{directory}: {shortage}; make room, or publish into another directory")
 
 
 def bring(store: Store, directory: Path, artifact: Published, *, link: bool = False) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cosyjit.audit import Fault
-from cosyjit.errors import printable
+from cosyjit.errors import InputError, printable
 from cosyjit.inspection import Status
 from cosyjit.lineage import Trace
 from cosyjit.pictures import Chart, as_image, svg
@@ -177,10 +177,20 @@ def plan_table(planned: Sequence[Planned]) -> Table:
     return table
 
 
-def plan_json(planned: Sequence[Planned]) -> str:
-    """One object, `{"targets": [...]}`."""
+def plan_lines(obstacles: Sequence[InputError]) -> list[str]:
+    """What an export would refuse, a line each."""
+    return [f"An export would be refused: {each}" for each in obstacles]
+
+
+def plan_json(planned: Sequence[Planned], obstacles: Sequence[InputError]) -> str:
+    """One object, `{"targets": [...], "obstacles": [...]}`; the second are what an export would refuse, a line each."""
     return _json(
-        {"targets": [{**_target(each.target), "state": each.state, "reasons": list(each.reasons)} for each in planned]}
+        {
+            "targets": [
+                {**_target(each.target), "state": each.state, "reasons": list(each.reasons)} for each in planned
+            ],
+            "obstacles": [str(each) for each in obstacles],
+        }
     )
 
 

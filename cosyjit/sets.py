@@ -113,19 +113,39 @@ def check_names(directory: Path, members: Collection[str], *, replace: bool = Fa
         replace: whether what stands where a folder is to be shown is put aside, under its name with a number.
 
     Raises:
-        OutputError: something else stands there, or, where a file is to be shown, something that is none.
+        OutputError: something else stands there, or, where a file is to be shown, something that is not a file.
     """
+    for error in _taken(directory, members, {}, replace=replace):
+        raise error
+
+
+def obstacles(
+    directory: Path, members: Collection[str], ways: Mapping[str, str], *, replace: bool = False
+) -> Iterator[OutputError]:
+    """The errors that `writing` and `show` would raise of what stands in a directory; nothing is written.
+
+    Args:
+        members, replace: see `check_names`.
+        ways: by names, what else can be done where something stands in the way of a folder.
+    """
+    yield from _taken(directory, members, ways, replace=replace)
+    yield from (_not_own(path) for path in _foreign(directory))
+
+
+def _taken(
+    directory: Path, members: Collection[str], ways: Mapping[str, str], *, replace: bool
+) -> Iterator[OutputError]:
     for name in (*members, MANIFEST):
         path = directory / name.partition("/")[0]
         if not os.path.lexists(path) or is_ours(path):
             continue
         if "/" in name and not replace:
-            raise OutputError(
-                f"{path}: was not written by cosyjit; move it away, or export with --replace, which puts it aside"
-            )
+            way = "move it away, or export with --replace, which puts it aside"
+            other = f", or {ways[path.name]}" if path.name in ways else ""
+            yield OutputError(f"{path}: was not written by cosyjit; {way}{other}")
         if "/" not in name and not path.is_symlink() and not path.is_file():
-            kind = "is a directory" if path.is_dir() else "is no file"
-            raise OutputError(f"{path}: {kind}; move it away, or publish into another directory")
+            kind = "is a directory" if path.is_dir() else "is not a file"
+            yield OutputError(f"{path}: {kind}; move it away, or publish into another directory")
 
 
 def _make_real(folder: Path) -> None:
@@ -320,7 +340,11 @@ def _same(fd: int, path: Path) -> bool:
 
 def _check_own(directory: Path) -> None:
     for path in _foreign(directory):
-        raise OutputError(f"{path}: is not as cosyjit makes it, and may lead elsewhere; remove it, and run again")
+        raise _not_own(path)
+
+
+def _not_own(path: Path) -> OutputError:
+    return OutputError(f"{path}: is not as cosyjit makes it, and may lead elsewhere; remove it, and run again")
 
 
 def _foreign(directory: Path) -> Iterator[Path]:

@@ -88,8 +88,9 @@ class Snapshot:
 
     @property
     def configs(self) -> list[str]:
-        """The names of the configurations among the files."""
-        return [file.name for file in self.files if file.name in CONFIG_FILES]
+        """The names of the configurations among the files, in the order of `CONFIG_FILES`."""
+        names = {file.name for file in self.files}
+        return [name for name in CONFIG_FILES if name in names]
 
     def file(self, name: str) -> File:
         """

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cosyjit import hub, snapshots
+from cosyjit import files, hub, nodes, snapshots
 from cosyjit.errors import SourceError
 from cosyjit.families import CONFIG_FILES
-from cosyjit.hub import Model
 from cosyjit.snapshots import Snapshot
 from cosyjit.weights_file import SAFETENSORS
 
@@ -17,7 +16,6 @@ _WAYS: Final = (
     f"give a model directory, with one of {', '.join(CONFIG_FILES)} in it, "
     "or a ModelScope id such as iic/CosyVoice-300M"
 )
-_MISSING: Final = "does not exist"
 
 
 @dataclass(frozen=True)
@@ -90,23 +88,32 @@ class Source:
 def open_source(source: str | Path, *, download: bool = True) -> Source:
     """Find the configuration of a model directory, or get it from the hub; `obtain` gets the weights.
 
-    A directory that exists is never taken for an id.
+    A directory that exists is never taken for an id. Of configurations with the same bytes under several names it is
+    the one whose name comes first in `CONFIG_FILES`.
 
     Args:
         download: whether what is missing here may be downloaded; the hub is asked in any case.
 
     Raises:
         SourceUnavailableError: the hub cannot be reached, or is busy, and nothing of the model is at hand.
-        SourceError: no such directory or model, no configuration in it, or more than one.
+        SourceError: no such directory or model, no configuration in it, or different ones side by side.
         OutputError: what comes from the hub cannot be written.
     """
-    directory, reason = _directory(source)
-    if directory is not None:
-        return _in(directory, source)
-    model = hub.parse(str(source)) if reason == _MISSING else None
+    path = _path(source)
+    if path.is_dir():
+        return _in(path, source)
+    if path.exists():
+        raise SourceError(f"{source}: is a file; {_WAYS}")
+    missing = "does not exist" if str(source) == str(path) else f"the directory {path} does not exist"
+    model = hub.parse(str(source))
     if model is None:
-        raise SourceError(f"{source}: {reason}; {_WAYS}")
-    return _from_hub(model, download=download)
+        raise SourceError(f"{source}: {missing}; {_WAYS}")
+    try:
+        snapshot = snapshots.resolve(model, download=download)
+    except SourceError as error:
+        said = str(error).removeprefix(f"{model}: ")
+        raise type(error)(f"{source}: {missing}; as a ModelScope id: {said}") from None
+    return _from_hub(snapshot)
 
 
 def reopen(name: str, *, download: bool = True) -> Source:
@@ -116,7 +123,9 @@ def reopen(name: str, *, download: bool = True) -> Source:
         download: see `open_source`, which says as well what is raised.
     """
     model = hub.parse(name)
-    return open_source(name, download=download) if model is None else _from_hub(model, download=download)
+    if model is None:
+        return open_source(name, download=download)
+    return _from_hub(snapshots.resolve(model, download=download))
 
 
 def _in(directory: Path, source: str | Path) -> Source:
@@ -124,12 +133,14 @@ def _in(directory: Path, source: str | Path) -> Source:
         found = [name for name in CONFIG_FILES if (directory / name).is_file()]
     except OSError as error:
         raise SourceError(f"{source}: cannot be read ({error.strerror}); make it readable") from None
-    return Source(directory, directory / _only(found, source, "in this directory"))
+    contents = {files.content(directory / name, nodes.LARGEST) for name in found}
+    alike = len(contents) == 1 and None not in contents
+    return Source(directory, directory / _only(found, source, "in this directory", alike=alike))
 
 
-def _from_hub(model: Model, *, download: bool) -> Source:
-    snapshot = snapshots.resolve(model, download=download)
-    name = _only(snapshot.configs, snapshot, "among its files")
+def _from_hub(snapshot: Snapshot) -> Source:
+    alike = len({snapshot.file(name).sha256 for name in snapshot.configs}) == 1
+    name = _only(snapshot.configs, snapshot, "among its files", alike=alike)
     snapshot.bring([name])
     return _of(snapshot)
 
@@ -139,23 +150,26 @@ def _of(snapshot: Snapshot) -> Source:
     return Source(directory, directory / snapshot.configs[0], snapshot)
 
 
-def _only(found: list[str], source: object, where: str) -> str:
-    """The name of the one configuration there is."""
+def _only(found: list[str], source: object, where: str, *, alike: bool) -> str:
+    """The name of the one configuration that there is: of several with the same bytes, the first."""
     if not found:
         raise SourceError(f"{source}: no configuration {where}; it needs one of {', '.join(CONFIG_FILES)}")
-    if len(found) > 1:
+    if len(found) > 1 and not alike:
         raise SourceError(
-            f"{source}: {' and '.join(found)} stand side by side; keep the one that the weights belong to"
+            f"{source}: {' and '.join(found)} stand side by side and differ; keep the one that the weights belong to"
         )
     return found[0]
 
 
-def _directory(source: str | Path) -> tuple[Path | None, str]:
-    """The directory of this name, or why there is none."""
+def _path(source: str | Path) -> Path:
+    """Where a model directory of this name would be.
+
+    Raises:
+        SourceError: it is not a path.
+    """
     try:
         path = Path(source).expanduser().absolute()
-        if path.is_dir():
-            return path, ""
-        return None, "is a file" if path.exists() else _MISSING
+        path.exists()  # which tells of what cannot be looked up
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, a user that there is not, a NUL
-        return None, f"is no path ({error})"
+        raise SourceError(f"{source}: is not a path ({error}); {_WAYS}") from None
+    return path

@@ -6,8 +6,9 @@ drawn.
 
 import json
 import math
+import os
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from cosyjit.config import Config
 from cosyjit.errors import OutputError, SelectionError
-from cosyjit.files import make_directory, replacing
+from cosyjit.files import TEMPORARY, make_directory, replacing
 from cosyjit.pretrained import BASE
 from cosyjit.standins import declare_base, declare_model
 
@@ -69,6 +70,11 @@ _FAMILIES: Final[dict[str, dict[str, tuple[int, int]]]] = {
 }
 """What goes into each family's template, in the order of `_SIZES`."""
 
+_CONFIGS: Final = {f"{family}.yaml" for family in _FAMILIES}
+
+_SHOWN: Final = 5
+"""How many names a message gives."""
+
 
 @dataclass(frozen=True)
 class StandIn:
@@ -86,31 +92,38 @@ class StandIn:
     models: dict[str, nn.Module]
     base: dict[str, str]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files that it is written as."""
+        return (*self.models, *self.base, self.config_name)
 
-def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0) -> Path:
+
+def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0, *, force: bool = False) -> Path:
     """Write a stand-in model directory: the configuration, `llm.pt` and `flow.pt`, and `CosyVoice-BlankEN` where the
     family has it.
 
     The numbers depend on the seed, the file and the tensor's name and shape, on nothing else. They are scaled so that
-    an input of variance 1 gives an output near that, and nothing on the way leaves the range of float16. Files of these
-    names are replaced; other files stay. The configuration comes last: a new directory that has one is complete.
+    an input of variance 1 gives an output near that, and nothing on the way leaves the range of float16. The
+    configuration comes last: a new directory that has one is complete.
 
     Args:
-        directory: created if missing.
+        directory: a new or an empty one.
         family: "cosyvoice", "cosyvoice2" or "cosyvoice3".
         size: "tiny", a few megabytes (CosyVoice2: 44, since its flow encoder has no narrower form), or "full", the
             published shapes: 1.7 GB, CosyVoice2 2.5 GB, CosyVoice3 3.3 GB. Memory for the larger file is needed.
         seed: any integer.
+        force: write into a directory that is not empty as well: files of the same names are replaced, others stay.
 
     Returns:
         The directory.
 
     Raises:
         SelectionError: there is no such family or size.
-        OutputError: the directory cannot be written to.
+        OutputError: the directory is not empty, is not a directory, or cannot be written to.
     """
     stand_in = declare(family, size)
     try:
+        _check_place(directory, stand_in, force=force)
         make_directory(directory)
         for name, model in stand_in.models.items():
             with replacing(directory / name) as file:
@@ -146,6 +159,49 @@ def declare(family: str, size: str) -> StandIn:
 def _check(name: str, choices: Collection[str], kind: str) -> None:
     if name not in choices:
         raise SelectionError(f"{name!r} is no {kind} of stand-in; choose from {', '.join(choices)}")
+
+
+def _check_place(directory: Path, stand_in: StandIn, *, force: bool) -> None:
+    """
+    Raises:
+        OutputError: what is there is not to be replaced; nothing was changed.
+    """
+    if not directory.is_dir():
+        if os.path.lexists(directory):
+            kind = "is a file" if directory.is_file() else "is a link that leads nowhere, or a device"
+            raise OutputError(f"{directory}: {kind}; name a new or an empty directory")
+        return
+    there = sorted(path.name for path in directory.iterdir())
+    if force:
+        _check_replaceable(directory, stand_in, there)
+    elif there:
+        raise OutputError(
+            f"{directory}: {_described(there, stand_in)}; name a new or an empty directory, or give --force, which "
+            f"replaces {', '.join(stand_in.names)} there and leaves the rest"
+        )
+
+
+def _described(there: Sequence[str], stand_in: StandIn) -> str:
+    """What a directory holds, in words."""
+    shown = f"{', '.join(there[:_SHOWN])}{', …' if len(there) > _SHOWN else ''}"
+    if _CONFIGS.intersection(there):
+        return f"is a model directory already, with {shown}"
+    if any(name in stand_in.models or name.endswith(TEMPORARY) for name in there):
+        return f"holds {shown} and no configuration, as a synth that was killed leaves it"
+    return f"is not empty, with {shown}"
+
+
+def _check_replaceable(directory: Path, stand_in: StandIn, there: Sequence[str]) -> None:
+    """See that files of a stand-in can take their places, and that what comes of it is a model directory."""
+    others = sorted(_CONFIGS.intersection(there) - {stand_in.config_name})
+    if others:
+        beside = f"beside {stand_in.config_name} it would not be a model directory"
+        raise OutputError(f"{directory}: holds {', '.join(others)}, and {beside}; remove that, or name another one")
+    for path in dict.fromkeys(directory / name for name in stand_in.names):
+        if path.is_dir() and not path.is_symlink():
+            raise OutputError(f"{path}: is a directory; move it away, or name another directory")
+        if path.parent != directory and (path.parent.is_symlink() or path.parent.is_file()):
+            raise OutputError(f"{path.parent}: is a link or a file; move it away, or name another directory")
 
 
 def _save(tensors: dict[str, Tensor], file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """Artifacts in a store that nobody has built: any bytes do where only digests are looked at."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -111,6 +112,14 @@ def rewrite(directory: Path, old: str, new: str, name: str = "cosyvoice.yaml") -
     text = config.read_text()
     assert old in text
     config.write_text(text.replace(old, new))
+
+
+def without_llm(directory: Path) -> Path:
+    """Leaves of a model directory what a published flow is: no language model, neither its node nor its weights."""
+    (config,) = directory.glob("*.yaml")
+    config.write_text(re.sub(r"(?m)^llm:.*\n(?:[ #].*\n|\n)*", "", config.read_text()))
+    (directory / "llm.pt").unlink()
+    return directory
 
 
 def moved(directory: Path) -> Path:

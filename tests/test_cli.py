@@ -49,7 +49,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def targets(text: str) -> list[dict[str, Any]]:
     """The entries of an output that is one JSON object and nothing else."""
     document = json.loads(text)
-    assert list(document) == ["targets"]
+    assert document.get("obstacles", []) == []  # which plans alone have
+    assert document.keys() - {"obstacles"} == {"targets"}
     return list(document["targets"])
 
 
@@ -114,6 +115,8 @@ def test_synth_writes_a_directory_that_exports_and_prints_it(tmp_path: Path, run
     run("synth", tmp_path / "other", "--seed", 1)
     assert snapshot(tmp_path / "other").keys() == snapshot(tiny).keys()
     assert (tmp_path / "other" / "llm.pt").read_bytes() != (tiny / "llm.pt").read_bytes()
+    assert run("synth", tmp_path / "other", "--seed", 0, "--force").status == 0
+    assert snapshot(tmp_path / "other") == snapshot(tiny)
 
 
 @pytest.mark.parametrize(("flag", "says"), [("--version", __version__), ("--help", "export")])
@@ -303,7 +306,8 @@ def test_a_plan_is_a_table_or_one_json_object(tiny: Path, run: Run, store: Store
                 "reasons": reasons.get(name, []),
             }
             for name, each in now.items()
-        ]
+        ],
+        "obstacles": [],
     }
     status, out, err = run("plan", tiny, "--component", "flow.encoder")
     assert (status, err) == (0, "")

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from tests.calls import CONSOLE_SCRIPT, Ran, finished, run_here, snapshot, spawn
-from tests.kept import change, rewrite
+from tests.kept import change, rewrite, without_llm
 
 Copy = Callable[[Path], Path]
 Run = Callable[..., Ran]
@@ -69,8 +68,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("/cosyvoice.yaml: ", "restore the published file"),
     ),
     "two families": (
-        lambda path: shutil.copy(path / "cosyvoice.yaml", path / "cosyvoice2.yaml"),
-        ("cosyvoice.yaml and cosyvoice2.yaml stand side by side", "keep the one"),
+        lambda path: (path / "cosyvoice2.yaml").write_text((path / "cosyvoice.yaml").read_text() + "# more"),
+        ("cosyvoice.yaml and cosyvoice2.yaml stand side by side and differ", "keep the one"),
     ),
     "unknown llm": (
         lambda path: rewrite(path, WHOLE, "cosyvoice.llm.llm.TransformerLM9"),
@@ -87,6 +86,26 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "unsupported option": (
         lambda path: rewrite(path, "'rel_selfattn'", "'other_attn'"),
         ("/cosyvoice.yaml: llm.text_encoder: option selfattention_layer_type is other_attn", "supported: "),
+    ),
+    "a date as an option": (
+        lambda path: rewrite(path, "linear_units: 128", "linear_units: 2024-01-01"),
+        ("/cosyvoice.yaml: ", "option linear_units is a date (2024-01-01); supported: an integer from 1 to 65536"),
+    ),
+    "a text as a number": (
+        lambda path: rewrite(path, "linear_units: 128", "linear_units: '128'"),
+        ("/cosyvoice.yaml: ", "option linear_units is '128'; supported: an integer from 1 to 65536"),
+    ),
+    "a float as a number": (
+        lambda path: rewrite(path, "linear_units: 128", "linear_units: 1e3"),
+        ("/cosyvoice.yaml: ", "option linear_units is 1000.0; supported: an integer from 1 to 65536"),
+    ),
+    "yes as a flag": (
+        lambda path: rewrite(path, "normalize_before: True", "normalize_before: yes"),
+        ("/cosyvoice.yaml: ", "option normalize_before is yes; supported: true or false"),
+    ),
+    "a flow alone": (
+        without_llm,
+        ("/cosyvoice.yaml: has no node llm, of which llm.", "--component flow.encoder exports what there is"),
     ),
     "weights missing": (
         lambda path: (path / "flow.pt").unlink(),
@@ -149,6 +168,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
     [
         (["export", "{}/nowhere"], ("/nowhere: does not exist", "give a model directory")),
         (["export", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is a file", "give a model directory")),
+        (["export", "./no/where"], ("./no/where: the directory /", "/no/where does not exist; give a model directory")),
         (["export", "{}/" + "n" * 300], ("n" * 300,)),
         (["export", "{}/[red]:smile:"], ("/[red]:smile:: does not exist",)),
         (
@@ -194,6 +214,11 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["lineage", "~nobody-of-this-name/a.zip"], ("~nobody-of-this-name",)),
         (["lineage", ""], ("is no artifact",)),
         (["synth"], ("--directory",)),
+        (
+            ["synth", "{}/CosyVoice-tiny"],
+            ("/CosyVoice-tiny: is a model directory already", "new or an empty", "--force"),
+        ),
+        (["synth", "{}/CosyVoice-tiny/llm.pt", "--force"], ("/llm.pt: is a file; name a new or an empty directory",)),
         (["synth", "{}/new", "--family", "mozart"], ("'mozart'", "choose from cosyvoice, cosyvoice2")),
         (["synth", "{}/new", "--size", "huge"], ("'huge'", "choose from tiny, full")),
         (["synth", "{}/new", "--seed", "x"], ("--seed", '"x"')),

@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -337,10 +337,10 @@ def test_bounds_leave_texts_and_arithmetic_as_they_are(options: str) -> None:
 
 
 def test_what_a_message_quotes_is_cut() -> None:
-    broken = config(document("{a: !ref <x>}\n", f"x: {{a: {'x' * 1_900}, a: 1}}\n"))
+    broken = config(document("{a: !ref <x>}\n", f"x: {{{'x' * 900}: 2, {'x' * 900}: 1}}\n"))
     with pytest.raises(ConfigError) as error:
         broken.instance("llm.e")
-    assert_error(error, WHERE, "llm.e", "duplicate", "...")
+    assert_error(error, WHERE, "llm.e", "the key xxx", "...")
     assert len(str(error.value)) < 500
 
 
@@ -377,9 +377,13 @@ UNREADABLE: Final = {
     "every byte": bytes(range(256)),
     "Latin-1": "llm: \u00e9".encode("latin-1"),
     "UTF-16": "llm: 1".encode("utf-16"),
+    "UTF-16 without a mark": "llm: 1".encode("utf-16-le"),
+    "UTF-32": "llm: 1".encode("utf-32-be"),
+    "GBK": "# 模型\nllm: 1".encode("gbk"),
     "too deep": b"[" * 400,
     "other version": b"%YAML 3.0\n---\nllm: 1\n",
     "version that is none": b"%YAML 1.3\n---\nllm: 1\n",
+    "version in which 010 is 8": b"%YAML 1.1\n---\nllm: 010\n",
 }
 
 
@@ -390,6 +394,91 @@ def test_a_file_that_is_no_mapping_is_an_error(content: bytes, tmp_path: Path) -
     with pytest.raises(ConfigError) as error:
         Config.read(path)
     assert_error(error, path, "restore the published file")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "says"),
+    [("utf-16", "is not UTF-8 text but UTF-16"), ("utf-16-be", "is not UTF-8 text but"), ("gbk", "(byte 0xd0 at 4)")],
+)
+def test_another_encoding_is_named_with_the_way_out(encoding: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "cosyvoice.yaml"
+    path.write_bytes("# 模型\nllm: 1\n".encode(encoding))
+    with pytest.raises(ConfigError) as error:
+        Config.read(path)
+    assert_error(error, path, says, "save it as UTF-8")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: f"---\n{text}...\n",
+        lambda text: f"%YAML 1.2\n---\n{text}",
+        lambda text: f"{text}released: 2024-01-01\ns: !!set {{x, y}}\nt: !!python/tuple [1]\nu: !!omap [{{a: 1}}]\n",
+    ],
+    ids=["mark", "Windows", "Windows with a mark", "old Mac", "marked document", "version", "other types elsewhere"],
+)
+def test_forms_that_editors_leave_say_the_same(edit: Callable[[str], str], tmp_path: Path) -> None:
+    text = document("{a: !ref <n>, b: 1e3, c: yes, d: 010, e: 1_000, f: 0x10}\n", "n: 5\n")
+    path = tmp_path / "cosyvoice.yaml"
+    path.write_bytes(edit(text).encode())
+    expected = by_hyperpyyaml(text)["llm"]["e"]
+    assert Config.read(path).instance("llm.e").options == expected
+    assert expected == {"a": 5, "b": 1000.0, "c": "yes", "d": 10, "e": 1000, "f": 16}
+
+
+KINDS: Final = {
+    "2024-01-01": "a date (2024-01-01)",
+    "2024-01-01T10:00:00Z": "a date (2024-01-01T10:00:00Z)",
+    "!!timestamp '<n>'": "a date",
+    "!!set {x, y}": "a set",
+    "!!omap [{a: 1}]": "an ordered mapping",
+    "!!pairs [{a: 1}]": "a list of pairs",
+    "!!binary aGVsbG8=": "binary data",
+    "!!python/tuple [1, 2]": "a tuple",
+    "!tuple '(1, 2)'": "a tuple",
+}
+
+
+@pytest.mark.parametrize("place", ["{a: NODE }", "{a: !ref <x>}", "{a: !copy <x>}", "{a: *x}"])
+@pytest.mark.parametrize("node", KINDS)
+def test_a_value_that_is_no_plain_data_is_named(node: str, place: str) -> None:
+    text = document(f"{place.replace('NODE', node)}\n", f"x: &x {node}\nn: 5\n")
+    assert config(text).instance("llm.e").options == {"a": KINDS[node]}
+
+
+TWICE: Final = {
+    "option": (document("{a: 1, b: 2, a: 3}\n"), "a"),
+    "in a list": (document("{a: [{b: 1, b: 2}]}\n"), "b"),
+    "component": (document("{a: 1}\n") + "  e: !new:a.Encoder {a: 2}\n", "e"),
+    "model": (document("{a: 1}\n", after=document("{a: 2}\n")), "llm"),
+    "on the way of a reference": (document("{a: !ref '<x[y]>'}\n", "x: {y: 1, y: 2}\n"), "y"),
+    "merge": (document("<<: *x\n<<: *y\n", "x: &x {a: 1}\ny: &y {b: 1}\n"), "<<"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_key_that_occurs_twice_is_named(name: str) -> None:
+    text, key = TWICE[name]
+    with pytest.raises(ConfigError) as error:
+        config(text).instance("llm.e")
+    assert_error(error, WHERE, "llm.e", f"the key {key} occurs twice in one mapping", "correct the node")
+
+
+def test_of_two_language_models_neither_is_taken() -> None:
+    for ask in (Config.class_of, Config.has):
+        with pytest.raises(ConfigError) as error:
+            ask(config("llm: !new:a.Model {}\nllm: !new:b.Model {}\n"), "llm")
+        assert_error(error, WHERE, "the key llm occurs twice in one mapping")
+
+
+def test_a_value_that_is_not_what_its_tag_says_is_an_error_of_the_node() -> None:
+    with pytest.raises(ConfigError) as error:
+        config(document("{a: !!int abc}\n")).instance("llm.e")
+    assert_error(error, WHERE, "llm.e cannot be resolved (a key or a value in it is invalid); correct the node")
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

@@ -163,6 +163,47 @@ def test_a_configuration_with_another_language_model_is_refused(tiny: Path, copy
     assert str(error.value).startswith(f"{config}: ")
 
 
+FLOW: Final = "flow: !new:a.Flow\n  encoder: !new:{} {{input_size: 512}}\n"
+
+
+@pytest.mark.parametrize(
+    ("class_name", "family"),
+    [
+        ("cosyvoice.transformer.encoder.ConformerEncoder", COSYVOICE),
+        ("cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder", COSYVOICE2),
+    ],
+)
+def test_without_a_language_model_the_components_tell_the_family(
+    class_name: str, family: Family, tmp_path: Path
+) -> None:
+    (tmp_path / "cosyvoice.yaml").write_text(FLOW.format(class_name))
+    checkpoint = open_checkpoint(open_source(tmp_path))
+    assert checkpoint.family is family
+    assert [part.name for part in family.components if checkpoint.has(part)] == ["flow.encoder"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            FLOW.format("a.Encoder"),
+            f"and flow.encoder is a a.Encoder; known: {ENCODER}.ConformerEncoder (CosyVoice), cosyvoice.transformer.up",
+        ),
+        ("flow: !new:a.Flow {}\n", "has neither llm nor llm.text_encoder nor llm.llm nor flow.encoder, by which"),
+        ("flow: {encoder: 5}\n", "flow.encoder is missing, or is not a !new: node"),
+        (FLOW.format("a.Encoder") + "llm: 5\n", "llm is missing, or is not a !new: node"),
+        (FLOW.format("a.Encoder") * 2, "the key flow occurs twice in one mapping"),
+    ],
+)
+def test_what_tells_no_family_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "cosyvoice.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        open_checkpoint(open_source(tmp_path))
+    assert str(error.value).startswith(f"{tmp_path}/cosyvoice.yaml: ")
+    assert says in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_by_default_all_components_are_selected_at_the_runtimes_two_precisions() -> None:
     assert DEFAULT_PRECISIONS == ("fp32", "fp16")
     assert pairs(COSYVOICE) == [(name, precision) for name in COMPONENTS for precision in ("fp32", "fp16")]

@@ -221,7 +221,7 @@ def test_the_address_of_a_file_is_what_the_client_makes_of_it(hub: Hub) -> None:
 
 def test_a_model_that_there_is_not_is_told_from_a_revision_that_there_is_not(hub: Hub) -> None:
     message = refused(SourceError, f"{MODEL}x")
-    assert f"no such directory here, and no such model on {hub.endpoint.removeprefix('http://')}" in message
+    assert f"no such model on {hub.endpoint.removeprefix('http://')}" in message
     assert "MODELSCOPE_API_TOKEN" in message
     hub.tag(MODEL, "v1.0", hub.publish(MODEL, {}))
     assert "has no revision v2.0" in refused(SourceError, MODEL, "v2.0")

@@ -76,6 +76,7 @@ PUBLIC: Final = [
     "collect",
     "export",
     "history",
+    "obstacles",
     "plan",
     "rollback",
     "status",

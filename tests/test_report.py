@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 
 from cosyjit import Fault, Outcome, Planned, Publication, Published, Record, Shown, Status, Target, report
 from cosyjit.digests import TensorDigest
+from cosyjit.errors import OutputError
 from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.fingerprint import Fingerprint, fingerprint
 from cosyjit.identity import Identity
@@ -195,7 +196,10 @@ def test_a_plan_has_every_reason_in_its_table_and_its_json() -> None:
         ["", "", "", "object missing"],
         ["llm.llm", "fp32", "new", ""],
     ]
-    assert json.loads(report.plan_json([planned(*reasons)])) == {
+    refused = OutputError(f"{MARKUP}: is in the way")
+    assert report.plan_lines([refused]) == [f"An export would be refused: {refused}"]
+    assert json.loads(report.plan_json([planned(*reasons)], [refused])) == {
+        "obstacles": [str(refused)],
         "targets": [
             {
                 "component": "llm.llm",
@@ -205,7 +209,7 @@ def test_a_plan_has_every_reason_in_its_table_and_its_json() -> None:
                 "state": "stale",
                 "reasons": list(reasons),
             }
-        ]
+        ],
     }
 
 

@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cosyjit import documents, files, snapshots
-from cosyjit.errors import SelectionError, SourceError, printable
+from cosyjit.errors import SelectionError, SourceError, SourceUnavailableError, printable
 from cosyjit.families import CONFIG_FILES, FAMILIES, select
 from cosyjit.hub import File, Model, parse
 from cosyjit.snapshots import Snapshot
@@ -84,7 +84,9 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_directory_is_named_as_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refused("missing").startswith("missing: does not exist")
+    assert refused("missing").startswith(f"missing: the directory {tmp_path}/missing does not exist; give a model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert refused("~/missing").startswith(f"~/missing: the directory {tmp_path}/missing does not exist; give a model")
 
 
 @pytest.mark.parametrize("name", ["cosyvoice.yaml", "llm.pt"])
@@ -116,8 +118,21 @@ def test_a_directory_without_configuration_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [*combinations(CONFIG_FILES, 2), CONFIG_FILES])
 def test_configurations_side_by_side_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
     for name in names:
-        (tmp_path / name).touch()
-    assert f"{' and '.join(names)} stand side by side; keep the one" in refused(tmp_path)
+        (tmp_path / name).write_text(f"# {name}")
+    assert f"{' and '.join(names)} stand side by side and differ; keep the one" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("names", [*combinations(CONFIG_FILES, 2), CONFIG_FILES])
+def test_configurations_of_the_same_bytes_are_one_by_the_first_name(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in reversed(names):
+        (tmp_path / name).write_text("llm:")
+    assert open_source(tmp_path) == Source(tmp_path, tmp_path / names[0])
+
+
+def test_configurations_too_large_to_be_compared_are_refused(tmp_path: Path) -> None:
+    for name in CONFIG_FILES[:2]:
+        (tmp_path / name).write_bytes(b"#" * (1 << 17))
+    assert "stand side by side and differ; keep the one" in refused(tmp_path)
 
 
 def test_a_directory_is_named_for_itself_and_has_all_of_it_at_hand(tmp_path: Path) -> None:
@@ -316,7 +331,44 @@ def test_a_model_without_configuration_is_refused(hub: Hub) -> None:
 
 
 def test_a_model_with_two_configurations_is_refused(hub: Hub) -> None:
-    hub.publish(MODEL, {"cosyvoice2.yaml": b"llm:\n"})
-    with pytest.raises(SourceError, match=r"cosyvoice.yaml and cosyvoice2.yaml stand side by side; keep the one"):
+    hub.publish(MODEL, {"cosyvoice2.yaml": b"llm: 2\n"})
+    with pytest.raises(SourceError, match=r"cosyvoice.yaml and cosyvoice2.yaml stand side by side and differ; keep"):
         open_source(MODEL)
     assert hub.downloads == []
+
+
+def test_a_model_with_one_configuration_under_two_names_has_one(hub: Hub) -> None:
+    hub.publish(MODEL, {"cosyvoice2.yaml": b"llm:\n"})
+    source = open_source(MODEL)
+    assert source.config == source.directory / "cosyvoice.yaml"
+    assert pickle.loads(pickle.dumps(source)) == source
+    assert hub.downloads == ["cosyvoice.yaml"]
+
+
+LOST: Final = "models/CosyVoice-300M"
+"""A directory that has the form of an id, and is not there."""
+
+
+def test_of_a_directory_that_is_not_there_it_is_said_first_that_it_is_not_there(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    host = hub.endpoint.removeprefix("http://")
+    begins = f"{LOST}: the directory {tmp_path}/{LOST} does not exist; as a ModelScope id: "
+    assert refused(LOST).startswith(f"{begins}no such model on {host}, or a private one; give a model directory")
+    hub.token = "secret"  # noqa: S105
+    assert refused(LOST).startswith(f"{begins}{host} refuses access (HTTP 401); log in")
+    hub.down()
+    with pytest.raises(SourceUnavailableError) as error:  # tried again, for it may be an id
+        open_source(LOST)
+    assert str(error.value).startswith(f"{begins}{host} cannot be reached, or is busy (HTTP 503); try again later")
+    assert str(error.value).endswith("or give a model directory that is there")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://[")
+    assert refused(LOST).startswith(f"{begins}the settings of the ModelScope client cannot be used")
+
+
+def test_of_what_was_an_id_once_no_directory_is_said_to_be_missing(hub: Hub) -> None:
+    hub.down()
+    with pytest.raises(SourceUnavailableError) as error:
+        reopen("iic/other")
+    assert str(error.value).startswith(f"iic/other: {hub.endpoint.removeprefix('http://')} cannot be reached")

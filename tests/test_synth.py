@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cosyjit.encoders.registry import build_encoder
 from cosyjit.errors import OutputError, SelectionError
 from cosyjit.synth import StandIn, declare, synth
+from tests.calls import snapshot
 
 COMPONENTS = [
     ("cosyvoice", "llm.text_encoder", "llm.pt", "text_encoder."),
@@ -300,12 +301,87 @@ def test_the_full_base_is_that_of_qwen2() -> None:
     assert {name: config.get(name) for name in published} == published
 
 
-def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path: Path) -> None:
+def refused(directory: Path, family: str = "cosyvoice", *, force: bool = False) -> str:
+    """The message of the error that writing raises, in one line; nothing is changed."""
+    before = snapshot(directory) if directory.is_dir() else None
+    with pytest.raises(OutputError) as caught:
+        synth(directory, family, force=force)
+    assert "\n" not in str(caught.value)
+    assert before is None or snapshot(directory) == before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (
+            ["llm.pt", "cosyvoice.yaml", "flow.pt"],
+            "is a model directory already, with cosyvoice.yaml, flow.pt, llm.pt; name a new or an empty directory, or",
+        ),
+        (["cosyvoice2.yaml"], "is a model directory already, with cosyvoice2.yaml; name a new or an empty directory"),
+        (["llm.pt"], "holds llm.pt and no configuration, as a synth that was killed leaves it; name a new or an empty"),
+        ([".0123.tmp"], "holds .0123.tmp and no configuration, as a synth that was killed leaves it; name a new or an"),
+        ([".hidden"], "is not empty, with .hidden; name a new or an empty directory, or give --force"),
+        (["last.pt"], "is not empty, with last.pt; name a new or an empty directory"),
+        ([f"{index}" for index in range(9)], "is not empty, with 0, 1, 2, 3, 4, …; name a new or an empty directory"),
+        (["a\n\x1b[31m"], r"is not empty, with a\n\x1b[31m; name a new"),
+    ],
+)
+def test_a_directory_that_is_not_empty_is_refused_with_what_is_there(
+    names: list[str], says: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("old")
+    message = refused(tmp_path)
+    assert message.startswith(f"{tmp_path}: {says}")
+    assert message.endswith("give --force, which replaces llm.pt, flow.pt, cosyvoice.yaml there and leaves the rest")
+
+
+def test_a_link_counts_as_what_it_leads_to(written: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    (tmp_path / "nowhere").symlink_to("missing")
+    assert synth(tmp_path / "link", "cosyvoice") == tmp_path / "link"
+    assert contents(tmp_path / "model") == contents(written["cosyvoice"])
+    assert "is a model directory already" in refused(tmp_path / "link")
+    assert refused(tmp_path / "nowhere").startswith(f"{tmp_path}/nowhere: is a link that leads nowhere, or a device; ")
+
+
+def test_what_cannot_be_replaced_is_refused_before_anything_is(tmp_path: Path) -> None:
+    (tmp_path / "llm.pt").write_text("old")
+    (tmp_path / "flow.pt").mkdir()
+    assert (
+        refused(tmp_path, force=True) == f"{tmp_path}/flow.pt: is a directory; move it away, or name another directory"
+    )
+    (tmp_path / "flow.pt").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "CosyVoice-BlankEN").symlink_to("elsewhere")
+    assert "CosyVoice-BlankEN: is a link or a file; move it" in refused(tmp_path, "cosyvoice2", force=True)
+    (tmp_path / "cosyvoice3.yaml").write_text("old")
+    assert "holds cosyvoice3.yaml, and beside cosyvoice2.yaml it would not" in refused(
+        tmp_path, "cosyvoice2", force=True
+    )
+
+
+def test_by_force_what_is_published_and_what_links_lead_to_stay(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    (directory / ".cosyjit").mkdir(parents=True)
+    (tmp_path / "shared.pt").write_text("old")
+    (directory / "llm.pt").symlink_to("../shared.pt")
+    (directory / "flow.encoder.fp16.zip").symlink_to(".cosyjit/current/flow.encoder.fp16.zip")
+    (directory / ".cosyjit" / "file").write_text("old")
+    synth(directory, "cosyvoice", force=True)
+    assert (tmp_path / "shared.pt").read_text() == (directory / ".cosyjit" / "file").read_text() == "old"
+    assert (directory / "flow.encoder.fp16.zip").is_symlink()
+    assert not (directory / "llm.pt").is_symlink()
+
+
+def test_by_force_files_of_the_same_names_are_replaced_and_others_stay(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "model"
     directory.mkdir(parents=True)
     for name in ("llm.pt", "cosyvoice.yaml", "notes.txt"):
         (directory / name).write_text("old")
-    assert synth(directory, "cosyvoice") == directory
+    assert synth(directory, "cosyvoice", force=True) == directory
     assert sorted(contents(directory)) == ["cosyvoice.yaml", "flow.pt", "llm.pt", "notes.txt"]
     assert (directory / "notes.txt").read_text() == "old"
     assert "llm_embedding.weight" in load(directory / "llm.pt")
@@ -319,18 +395,16 @@ def test_a_wrong_choice_is_named_with_the_right_ones(tmp_path: Path, family: str
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_directory_that_cannot_be_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "says"), [("file", "is a file; name a"), ("file/below", "cannot be written to (")])
+def test_a_directory_that_cannot_be_is_named(tmp_path: Path, name: str, says: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError) as caught:
-        synth(tmp_path / name, "cosyvoice")
-    assert str(caught.value).startswith(f"{tmp_path / name}: cannot be written to (")
-    assert "\n" not in str(caught.value)
+    for force in (False, True):
+        assert refused(tmp_path / name, force=force).startswith(f"{tmp_path / name}: {says}")
 
 
 @pytest.mark.usefixtures("small_files")
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
     (tmp_path / "llm.pt").write_text("old")
     with pytest.raises(OutputError, match="File too large"):
-        synth(tmp_path, "cosyvoice")
+        synth(tmp_path, "cosyvoice", force=True)
     assert contents(tmp_path) == {"llm.pt": b"old"}

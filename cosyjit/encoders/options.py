@@ -1,5 +1,6 @@
 """The options that a configuration may give an encoder: which there are, their defaults, what is supported."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, NamedTuple
@@ -41,6 +42,8 @@ class Option(NamedTuple):
 REQUIRED: Final = object()
 _SHOWN: Final = 100
 """How much of a value a message quotes, in characters."""
+_AMBIGUOUS: Final = re.compile(r"|[-+.]?[0-9].*|true|false|null|~", re.IGNORECASE)
+"""A text that would be something else if it were not quoted."""
 
 
 def _yaml(value: Any) -> str:
@@ -49,7 +52,7 @@ def _yaml(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "a mapping"
-    text = str(value)
+    text = repr(value) if isinstance(value, str) and _AMBIGUOUS.fullmatch(value) else str(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -203,11 +203,13 @@ def test_a_killed_build_fails_its_own_task_and_the_run_and_leaves_what_was_publi
     assert (tmp_path / "llm.llm.fp32.zip").read_bytes() == b"earlier"
 
 
-def test_bad_input_is_one_line_in_the_state(tiny: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_in_the_state(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = run(tmp_path / "missing")
+    monkeypatch.chdir(tmp_path)
+    relative = run("./models/lost")
     unknown = run(tiny, components=["llm.decoder"], publish=str(tmp_path))
 
-    for state in (missing, unknown):
+    for state in (missing, relative, unknown):
         assert state.name == "Failed"
         assert state.message is not None
         assert "\n" not in state.message

@@ -7,7 +7,7 @@ from typing import Final
 from cosyjit import config, nodes
 from cosyjit.config import Config
 from cosyjit.errors import ConfigError
-from cosyjit.families import family_of
+from cosyjit.families import family_by_components, family_of
 from cosyjit.fingerprint import canonical, plain
 
 _HEAD: Final = "llm: !new:cosyvoice.llm.llm.Qwen2LM {}\nflow: !new:a.B\n  encoder: !new:a.Encoder\n"
@@ -15,6 +15,7 @@ SEEDS: Final = [
     f"n: 5\n{_HEAD}    a: !ref <n> * 2\n    b: [1, 0.5, x]\n".encode(),
     f"s: &s {{p: 1, q: !ref <n>}}\nn: 5\n{_HEAD}    <<: *s\n    c: !ref '<s[p]> + <n>'\n".encode(),
     f"x: !apply:os.system [touch x]\n{_HEAD}    o: !ref <x>\n    l: !ref x<n>\nn: abc\n".encode(),
+    b"flow: !new:a.B\n  encoder: !new:cosyvoice.transformer.encoder.ConformerEncoder {a: 2024-01-01, b: !!set {x}}\n",
     b"%YAML 1.3\n---\nllm: !new:cosyvoice.llm.llm.Qwen2LM {}\n",
 ]
 _LARGEST: Final = 600
@@ -127,7 +128,10 @@ def read(content: bytes) -> None:
         return
     found = Config(text, "cosyvoice.yaml")
     with contextlib.suppress(ConfigError):
-        family_of(found.class_of("llm"), "cosyvoice.yaml")
+        if found.has("llm"):
+            family_of(found.class_of("llm"), "cosyvoice.yaml")
+        else:
+            family_by_components({"flow.encoder": found.class_of("flow.encoder")}, "cosyvoice.yaml")
     found.class_of("flow.encoder")
     canonical(plain(found.instance("flow.encoder").options))
 
