@@ -166,9 +166,7 @@ def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Readi
     except InputError as error:
         if best.is_plain:
             raise
-        raise CheckpointError(
-            f"{error}; its names stand {best}: {best.command(path)} saves them without that"
-        ) from None
+        raise CheckpointError(f"{error}; its names stand {best}, and {best.command(path)} mends that") from None
     raise AssertionError(f"{best} fits, though it gives no more than names as they stand")
 
 

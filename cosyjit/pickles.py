@@ -160,11 +160,11 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: 
             end = pickled.index(b"\n", at)
             last = pickled.index(b"\n", end + 1)
             name = pickled[at:end].decode(), pickled[end + 1 : last].decode()
-            stack.append(_named(known, *name, whole=not (stack or marks)))
+            stack.append(_named(known, *name, whole=_is_whole(stack, marks)))
             at = last + 1
         elif code == 0x93:  # STACK_GLOBAL
             module, attribute = stack[-2:]
-            stack[-2:] = [_named(known, module, attribute, whole=not (stack[:-2] or marks))]
+            stack[-2:] = [_named(known, module, attribute, whole=_is_whole(stack[:-2], marks))]
         elif code == 0x7D:  # EMPTY_DICT
             stack.append({})
         elif code == 0x75:  # SETITEMS
@@ -275,6 +275,11 @@ def _check_passive(value: Any) -> None:
 def _check_passed_over(value: Any) -> None:
     if not isinstance(value, Other) or value.is_tensor:
         raise TypeError(f"a {type(value).__name__} that is changed")
+
+
+def _is_whole(stack: list[Any], marks: list[list[Any]]) -> bool:
+    """Whether what comes next is what the whole pickle is of. Torch before 1.6 refers to a module in a row."""
+    return not (stack or marks) or (stack == ["module"] and marks == [[]])
 
 
 def _named(known: Globals, module: Any, name: Any, *, whole: bool) -> Any:

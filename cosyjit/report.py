@@ -200,6 +200,7 @@ def _target(target: Target) -> dict[str, Any]:
         "precision": target.precision.name,
         "device": target.device,
         "fingerprint": target.fingerprint.key,
+        **({} if target.reading.is_plain else {"reading": str(target.reading)}),
     }
 
 
@@ -270,7 +271,8 @@ def lineage_tree(trace: Trace) -> Tree:
     tree.add(_line(f"sha256 {made.sha256}"))
     tree.add(_line(f"component {made.component}"))
     _branch(tree, f"fingerprint {made.fingerprint.key}", made.fingerprint.parts)
-    _branch(tree, f"source {made.source}", {f"{each.name} sha256": each.sha256 for each in made.materials})
+    read = {f"{each.name} read": each.reading for each in made.materials if each.reading}
+    _branch(tree, f"source {made.source}", {f"{each.name} sha256": each.sha256 for each in made.materials} | read)
     _branch(tree, "built with", made.versions)
     _branch(tree, "run", {"started": made.started, "finished": made.finished, **made.run})
     _branch(tree, "measured", made.figures)

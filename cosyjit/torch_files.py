@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from cosyjit.archives import Member, content, extent, members
 from cosyjit.forms import UnsupportedFormError
-from cosyjit.pickles import ForbiddenError, Globals, Loaded, Other, loads
+from cosyjit.pickles import Globals, Loaded, Other, loads
 from cosyjit.tensors import ITEM_SIZES, LARGEST_NUMBER, Contents, StoredTensor
 
 _STORAGES: Final = {
@@ -176,8 +176,6 @@ class _Legacy:
 
     def of(self, pid: Any) -> _Storage:
         """The storage that a pickle refers to."""
-        if pid[0] == "module":
-            raise ForbiddenError("torch.nn.Module", whole=True)
         kind, dtype, key, _, numbers, view = pid
         _check_storage(kind, dtype, key, numbers)
         if view is not None:

@@ -190,7 +190,7 @@ def numbers(file: BinaryIO, path: Path, contents: Contents, tensors: Collection[
             f"{path}: is deflated, and its tensors take {total} bytes, more than {_MOST_READ} times its {size}; "
             "load it and save it again with torch.save"
         )
-    with tempfile.TemporaryFile(buffering=0) as inflated:
+    with _temporary(path) as inflated:
         _inflate(file, path, wanted, inflated)
         for tensor in tensors:
             if tensor.start < size:
@@ -248,7 +248,18 @@ def _write(inflated: BinaryIO, path: Path, block: bytes | memoryview, at: int) -
             size = os.pwrite(inflated.fileno(), block, at)
             block, at = block[size:], at + size
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: is deflated, and cannot be inflated in {tempfile.gettempdir()} ({error.strerror}); "
-            "set TMPDIR to a directory with room, or load it and save it again with torch.save"
-        ) from None
+        raise _no_room(path, error) from None
+
+
+def _temporary(path: Path) -> BinaryIO:
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except OSError as error:
+        raise _no_room(path, error) from None
+
+
+def _no_room(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: is deflated, and cannot be inflated among temporary files ({error.strerror}); "
+        "set TMPDIR to a directory with room, or load it and save it again with torch.save"
+    )

@@ -91,7 +91,8 @@ class _Watch:
         return event.startswith(_FORBIDDEN)
 
     def _is_inside(self, path: str) -> bool:
-        return os.path.realpath(path).startswith((f"{self._directory}/", "/dev/null"))
+        real = os.path.realpath(path)  # the directory itself is opened for a file without a name
+        return real == self._directory or real.startswith((f"{self._directory}/", "/dev/null"))
 
 
 def _most_memory() -> int:

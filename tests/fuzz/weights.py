@@ -1,15 +1,21 @@
 """Weights files: archives whose members, headers, directories and pickles are changed, and put together again."""
 
+import contextlib
 import io
 import os
 import random
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from cosyjit.digests import _hash_batch
+from cosyjit.encoders.parameters import Parameter
+from cosyjit.errors import CheckpointError
+from cosyjit.families import FAMILIES
+from cosyjit.fit import EncoderNeed, choose
 from cosyjit.tensors import StoredTensor, entries_of
 from cosyjit.weights_file import _MOST_READ, numbers, read_contents
 from tests.fuzz import pickles
@@ -39,17 +45,22 @@ _SIZES: Final = (0, 1, 22, 23, 24, 25, 56, 1 << 31, LARGE - 1, LARGE, 1 << 32, 2
 _SMALL: Final = tuple(size for size in _SIZES if size <= LARGE)
 
 
-def read(content: bytes) -> None:
+_NEED: Final = EncoderNeed(FAMILIES[0].components[1], {"llm.a": Parameter((2, 3))})
+
+
+def read(content: bytes, path: Path = _PATH) -> None:
     """The digests of all tensors, which have to be within the file, and no more than it warrants."""
     with os.fdopen(os.memfd_create("weights"), "r+b", buffering=0) as file:
         file.write(content)
-        contents = read_contents(file, _PATH)
+        contents = read_contents(file, path)
+        with contextlib.suppress(CheckpointError):
+            assert choose(path, contents.state, [_NEED]).of(contents.state)["llm.a"]
         found = [(name, each) for name, each in entries_of(contents.state).items() if isinstance(each, StoredTensor)]
-        with numbers(file, _PATH, contents, [entry for _, entry in found]) as opened:
+        with numbers(file, path, contents, [entry for _, entry in found]) as opened:
             size = os.fstat(opened.fileno()).st_size
             assert all(0 <= entry.start <= entry.start + entry.extent <= size for _, entry in found)
             assert sum(entry.bytes for _, entry in found) <= _MOST_READ * len(content)
-            digests = dict(_hash_batch(_PATH, opened.fileno(), found, memoryview(bytearray(1 << 10))))
+            digests = dict(_hash_batch(path, opened.fileno(), found, memoryview(bytearray(1 << 10))))
         assert digests.keys() == dict(found).keys()
 
 
@@ -59,6 +70,8 @@ def mutate(content: bytes, size: int, seed: int) -> bytes:
     parts = _parts(content)
     if chance.random() < 0.7:
         parts = [_with_pickle(part, size, chance) if part.name.endswith(b"/data.pkl") else part for part in parts]
+    if chance.random() < 0.2:
+        parts = [_deflated(part) for part in parts]
     end = End(wide=chance.random() < 0.3)
     if chance.random() < 0.4:
         parts = _others(parts, chance)
@@ -78,6 +91,12 @@ def _parts(content: bytes) -> list[Part]:
             return [Part(name.encode("utf-8", "replace"), file.read(name)) for name in names] or [_ORDER]
     except Exception:  # noqa: BLE001  (damage makes it raise almost anything)
         return [Part(b"archive/data.pkl", pickles.SEEDS[0]), *_STORAGES]
+
+
+def _deflated(part: Part) -> Part:
+    packed = zlib.compress(part.content, wbits=-zlib.MAX_WBITS)
+    size, crc = len(part.content), zlib.crc32(part.content)
+    return replace(part, content=packed, method=8, size=size, packed=len(packed), crc=crc)
 
 
 def _with_pickle(part: Part, size: int, chance: random.Random) -> Part:
