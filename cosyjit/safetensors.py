@@ -123,7 +123,8 @@ def _stored(entry: Entry, begin: int) -> StoredTensor | Other:
     if entry.dtype not in _DTYPES:
         return Other(f"Tensor of {entry.dtype}")
     steps = list(itertools.accumulate(reversed(entry.shape[1:]), operator.mul, initial=1))[: len(entry.shape)]
-    return StoredTensor(_DTYPES[entry.dtype], entry.shape, tuple(reversed(steps)), begin + entry.start)
+    start = begin + entry.start if entry.end > entry.start else 0
+    return StoredTensor(_DTYPES[entry.dtype], entry.shape, tuple(reversed(steps)), start)
 
 
 def _parse(file: BinaryIO, size: int, most: int) -> tuple[bytes, Any, dict[str, Entry]]:

@@ -33,7 +33,7 @@ class StoredTensor(NamedTuple):
     Attributes:
         dtype: torch's name of its type.
         shape, stride: as torch has them, in numbers.
-        start: where in the file its first number is, in bytes.
+        start: where in the file its first number is, in bytes; 0 if it has none.
     """
 
     dtype: str

@@ -237,7 +237,7 @@ def _rebuild_tensor(
     if lazily:
         return Other("Tensor, conjugated or negated")
     if 0 in shape:
-        return StoredTensor(storage.dtype, shape, stride, storage.start)
+        return StoredTensor(storage.dtype, shape, stride, 0)
     tensor = StoredTensor(storage.dtype, shape, stride, storage.start + offset * ITEM_SIZES[storage.dtype])
     if tensor.start + tensor.extent > storage.start + storage.bytes:
         raise ValueError(f"a tensor of shape {shape} ends behind its storage")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cosyjit import Store
 from cosyjit.families import FAMILIES
@@ -101,6 +103,23 @@ def test_an_id_is_exported_looked_at_traced_and_exported_again(
     assert ran.status == 2
     assert ran.err.startswith("cosyjit: iic/other: ")
     assert ran.err.count("\n") == 1
+
+
+def test_safetensors_of_a_model_are_downloaded_where_it_has_no_other(
+    hub: Hub, tiny: Path, copy_of: Copy, store: Store
+) -> None:
+    directory = copy_of(tiny)
+    save_file(torch.load(directory / "flow.pt", weights_only=True), directory / "flow.safetensors")
+    publish(hub, directory, "iic/both")
+    (directory / "flow.pt").unlink()
+    publish(hub, directory, "iic/one")
+    expected = find_targets(tiny, ["flow.encoder"], ["fp16"], store=store)
+    for model, name in (("iic/both", "flow.pt"), ("iic/one", "flow.safetensors")):
+        (found,) = find_targets(model, ["flow.encoder"], ["fp16"], store=store)
+        assert [each for each in hub.downloads if each.startswith("flow.")] == [name]
+        assert found.weights_file.name == name
+        assert found.fingerprint == expected[0].fingerprint
+        hub.requests.clear()
 
 
 def test_a_plan_of_a_family_downloads_what_that_has(hub: Hub, tiny2: Path, store: Store) -> None:
