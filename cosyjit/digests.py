@@ -108,7 +108,7 @@ class Digests:
 
         Raises:
             CheckpointError: a file is missing, damaged or more than tensors, or was changed while it was read.
-            InputError: a file does not have what components need.
+            InputError: see `cosyjit.fit.choose`.
         """
         found = {path: self._recall_tensors(path, prefixes, needs.get(path, ())) for path in paths}
         with ExitStack() as files:

@@ -48,7 +48,11 @@ class Need(Protocol):
 
     @property
     def names(self) -> Iterable[str]:
-        """The names of tensors that it needs in any case."""
+        """The names of tensors that it needs in any case.
+
+        Raises:
+            ConfigError: that cannot be told.
+        """
 
     def check(self, path: Path, entries: Known) -> None:
         """
@@ -134,15 +138,16 @@ def fits(path: Path, entries: Known, needs: Iterable[Need]) -> bool:
 
 
 def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Reading:
-    """The way in which the names of a weights file are to be read.
+    """The way in which the names of a weights file are to be read: that in which all fits, or else most is there.
 
     Args:
         path: what messages call it.
         state: the dictionary that it holds, from `read_contents`.
-        needs: those of the components that are wanted of it, all of which have to fit.
+        needs: those of the components that are wanted of it.
 
     Raises:
-        InputError: there is none in which they fit, or several others than as they stand.
+        CheckpointError: they fit as they stand in none, and in several others.
+        ConfigError: see `Need.names`.
     """
     plain = entries_of(state)
     if fits(path, plain, needs):
@@ -150,29 +155,44 @@ def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Readi
     names = frozenset(name for need in needs for name in need.names)
     counts = _readings(state, names)
     fitting = [each for each, count in counts.items() if count >= len(names) and _fits(each, path, state, needs)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    if len(fitting) > 1:
         raise CheckpointError(
             f"{path}: has fitting tensors {'; '.join(map(str, fitting[:_SHOWN]))}; keep one of these, such as by "
             f"{fitting[0].command(path)}"
         )
+    if fitting:
+        return fitting[0]
     best = max(counts, key=lambda reading: counts[reading], default=PLAIN)
-    if counts[best] <= sum(name in plain for name in names):
-        best = PLAIN
+    return best if counts[best] > sum(name in plain for name in names) and _is_one(best, state) else PLAIN
+
+
+def check(path: Path, entries: Known, need: Need, reading: Reading) -> None:
+    """See that entries are what a component needs.
+
+    Args:
+        path: what messages call the weights file.
+        entries: what it holds by the names that are read.
+        reading: how they are read.
+
+    Raises:
+        InputError: they do not fit. Where names are not read as they stand, the message says so, and what mends it.
+    """
     try:
-        for need in needs:
-            need.check(path, best.of(state))
-    except InputError as error:
-        if best.is_plain:
+        need.check(path, entries)
+    except CheckpointError as error:
+        if reading.is_plain:
             raise
-        raise CheckpointError(f"{error}; its names stand {best}, and {best.command(path)} mends that") from None
-    raise AssertionError(f"{best} fits, though it gives no more than names as they stand")
+        raise CheckpointError(f"{error}; its names stand {reading}, and {reading.command(path)} mends that") from None
 
 
 def _fits(reading: Reading, path: Path, state: Mapping[Any, Any], needs: Iterable[Need]) -> bool:
+    return _is_one(reading, state) and fits(path, reading.of(state), needs)
+
+
+def _is_one(reading: Reading, state: Mapping[Any, Any]) -> bool:
+    """Whether each entry has a name of its own in a reading."""
     with suppress(LookupError):
-        return fits(path, reading.of(state), needs)
+        return bool(reading.of(state))
     return False
 
 

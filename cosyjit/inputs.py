@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosyjit.checkpoint import Checkpoint
 from cosyjit.digests import Digests, TensorDigest, Weights
+from cosyjit.errors import UnsupportedOptionError
 from cosyjit.families import Component
-from cosyjit.fit import EncoderNeed, Need, Reading
+from cosyjit.fit import EncoderNeed, Need, Reading, check
 from cosyjit.identity import Identity
 from cosyjit.pretrained import read_base
 from cosyjit.vllm import FolderNeed, plan_folder
@@ -45,27 +47,39 @@ def read_inputs(
         ready: is called before weights are read that are not known.
 
     Raises:
-        InputError: the configuration cannot be resolved; weights are missing, damaged or more than tensors; or the two
-            do not fit.
+        InputError: the configuration cannot be resolved; weights are missing, damaged or more than tensors; or what a
+            folder is made from does not fit.
     """
     parts = tuple(dict.fromkeys(parts))
     source = checkpoint.source
     options = {part: checkpoint.options(part) for part in parts if part.kind == "zip"}
-    encoders = {part: EncoderNeed.of(part, given, source.config) for part, given in options.items()}
     source.obtain({name for part in parts for name in (source.weights(part.weights), *part.configs)})
     folders = {part: FolderNeed(part, read_base(source.directory)) for part in parts if part.kind == "vllm"}
-    found = _digests_of(checkpoint, {**encoders, **folders}, digests, ready)
+    found = _digests_of(checkpoint, {**_encoders(checkpoint, options), **folders}, parts, digests, ready)
     return {part: _encoder(checkpoint, part, given, found[part.weights]) for part, given in options.items()} | {
         part: _folder(checkpoint, need, found[part.weights]) for part, need in folders.items()
     }
 
 
+def _encoders(checkpoint: Checkpoint, options: Mapping[Component, Mapping[str, Any]]) -> dict[Component, Need]:
+    """What encoders need, of those whose options are supported."""
+    found: dict[Component, Need] = {}
+    for part, given in options.items():
+        with suppress(UnsupportedOptionError):  # whoever builds it will say so
+            found[part] = EncoderNeed.of(part, given, checkpoint.source.config)
+    return found
+
+
 def _digests_of(
-    checkpoint: Checkpoint, needs: Mapping[Component, Need], digests: Digests, ready: Callable[[], None] | None
+    checkpoint: Checkpoint,
+    needs: Mapping[Component, Need],
+    parts: Iterable[Component],
+    digests: Digests,
+    ready: Callable[[], None] | None,
 ) -> dict[str, Weights]:
     """The digests of weights files by their names: in each, of whatever the family's components have there."""
     wanted: defaultdict[frozenset[str], _Needs] = defaultdict(dict)
-    paths = {part.weights: checkpoint.source.file(checkpoint.source.weights(part.weights)) for part in needs}
+    paths = {part.weights: checkpoint.source.file(checkpoint.source.weights(part.weights)) for part in parts}
     for name, path in paths.items():
         prefixes = frozenset(part.prefix for part in checkpoint.family.components if part.weights == name)
         own = [need for part, need in needs.items() if part.weights == name]
@@ -88,6 +102,7 @@ def _encoder(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any]
 
 def _folder(checkpoint: Checkpoint, need: FolderNeed, weights: Weights) -> Inputs:
     path = checkpoint.source.directory / checkpoint.source.weights(need.component.weights)
+    check(path, weights.tensors, need, weights.reading)
     folder = plan_folder(need.component, need.base, path, weights.tensors)
     tensors = {name: weights.tensors[name] for name in folder.sources}
     return Inputs(folder.options, tensors, weights.reading, weights.identity, need.base.digests)

@@ -11,7 +11,7 @@ from cosyjit.checkpoint import open_checkpoint
 from cosyjit.errors import BuildError, CheckpointError, InputError, LaterSchemaError, RecordError, SignatureError
 from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
-from cosyjit.fit import PLAIN, Reading
+from cosyjit.fit import PLAIN, EncoderNeed, Reading, check
 from cosyjit.identity import Identity
 from cosyjit.inputs import Inputs, read_inputs
 from cosyjit.record import Record
@@ -86,6 +86,18 @@ class Target:
             message = "was changed after it was planned; run again when it is complete"
             raise CheckpointError(f"{self.weights_file}: {message}")
 
+    def check_fit(self) -> None:
+        """See that the weights are those that the encoder needs.
+
+        Raises:
+            UnsupportedOptionError: an option is unknown, missing, or of a value that is not supported.
+            CheckpointError: tensors are missing, unknown, or of another shape or type.
+        """
+        need = EncoderNeed.of(self.component, self.options, self.source.config)
+        prefix = self.component.prefix
+        entries = {f"{prefix}{name}": each for name, each in self.fingerprint.tensors.items()}
+        check(self.weights_file, entries, need, self.reading)
+
     @property
     def weight_bytes(self) -> int:
         """What the weights take, and so, nearly, the artifact."""
@@ -153,6 +165,8 @@ def plan(
     wanted = [each.target for each in planned if each.record is None]
     if wanted and exporting:
         store.digests.begin_sha256({each.source.file(each.weights_file.name): None for each in wanted})
+    for target in {each.component: each for each in wanted if each.component.kind == "zip"}.values():
+        target.check_fit()
     for path, reading in dict.fromkeys((each.target.weights_file, each.target.reading) for each in planned):
         if not reading.is_plain:
             _LOG.info("%s: its tensors stand %s, and are read from there", path, reading)
@@ -168,7 +182,7 @@ def compare(
     force: bool = False,
     ready: Callable[[], None] | None = None,
 ) -> tuple[Planned, ...]:
-    """As `plan`, for the targets alone.
+    """As `plan`, but without a look at whether weights and options fit.
 
     Args:
         ready: see `find_targets`.

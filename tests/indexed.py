@@ -1,6 +1,7 @@
 """What the index of a weights file says, beside what torch loads of it."""
 
 import io
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from cosyjit.errors import CheckpointError
 from cosyjit.pickles import Other
 from cosyjit.tensors import Entries, StoredTensor, entries_of
-from cosyjit.weights_file import opened, read_contents
+from cosyjit.weights_file import numbers, opened, read_contents
 
 PATH: Final = Path("llm.pt")
 
@@ -33,12 +34,23 @@ def indexed_file(path: Path) -> Entries:
         return entries_of(read_contents(file, path).state)
 
 
+def inflated(content: bytes) -> bytes:
+    """A file that has the bytes of all tensors where the index says."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(content)
+        contents = read_contents(file, PATH)
+        tensors = [entry for entry in entries_of(contents.state).values() if isinstance(entry, StoredTensor)]
+        with numbers(file, PATH, contents, tensors) as opened_numbers:
+            opened_numbers.seek(0)
+            return opened_numbers.read()
+
+
 def tensor_of(content: bytes, entry: StoredTensor | Other) -> Tensor:
     """A tensor made of nothing but what the index says of it and the file's bytes there."""
     assert isinstance(entry, StoredTensor)
-    numbers = bytearray(content[entry.start : entry.start + entry.extent])
-    assert len(numbers) == entry.extent
-    flat = torch.frombuffer(numbers, dtype=torch.uint8) if numbers else torch.empty(0, dtype=torch.uint8)
+    extent = bytearray(content[entry.start : entry.start + entry.extent])
+    assert len(extent) == entry.extent
+    flat = torch.frombuffer(extent, dtype=torch.uint8) if extent else torch.empty(0, dtype=torch.uint8)
     dtype = getattr(torch, entry.dtype)
     return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, entry.shape, entry.stride)
 

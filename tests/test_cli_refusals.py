@@ -65,7 +65,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "empty yaml": (
         lambda path: (path / "cosyvoice.yaml").write_bytes(b""),
-        ("/cosyvoice.yaml: ", "restore the published file"),
+        ("/cosyvoice.yaml: is empty; copy or download it again",),
     ),
     "two families": (
         lambda path: (path / "cosyvoice2.yaml").write_text((path / "cosyvoice.yaml").read_text() + "# more"),
@@ -121,7 +121,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "weights of bytes": (
         lambda path: (path / "flow.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
-        ("/flow.pt: ", "copy or download it again"),
+        ("/flow.pt: is a Git LFS pointer, ", "run `git lfs pull` in its repository, or download it again"),
     ),
     "weights a list": (
         lambda path: torch.save([torch.zeros(1)], path / "llm.pt"),

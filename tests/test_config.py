@@ -363,7 +363,6 @@ def test_what_is_no_new_node_is_an_error(name: str) -> None:
 
 
 UNREADABLE: Final = {
-    "empty": b"",
     "comments": b"\n# nothing\n",
     "list": b"- 1\n- 2\n",
     "scalar": b"text",

@@ -80,8 +80,8 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(name: str, directory: Path)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no JSON (Expecting value: line 1 column 1 (char 0))"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is no JSON (Expecting value"),
+        (b" ", "is no JSON (Expecting value: line 1 column 2 (char 1))"),
+        (b"version 1\noid sha256:0\nsize 1\n", "is no JSON (Expecting value"),
         (b'{"a": 1', "is no JSON ("),
         (b'{"a": 1} {"a": 1}', "is no JSON (Extra data"),
         (b'{"a": NaN}', "is no JSON (NaN is no number of JSON)"),

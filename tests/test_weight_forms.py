@@ -260,7 +260,7 @@ def written(target: Target, out: Path) -> dict[str, str]:
     return folders.verify(*call)
 
 
-@pytest.mark.parametrize("name", ["a", "conjugated", "sparse", "expanded"])
+@pytest.mark.parametrize("name", ["a", "conjugated", "sparse"])
 def test_a_tensor_beside_a_language_model_is_unexpected(
     name: str, tiny3: Path, copy_of: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -550,7 +550,7 @@ def test_a_torchscript_archive_is_refused_with_the_lines_that_save_its_state(
         ),
         (
             lambda state: {**state, "llm.after_norm.bias": torch.ones(1).expand(1 << 40)},
-            "llm.after_norm.bias ((1099511627776,) instead of (64,))",
+            "has a tensor of more than 1073741824 bytes that is not contiguous; call contiguous() on each tensor",
         ),
     ],
     ids=["sparse", "negated", "expanded"],

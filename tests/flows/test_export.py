@@ -359,10 +359,9 @@ def test_an_id_is_exported_and_pinned_and_nothing_new_downloads_nothing(
     assert outcome.record.source == f"{MODEL}@{commit}"
     assert outcome.path.parent == home / ".cache" / "cosyjit" / "modelscope" / MODEL
     assert missing.name == "Failed"
-    assert (
-        missing.message
-        == f"{MODEL}@v9: {MODEL} has no revision v9 on {hub.endpoint.removeprefix('http://')}; it has master"
-    )
+    said = f"{MODEL} has no revision v9 on {hub.endpoint.removeprefix('http://')}; it has master"
+    here = f"the directory {Path.cwd() / MODEL}@v9 does not exist"
+    assert missing.message == f"{MODEL}@v9: {here}; as a ModelScope id: {said}"
     assert any(f"commit {commit} is used" in line for line in logged(down))
 
 
