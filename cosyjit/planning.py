@@ -145,8 +145,7 @@ def plan(
 ) -> tuple[Planned, ...]:
     """The targets of a model directory, each with what an export would do; all of it is seen to fit.
 
-    Nothing is built. Over files that have not changed since the last time, none of them is read, and torch is not
-    imported in any process.
+    Nothing is built, and torch is not imported. Of files that have not changed since the last time, none is read.
 
     Args:
         source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
@@ -154,14 +153,16 @@ def plan(
         precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
         store: where artifacts are kept; that of this user for None.
         force: find nothing fresh.
-        exporting: begin with what an export needs besides, such as the digests of the files.
+        exporting: begin with what an export needs besides, such as torch in another process and the digests of the
+            files.
 
     Raises:
         InputError: something is wrong with the directory, its configuration or weights, or with the store, or there
             is nothing to export.
     """
     store = store or Store()
-    planned = compare(source, components, precisions, store=store, force=force, ready=worker.prepare)
+    ready = worker.prepare if exporting else None
+    planned = compare(source, components, precisions, store=store, force=force, ready=ready)
     wanted = [each.target for each in planned if each.record is None]
     if wanted and exporting:
         store.digests.begin_sha256({each.source.file(each.weights_file.name): None for each in wanted})
