@@ -103,8 +103,13 @@ class Reading(NamedTuple):
         state = "".join(f"[{_quoted(name)}]" for name in self.nesting)
         items = f"{{k.removeprefix({_quoted(self.prefix)}): v for k, v in state{state}.items()}}"
         saved = items if self.prefix else f"state{state}"
-        code = f'import torch; state = torch.load({file}, map_location="cpu"); torch.save({saved}, {file})'
-        return f"python -c {shlex.quote(code)}"
+        lines = (
+            f"import os, torch; file = {file}",
+            'state = torch.load(file, map_location="cpu")',
+            f'torch.save({saved}, file + ".new")',
+            'os.replace(file + ".new", file)',
+        )
+        return f"python -c {shlex.quote('; '.join(lines))}"
 
 
 PLAIN: Final = Reading()
@@ -157,13 +162,13 @@ def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Readi
     fitting = [each for each, count in counts.items() if count >= len(names) and _fits(each, path, state, needs)]
     if len(fitting) > 1:
         raise CheckpointError(
-            f"{path}: has fitting tensors {'; '.join(map(str, fitting[:_SHOWN]))}; keep one of these, such as by "
-            f"{fitting[0].command(path)}"
+            f"{path}: has fitting tensors {'; '.join(map(str, fitting[:_SHOWN]))}{'; …' * (len(fitting) > _SHOWN)}; "
+            f"keep one of these, such as by {fitting[0].command(path)}"
         )
     if fitting:
         return fitting[0]
     best = max(counts, key=lambda reading: counts[reading], default=PLAIN)
-    return best if counts[best] > sum(name in plain for name in names) and _is_one(best, state) else PLAIN
+    return best if counts[best] > sum(name in plain for name in names) and _is_unambiguous(best, state) else PLAIN
 
 
 def check(path: Path, entries: Known, need: Need, reading: Reading) -> None:
@@ -186,10 +191,10 @@ def check(path: Path, entries: Known, need: Need, reading: Reading) -> None:
 
 
 def _fits(reading: Reading, path: Path, state: Mapping[Any, Any], needs: Iterable[Need]) -> bool:
-    return _is_one(reading, state) and fits(path, reading.of(state), needs)
+    return _is_unambiguous(reading, state) and fits(path, reading.of(state), needs)
 
 
-def _is_one(reading: Reading, state: Mapping[Any, Any]) -> bool:
+def _is_unambiguous(reading: Reading, state: Mapping[Any, Any]) -> bool:
     """Whether each entry has a name of its own in a reading."""
     with suppress(LookupError):
         return bool(reading.of(state))

@@ -104,8 +104,12 @@ def saving(path: str, load: str, options: str = "") -> str:
         load: the function of torch that loads the module.
         options: its arguments besides.
     """
-    lines = "import torch", f'm = {load}({path}, map_location="cpu"{options})', f"torch.save(m.state_dict(), {path})"
-    return f"save its state dictionary: {'; '.join(lines)}"
+    lines = (
+        "import torch",
+        f'm = {load}({path}, map_location="cpu"{options})',
+        f'torch.save(m.state_dict(), {path} + ".new")',
+    )
+    return f"save its state dictionary, and put that in its place: {'; '.join(lines)}"
 
 
 def _index(state: Any) -> dict[Any, Any]:

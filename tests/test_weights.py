@@ -177,7 +177,7 @@ def test_a_torchscript_archive_is_refused_before_torch_loads_it(tmp_path: Path) 
     buffer = io.BytesIO()
     with torchscript():
         torch.jit.save(torch.jit.script(Scripted()), buffer)
-    unreadable(tmp_path / "llm.pt", buffer.getvalue(), "is a TorchScript archive", "save its state dictionary: ")
+    unreadable(tmp_path / "llm.pt", buffer.getvalue(), "is a TorchScript archive", "save its state dictionary, ")
 
 
 def test_a_directory_in_place_of_the_weights_cannot_be_read(tmp_path: Path) -> None:
@@ -229,8 +229,9 @@ def test_a_pickle_that_would_run_code_does_not(gadget: Gadget, place: str, tmp_p
     message = unreadable(path, content, "holds more than tensors, which loading could run as code (")
     is_class = place == "whole" and gadget.__name__ == "Restored"
     lines = f'import torch; m = torch.load("{path}", map_location="cpu", weights_only=False); '
-    lines += f'torch.save(m.state_dict(), "{path}")'
-    module = f"if it is a whole module and you trust its maker, save its state dictionary: {lines}"
+    lines += f'torch.save(m.state_dict(), "{path}" + ".new")'
+    way_out = f"save its state dictionary, and put that in its place: {lines}"
+    module = f"if it is a whole module and you trust its maker, {way_out}"
     assert message.endswith(f"); {module if is_class else 'save it as a flat state dictionary'}")
     assert not marker.exists()
     torch.load(path, weights_only=False)
