@@ -242,8 +242,6 @@ def test_a_torchscript_archive_is_refused() -> None:
         torch.jit.save(torch.jit.script(Scripted()), buffer)
     load = f'import torch; m = torch.jit.load("{PATH}", map_location="cpu"); '
     lines = load + f'torch.save(m.state_dict(), "{PATH}" + ".new")'
-        f'import torch; m = torch.jit.load("{PATH}", map_location="cpu"); torch.save(m.state_dict(), "{PATH}" + ".new")'
-    )
     way_out = f"save its state dictionary, and put that in its place: {lines}"
     assert refused(buffer.getvalue()) == f"{PATH}: is a TorchScript archive; {way_out}"
 
