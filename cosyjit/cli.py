@@ -20,6 +20,7 @@ from cosyjit.files import absolute
 from cosyjit.source import open_source
 from cosyjit.store import Store
 from cosyjit.terminal import Told, errors, show, stages
+from cosyjit.worker import ignore_missing_numpy
 
 FAILED = 1
 """The exit status when a target could not be built."""
@@ -316,6 +317,7 @@ def synth(
     seed
         Other seeds give other weights.
     """
+    ignore_missing_numpy()
     from cosyjit.synth import synth as write
 
     show(str(write(directory, family, size, seed)))

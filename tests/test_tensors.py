@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cosyjit.errors import CheckpointError
+from cosyjit.script import deprecations_ignored
 from cosyjit.tensors import ITEM_SIZES, Other, StoredTensor, opened, read_index
-from tests.encoders.jit import torchscript
 from tests.gadgets import PICKLED
 from tests.indexed import PATH, assert_as_torch_loads, indexed, refused, rewritten, saved
 
@@ -234,7 +234,7 @@ def test_a_torchscript_archive_is_refused() -> None:
             return x
 
     buffer = io.BytesIO()
-    with torchscript():
+    with deprecations_ignored():
         torch.jit.save(torch.jit.script(Scripted()), buffer)
     refused(buffer.getvalue(), "is a TorchScript archive; save the model's state dictionary")
 

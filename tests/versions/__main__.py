@@ -1,0 +1,220 @@
+"""Make the environments, export in each, load in each, run the tests in each, and print what came of it.
+
+    python -m tests.versions DIRECTORY
+
+DIRECTORY is for all that is made, and is emptied first. The tables are Markdown, and left in `DIRECTORY/table.md`.
+The exit status is 1 if anything went wrong; what did is printed as it happens.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from cosyjit.families import FAMILIES
+from tests.calls import ROOT
+from tests.versions.environments import ENVIRONMENTS, EXTRAS, PYTHONS, Environment, Made, interpreter, resolve
+
+TESTS: Final = ("tests/encoders", "tests/test_script.py", "tests/test_verify.py")
+
+DIRECTORIES: Final = {family.name.casefold(): family for family in FAMILIES}
+"""The model directories of each environment, and what `cosyjit synth` is told for them."""
+
+SHOWN: Final = ("numpy", "prefect", "cyclopts", "rich", "fsspec", "pytest")
+"""The packages whose versions the table shows beside torch's."""
+
+PASSED: Final = "yes"
+
+FLOW: Final = """
+import sys
+from flows.export import export
+for state in ("built", "cached"):
+    outcomes = export(sys.argv[1], components=["flow.encoder"], precisions=["fp16"])
+    assert [each.state for each in outcomes] == [state], outcomes
+"""
+
+
+class Loaded(NamedTuple):
+    """What came of the artifacts of one environment in another one."""
+
+    artifacts: int
+    calls: int
+    errors: dict[str, float]
+
+    def __str__(self) -> str:
+        errors = ", ".join(f"{name} {error:.0e}" for name, error in self.errors.items())
+        return f"{self.artifacts} artifacts, {self.calls} calls: {errors}"
+
+
+class Tried:
+    """An environment, and all that is tried in it."""
+
+    def __init__(self, made: Made, root: Path) -> None:
+        self.made = made
+        self.name = made.environment.name
+        self.root = root
+        self.versions = made.versions()
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("COSYJIT_", "PREFECT_"))},
+            "COSYJIT_STORE": str(root / "store"),
+            "PREFECT_HOME": str(root / "prefect"),
+            "HF_HUB_OFFLINE": "1",
+        }
+        root.mkdir()
+
+    @property
+    def title(self) -> str:
+        return f"torch {self.versions['torch'].split('+')[0]}, Python {self.versions['python']}"
+
+    def export(self) -> None:
+        """Export all families at all precisions with the installed command, which says nothing of what it is."""
+        for name, family in DIRECTORIES.items():
+            directory = str(self.root / name)
+            self._cosyjit("synth", directory, "--family", name)
+            self._cosyjit("plan", directory)
+            zips = [part for part in family.components if part.kind == "zip"]
+            if zips:
+                precisions = dict.fromkeys(precision for part in zips for precision in part.tolerances)
+                chosen = [*_each("--component", [part.name for part in zips]), *_each("--precision", precisions)]
+                self._cosyjit("export", directory, *chosen)
+            for part in family.components:
+                for precision in part.tolerances if part.kind != "zip" else ():
+                    chosen = ["--component", part.name, "--precision", precision]
+                    self._cosyjit("export", directory, *chosen, "--publish", f"{directory}-{part.kind}-{precision}")
+
+    def _cosyjit(self, *arguments: str) -> None:
+        command = [str(self.made.python.with_name("cosyjit")), *arguments]
+        told = subprocess.run(command, check=False, cwd=self.root, env=self.env, capture_output=True, text=True)
+        if told.returncode or "Warning" in told.stderr:
+            raise RuntimeError(f"{' '.join(command)}: exit status {told.returncode}\n{told.stdout}{told.stderr}")
+
+    def load(self, other: "Tried") -> Loaded:
+        """Compare what another environment made with this one's encoders."""
+        directories = [str(other.root / name) for name in DIRECTORIES]
+        answer = self._run("-m", "tests.versions.loads", *directories, stdout=subprocess.PIPE)
+        found: list[dict[str, Any]] = [json.loads(line) for line in answer.stdout.splitlines()]
+        errors: dict[str, float] = {}
+        for each in found:
+            if each["kind"] == "zip":
+                errors[each["precision"]] = max(each["error"], errors.get(each["precision"], 0.0))
+        calls = sum(each["count"] for each in found if each["kind"] == "zip")
+        return Loaded(len(found), calls, errors)
+
+    def flow(self) -> None:
+        """Run the flow twice with a server of its own: what is built first is cached afterwards."""
+        self._run("-c", FLOW, str(self.root / "cosyvoice2"), env={**self.env, "COSYJIT_STORE": str(self.root / "flow")})
+
+    def test(self) -> None:
+        """Run the tests of the encoders, of scripting and of the gate."""
+        options = (
+            "-q",
+            "--numprocesses",
+            "logical",
+            "--dist",
+            "loadfile",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not stress",
+        )
+        self._run("-m", "pytest", *options, *TESTS)
+
+    def _run(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        given: dict[str, Any] = {"env": self.env, **options}
+        return subprocess.run([self.made.python, *arguments], check=True, cwd=ROOT, text=True, **given)
+
+
+def _each(option: str, values: Iterable[str]) -> list[str]:
+    return [argument for value in values for argument in (option, value)]
+
+
+class Tier:
+    """All that is tried, and what went wrong."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.failed: list[str] = []
+
+    def run(self) -> str:
+        """Try everything. Returns the tables."""
+        tried = [one for environment in ENVIRONMENTS if (one := self._make(environment))]
+        if not tried:
+            self.failed.append("no environment: no Python of any of the releases is on PATH or under pyenv")
+        used = [
+            [one.name, one.title, *(one.versions.get(name, "") for name in SHOWN), *self._use(one)] for one in tried
+        ]
+        loads = [
+            [made.title, *(self._step(f"{made.name} in {by.name}", lambda: by.load(made)) for by in tried)]  # noqa: B023
+            for made in tried
+        ]
+        pins = [self._step(f"pins on Python {each}", lambda: resolve(each)) for each in PYTHONS]  # noqa: B023
+        return "\n\n".join(
+            (
+                _table(["", "", *SHOWN, "export", "flow", "tests"], used),
+                _table(["made with \\ loaded by", *(one.title for one in tried)], loads),
+                _table(["", *(f"Python {each}" for each in PYTHONS)], [["`constraints.txt` can be installed", *pins]]),
+            )
+        )
+
+    def _make(self, environment: Environment) -> Tried | None:
+        found = interpreter(environment.python)
+        if found is None:
+            _say(f"{environment.name}: SKIPPED, there is no Python {environment.python} on PATH or under pyenv")
+            return None
+        made: list[Made] = []
+        self._step(
+            f"{environment.name}: torch", lambda: made.append(Made(environment, found, self.root / environment.name))
+        )
+        if made and self._step(f"{environment.name}: cosyjit", made[0].install) == PASSED:
+            return Tried(made[0], self.root / f"{environment.name}-made")
+        return None
+
+    def _use(self, one: Tried) -> list[str]:
+        """Export without the extras, so without numpy; the rest needs them."""
+        exported = self._step(f"{one.name}: export", one.export)
+        self._step(f"{one.name}: extras", lambda: one.made.install(EXTRAS))
+        one.versions = one.made.versions()
+        return [exported, self._step(f"{one.name}: flow", one.flow), self._step(f"{one.name}: tests", one.test)]
+
+    def _step(self, name: str, call: Callable[[], object]) -> str:
+        """What a call gives, in words for a table."""
+        begun = time.monotonic()
+        try:
+            result = call()
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            self.failed.append(name)
+            _say(f"{name}: FAILED\n{error}")
+            return "FAILED"
+        _say(f"{name}: {time.monotonic() - begun:.0f} s")
+        return PASSED if result is None else str(result)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def main(directory: str) -> int:
+    """Run the tier. Returns the exit status."""
+    root = Path(directory).absolute()
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    tier = Tier(root)
+    tables = tier.run()
+    (root / "table.md").write_text(f"{tables}\n", encoding="utf-8")
+    _say(f"\n{tables}\n")
+    for name in tier.failed:
+        _say(f"FAILED: {name}")
+    return 1 if tier.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
