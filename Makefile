@@ -25,8 +25,9 @@ stress: $(INSTALLED)
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions
+VERSIONS_TESTS ?= tests/encoders tests/test_script.py tests/test_verify.py
 versions: $(INSTALLED)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
 
 # A hundred thousand inputs for each reader of what strangers write: some ten minutes.
 fuzz: $(INSTALLED)

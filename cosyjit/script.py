@@ -154,7 +154,7 @@ def save(module: torch.jit.ScriptModule, directory: Path, extra: Mapping[str, by
 def deprecations_ignored() -> Iterator[None]:
     """Ignore what torch says of each use of `torch.jit`: the runtime loads TorchScript, whatever torch recommends.
 
-    torch 2.9 to 2.13 give a DeprecationWarning, torch 2.14 and later a FutureWarning; on Python 3.14 the text differs.
+    torch 2.13 gives a DeprecationWarning, torch 2.14 and later a FutureWarning; on Python 3.14 the text differs.
     """
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):

@@ -212,7 +212,7 @@ def test_making_a_zip_warns_of_nothing_and_leaves_the_filters_as_they_were(
         assert [str(each.message) for each in caught] == []
 
 
-# As torch 2.9 to 2.15 say it; on Python 3.14, and of `freeze`, in other words.
+# The words of torch 2.13 and 2.15; the last are those for Python 3.14, on which nothing was run.
 @pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning])
 @pytest.mark.parametrize(
     "message",

@@ -1,9 +1,9 @@
 """Make the environments, export in each, load in each, run the tests in each, and print what came of it.
 
-    python -m tests.versions DIRECTORY
+    python -m tests.versions DIRECTORY TEST...
 
-DIRECTORY is for all that is made, and is emptied first. The tables are Markdown, and left in `DIRECTORY/table.md`.
-The exit status is 1 if anything went wrong; what did is printed as it happens.
+DIRECTORY is for all that is made, and is emptied first; each TEST is a file or folder of tests. The tables are
+Markdown, and left in `DIRECTORY/table.md`. The exit status is 1 if anything went wrong; what did is printed.
 """
 
 import json
@@ -20,8 +20,6 @@ from cosyjit.families import FAMILIES
 from tests.calls import ROOT
 from tests.versions.environments import ENVIRONMENTS, EXTRAS, PYTHONS, Environment, Made, interpreter, resolve
 
-TESTS: Final = ("tests/encoders", "tests/test_script.py", "tests/test_verify.py")
-
 DIRECTORIES: Final = {family.name.casefold(): family for family in FAMILIES}
 """The model directories of each environment, and what `cosyjit synth` is told for them."""
 
@@ -32,6 +30,7 @@ PASSED: Final = "yes"
 
 FLOW: Final = """
 import sys
+import prefect_dask
 from flows.export import export
 for state in ("built", "cached"):
     outcomes = export(sys.argv[1], components=["flow.encoder"], precisions=["fp16"])
@@ -109,8 +108,8 @@ class Tried:
         """Run the flow twice with a server of its own: what is built first is cached afterwards."""
         self._run("-c", FLOW, str(self.root / "cosyvoice2"), env={**self.env, "COSYJIT_STORE": str(self.root / "flow")})
 
-    def test(self) -> None:
-        """Run the tests of the encoders, of scripting and of the gate."""
+    def test(self, tests: Sequence[str]) -> None:
+        """Run some tests."""
         options = (
             "-q",
             "--numprocesses",
@@ -122,7 +121,7 @@ class Tried:
             "-m",
             "not stress",
         )
-        self._run("-m", "pytest", *options, *TESTS)
+        self._run("-m", "pytest", *options, *tests)
 
     def _run(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         given: dict[str, Any] = {"env": self.env, **options}
@@ -136,8 +135,9 @@ def _each(option: str, values: Iterable[str]) -> list[str]:
 class Tier:
     """All that is tried, and what went wrong."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tests: Sequence[str]) -> None:
         self.root = root
+        self.tests = tests
         self.failed: list[str] = []
 
     def run(self) -> str:
@@ -179,7 +179,11 @@ class Tier:
         exported = self._step(f"{one.name}: export", one.export)
         self._step(f"{one.name}: extras", lambda: one.made.install(EXTRAS))
         one.versions = one.made.versions()
-        return [exported, self._step(f"{one.name}: flow", one.flow), self._step(f"{one.name}: tests", one.test)]
+        return [
+            exported,
+            self._step(f"{one.name}: flow", one.flow),
+            self._step(f"{one.name}: tests", lambda: one.test(self.tests)),
+        ]
 
     def _step(self, name: str, call: Callable[[], object]) -> str:
         """What a call gives, in words for a table."""
@@ -202,12 +206,12 @@ def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def main(directory: str) -> int:
+def main(directory: str, *tests: str) -> int:
     """Run the tier. Returns the exit status."""
     root = Path(directory).absolute()
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    tier = Tier(root)
+    tier = Tier(root, tests)
     tables = tier.run()
     (root / "table.md").write_text(f"{tables}\n", encoding="utf-8")
     _say(f"\n{tables}\n")
