@@ -25,7 +25,8 @@ stress: $(INSTALLED)
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions
-VERSIONS_TESTS ?= tests/encoders tests/test_script.py tests/test_verify.py
+VERSIONS_TESTS ?= tests/encoders $(addprefix tests/test_,$(addsuffix .py,script verify config hub hub_cli signed_stores \
+	storage server folder_logits))
 versions: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
 

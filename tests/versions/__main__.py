@@ -46,8 +46,8 @@ class Loaded(NamedTuple):
     errors: dict[str, float]
 
     def __str__(self) -> str:
-        errors = ", ".join(f"{name} {error:.0e}" for name, error in self.errors.items())
-        return f"{self.artifacts} artifacts, {self.calls} calls: {errors}"
+        errors = ", ".join(f"{name} {error:.2g}" for name, error in self.errors.items())
+        return f"{self.artifacts} artifacts, {self.calls} calls; {errors}"
 
 
 class Tried:
