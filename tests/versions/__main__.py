@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -57,7 +58,7 @@ class Tried:
         self.made = made
         self.name = made.environment.name
         self.root = root
-        self.versions = made.versions()
+        self.title = "torch {torch}, Python {python}".format_map(made.versions())
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("COSYJIT_", "PREFECT_"))},
             "COSYJIT_STORE": str(root / "store"),
@@ -65,10 +66,6 @@ class Tried:
             "HF_HUB_OFFLINE": "1",
         }
         root.mkdir()
-
-    @property
-    def title(self) -> str:
-        return f"torch {self.versions['torch'].split('+')[0]}, Python {self.versions['python']}"
 
     def export(self) -> None:
         """Export all families at all precisions with the installed command, which says nothing of what it is."""
@@ -133,25 +130,22 @@ def _each(option: str, values: Iterable[str]) -> list[str]:
 
 
 class Tier:
-    """All that is tried, and what went wrong."""
+    """All that is tried, what went wrong, and what could not be tried."""
 
     def __init__(self, root: Path, tests: Sequence[str]) -> None:
         self.root = root
         self.tests = tests
         self.failed: list[str] = []
+        self.skipped: list[str] = []
 
     def run(self) -> str:
         """Try everything. Returns the tables."""
         tried = [one for environment in ENVIRONMENTS if (one := self._make(environment))]
         if not tried:
-            self.failed.append("no environment: no Python of any of the releases is on PATH or under pyenv")
-        used = [
-            [one.name, one.title, *(one.versions.get(name, "") for name in SHOWN), *self._use(one)] for one in tried
-        ]
-        loads = [
-            [made.title, *(self._step(f"{made.name} in {by.name}", lambda: by.load(made)) for by in tried)]  # noqa: B023
-            for made in tried
-        ]
+            self.failed.append("there is no environment, so nothing was tried")
+        used = [self._use(one) for one in tried]
+        with ThreadPoolExecutor(2) as pool:  # each loads on one thread
+            loads = [[made.title, *pool.map(lambda by: self._load(made, by), tried)] for made in tried]  # noqa: B023
         pins = [self._step(f"pins on Python {each}", lambda: resolve(each)) for each in PYTHONS]  # noqa: B023
         return "\n\n".join(
             (
@@ -164,7 +158,7 @@ class Tier:
     def _make(self, environment: Environment) -> Tried | None:
         found = interpreter(environment.python)
         if found is None:
-            _say(f"{environment.name}: SKIPPED, there is no Python {environment.python} on PATH or under pyenv")
+            self.skipped.append(f"{environment.name}: no Python {environment.python} is on PATH or under pyenv")
             return None
         made: list[Made] = []
         self._step(
@@ -175,15 +169,21 @@ class Tier:
         return None
 
     def _use(self, one: Tried) -> list[str]:
-        """Export without the extras, so without numpy; the rest needs them."""
+        """Export without the extras, so without numpy; the rest needs them. Returns a row of the first table."""
         exported = self._step(f"{one.name}: export", one.export)
         self._step(f"{one.name}: extras", lambda: one.made.install(EXTRAS))
-        one.versions = one.made.versions()
+        versions = one.made.versions()
         return [
+            one.name,
+            one.title,
+            *(versions.get(name, "") for name in SHOWN),
             exported,
             self._step(f"{one.name}: flow", one.flow),
             self._step(f"{one.name}: tests", lambda: one.test(self.tests)),
         ]
+
+    def _load(self, made: Tried, by: Tried) -> str:
+        return self._step(f"{made.name} in {by.name}", lambda: by.load(made))
 
     def _step(self, name: str, call: Callable[[], object]) -> str:
         """What a call gives, in words for a table."""
@@ -215,8 +215,10 @@ def main(directory: str, *tests: str) -> int:
     tables = tier.run()
     (root / "table.md").write_text(f"{tables}\n", encoding="utf-8")
     _say(f"\n{tables}\n")
-    for name in tier.failed:
-        _say(f"FAILED: {name}")
+    for skipped in tier.skipped:
+        _say(f"SKIPPED: {skipped}")
+    for failed in tier.failed:
+        _say(f"FAILED: {failed}")
     return 1 if tier.failed else 0
 
 
