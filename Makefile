@@ -6,7 +6,7 @@ DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test stress fuzz check bench clean
+.PHONY: demo test stress versions fuzz check bench clean
 
 # A tiny checkpoint from a seed, exported twice by the Prefect flow with a server of its own: six built, six cached.
 demo: $(INSTALLED)
@@ -22,6 +22,13 @@ test: $(INSTALLED)
 # What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m stress
+
+# Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
+VERSIONS ?= build/versions
+VERSIONS_TESTS ?= tests/encoders $(addprefix tests/test_,$(addsuffix .py,script verify config hub hub_cli signed_stores \
+	storage server folder_logits))
+versions: $(INSTALLED)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
 
 # A hundred thousand inputs for each reader of what strangers write: some ten minutes.
 fuzz: $(INSTALLED)

@@ -20,6 +20,7 @@ from cosyjit.files import absolute
 from cosyjit.source import open_source
 from cosyjit.store import Store
 from cosyjit.terminal import Told, errors, show, stages
+from cosyjit.worker import ignore_missing_numpy
 
 FAILED = 1
 """The exit status when a target could not be built."""
@@ -325,6 +326,7 @@ def synth(
     force
         Write into a directory that is not empty, and replace the files of the same names there.
     """
+    ignore_missing_numpy()
     from cosyjit.synth import synth as write
 
     show(str(write(directory, family, size, seed, force=force)))

@@ -152,7 +152,14 @@ def save(module: torch.jit.ScriptModule, directory: Path, extra: Mapping[str, by
 
 @contextmanager
 def deprecations_ignored() -> Iterator[None]:
-    """torch 2.5 deprecated TorchScript in favour of torch.compile, but TorchScript is what the runtime loads."""
+    """Ignore what torch says of each use of `torch.jit`: the runtime loads TorchScript, whatever torch recommends.
+
+    torch 2.13 gives a DeprecationWarning, torch 2.14 and later a FutureWarning; on Python 3.14 the text differs.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", _DEPRECATION, category)
         yield
+
+
+_DEPRECATION: Final = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.\d+\+ and may break)\. "

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeVar
@@ -211,9 +212,19 @@ _SERVER: Final = _Server()
 atexit.register(_SERVER.stop)
 
 
+def ignore_missing_numpy() -> None:
+    """Ignore torch's warning that numpy is not installed: nothing in this package uses numpy.
+
+    This holds for the whole process. Call it before torch is imported: some releases of torch warn when they are
+    imported, others at the first operation on a tensor.
+    """
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy: No module named 'numpy'", UserWarning)
+
+
 def serve(fd: int) -> None:
     """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it."""
     gc.disable()
+    ignore_missing_numpy()
     for name in ("torch", "cosyjit.folders", "cosyjit.verify", "cosyjit.weights"):
         importlib.import_module(name)  # once, for all the children
     gc.freeze()  # none of this is garbage: spare the children the look, and the copies of pages that it makes

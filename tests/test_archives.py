@@ -62,7 +62,7 @@ def test_what_is_true_to_the_format_is_read(parts: list[Part], wide: bool) -> No
 def test_what_the_standard_library_writes_is_read(contents: dict[str, bytes]) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
-        file.mkdir("x")
+        file.writestr("x/", b"")
         for name, written in contents.items():
             file.writestr(f"x/{name}", written)
     assert found(buffer.getvalue()) == {"": b""} | contents

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from cosyjit import BuildError, Target, build, plan
 from cosyjit.errors import CheckpointError
 from cosyjit.fingerprint import key_of
 from cosyjit.record import SHORT_FORM, short_form
+from cosyjit.script import deprecations_ignored
 from tests.built import eager
 from tests.calls import builds
 from tests.kept import moved, retrain
@@ -90,8 +90,7 @@ def test_equal_weights_in_another_file_and_place_give_equal_bytes(tiny: Path, co
 def test_the_zip_loads_as_it_is_and_computes_what_the_encoder_does(tiny: Path, tmp_path: Path) -> None:
     path = build(target(tiny, precision="fp32"), tmp_path).path
     extra: dict[str, Any] = {SHORT_FORM: ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with deprecations_ignored():
         module = torch.jit.load(path, map_location="cpu")
         torch.jit.load(path, _extra_files=extra)
     xs, lengths = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([7])

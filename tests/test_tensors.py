@@ -18,9 +18,9 @@ from torch import Tensor
 
 from cosyjit.errors import CheckpointError
 from cosyjit.pickles import Other
+from cosyjit.script import deprecations_ignored
 from cosyjit.tensors import ITEM_SIZES, StoredTensor
 from cosyjit.weights_file import opened
-from tests.encoders.jit import torchscript
 from tests.gadgets import PICKLED
 from tests.indexed import PATH, assert_as_torch_loads, indexed, indexed_file, refused, rewritten, saved
 
@@ -238,7 +238,7 @@ def test_a_torchscript_archive_is_refused() -> None:
             return x
 
     buffer = io.BytesIO()
-    with torchscript():
+    with deprecations_ignored():
         torch.jit.save(torch.jit.script(Scripted()), buffer)
     load = f'import torch; m = torch.jit.load("{PATH}", map_location="cpu"); '
     lines = load + f'torch.save(m.state_dict(), "{PATH}" + ".new")'

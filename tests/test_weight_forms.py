@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cosyjit import Store, folders, plan
 from cosyjit.building import _planned_folder
 from cosyjit.planning import Target
+from cosyjit.script import deprecations_ignored
 from cosyjit.weights import load_encoder
 from tests.calls import run_here
 from tests.indexed import assert_as_torch_loads
@@ -53,8 +54,8 @@ def zipped(method: int, *, folders: bool = False) -> Write:
         torch.save(state, buffer)
         with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", method) as new:
             if folders:
-                new.mkdir("archive")
-                new.mkdir("archive/data")
+                new.writestr("archive/", b"")
+                new.writestr("archive/data/", b"")
             for name in old.namelist():
                 new.writestr(name, old.read(name))
 
@@ -527,8 +528,7 @@ def test_a_torchscript_archive_is_refused_with_the_lines_that_save_its_state(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = model / "llm.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with deprecations_ignored():
         torch.jit.save(torch.jit.script(Whole()), path)
     message = refusal(capsys, model)
     assert message.startswith(f"cosyjit: {path}: is a TorchScript archive; {LINES}jit.load")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cosyjit.errors import CheckpointError, ConfigError, InputError, TensorMismatchError, UnsupportedOptionError
 from cosyjit.families import FAMILIES
+from cosyjit.script import deprecations_ignored
 from tests.built import loaded
-from tests.encoders.jit import torchscript
 from tests.gadgets import PICKLED
 from tests.indexed import indexed_file
 
@@ -175,7 +175,7 @@ class Scripted(torch.nn.Module):
 
 def test_a_torchscript_archive_is_refused_before_torch_loads_it(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    with torchscript():
+    with deprecations_ignored():
         torch.jit.save(torch.jit.script(Scripted()), buffer)
     unreadable(tmp_path / "llm.pt", buffer.getvalue(), "is a TorchScript archive", "save its state dictionary, ")
 

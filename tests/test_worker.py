@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from cosyjit import worker
 from cosyjit.errors import BuildError, TensorMismatchError
 from tests import calls
-from tests.calls import children, ended, servers, start, wait_for
+from tests.calls import CONSOLE_SCRIPT, children, ended, servers, start, wait_for
 
 
 @pytest.fixture
@@ -292,3 +293,26 @@ def test_after_an_error_no_call_begins_until_calls_are_let_in_again() -> None:
     finally:
         worker.reopen()
     assert worker.run(calls.give, 3) == 3
+
+
+# README's own install brings no numpy; which of the commands' processes torch warns in depends on its release.
+def test_no_command_tells_that_numpy_is_not_installed(tmp_path: Path) -> None:
+    package = tmp_path / "path" / "numpy" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("raise ModuleNotFoundError(\"No module named 'numpy'\")")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "path")}
+    one = ["--component", "flow.encoder", "--precision", "fp16", "--store", "store"]
+    for command in (["synth", "model"], ["plan", "model", *one], ["export", "model", *one]):
+        told = subprocess.run(
+            [CONSOLE_SCRIPT, *command], cwd=tmp_path, env=environment, check=False, capture_output=True, text=True
+        )
+        assert told.returncode == 0, told.stderr
+        assert "Warning" not in told.stderr
+    warned = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.nn.Linear(1, 1)"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "Failed to initialize NumPy: No module named 'numpy'" in warned.stderr, "torch no longer warns"

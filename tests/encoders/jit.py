@@ -1,23 +1,13 @@
 """TorchScript in tests: the product's way from an encoder to an optimized module, and looks into its graphs."""
 
 import io
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cosyjit.script import optimize
-
-
-@contextmanager
-def torchscript() -> Iterator[None]:
-    """Silence what torch says of every use of `torch.jit`, and nothing else."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated\.", DeprecationWarning)
-        yield
+from cosyjit.script import deprecations_ignored, optimize
 
 
 def preserved_methods(encoder: nn.Module) -> list[str]:
@@ -33,14 +23,14 @@ def optimized(encoder: nn.Module) -> Any:
 def saved(module: torch.jit.ScriptModule) -> bytes:
     """The module as the bytes of its zip."""
     buffer = io.BytesIO()
-    with torchscript():
+    with deprecations_ignored():
         torch.jit.save(module, buffer)
     return buffer.getvalue()
 
 
 def loaded(data: bytes) -> Any:
     """The module from the bytes of its zip."""
-    with torchscript():
+    with deprecations_ignored():
         return torch.jit.load(io.BytesIO(data))
 
 

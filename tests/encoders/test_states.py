@@ -111,7 +111,7 @@ def test_a_state_that_does_not_fit_is_an_error(name: str) -> None:
         with pytest.raises(RuntimeError):
             encoder.load_state_dict(state | {each: larger}, assign=True)
         with pytest.raises(RuntimeError, match="Unexpected"):
-            encoder.load_state_dict(state | {f"{each}.more": state[each]}, assign=True)
+            encoder.load_state_dict(state | {f"{each}_more": state[each]}, assign=True)
 
 
 def test_a_key_bias_that_is_not_wanted_is_an_error() -> None:

@@ -1,0 +1,84 @@
+"""Compare what one environment has made with the eager encoders of another, in which this program runs.
+
+    python -m tests.versions.loads DIRECTORY...
+
+Each DIRECTORY is a model directory, with its zips beside the weights, and folders of vLLM's, one for each precision,
+in `DIRECTORY-vllm-PRECISION`. The answer is a line of JSON for each artifact.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from cosyjit import folders
+from cosyjit.families import PRECISIONS, Component, Precision
+from cosyjit.pretrained import read_base
+from cosyjit.script import cast
+from cosyjit.tensors import opened as opened_weights
+from cosyjit.tensors import read_index
+from cosyjit.verify import Mode, _calls, _Gate
+from cosyjit.vllm import plan_folder
+from cosyjit.weights import load_encoder
+from tests.built import opened
+
+
+def modes_of(precision: Precision) -> list[Mode]:
+    """Inputs of the type of the weights, and for half precisions float32 ones under autocast."""
+    dtype: torch.dtype = getattr(torch, precision.dtype)
+    autocast = [Mode("float32 inputs under autocast", torch.float32, dtype)] if dtype != torch.float32 else []
+    return [Mode(f"{precision.dtype} inputs", dtype), *autocast]
+
+
+def compare_zip(directory: Path, component: Component, precision: Precision) -> tuple[int, float]:
+    """How many calls were compared, and the largest error.
+
+    The gate also compares a zip's code with what its own torch makes, which that of another torch need not equal.
+    """
+    checkpoint = opened(directory)
+    encoder, tensors = load_encoder(checkpoint.source, component, checkpoint.options(component))
+    encoder.load_state_dict(cast(tensors, torch.float32), assign=True)
+    gate = _Gate(component.tolerances[precision.name], precision)
+    module = gate.load(directory / component.file_name(precision.name))
+    gate.check_methods(module, ("forward", *component.methods))
+    count = 0
+    with torch.inference_mode():
+        for call in _calls(encoder, component.methods, whole=True):
+            expected = list(call.run(encoder, torch.float32))
+            for mode in modes_of(precision):
+                gate.compare(f"{call.name}, {mode.name}", gate.found(call, module, mode), expected)
+                count += 1
+    return count, gate.figures.absolute
+
+
+def compare_folder(directory: Path, component: Component, precision: Precision) -> tuple[int, float]:
+    """How many tensors were compared, bit for bit."""
+    checkpoint = opened(directory)
+    weights = directory / component.weights
+    with opened_weights(weights) as file:
+        entries = read_index(file, weights)
+    folder = plan_folder(component, read_base(checkpoint.source.directory), weights, entries)
+    with tempfile.TemporaryDirectory() as copy:
+        published = Path(f"{directory}-vllm-{precision.name}") / component.file_name(precision.name)
+        made = shutil.copytree(published, Path(copy) / "vllm")  # of links, which the gate would refuse
+        folders.verify(folder, weights, made, precision, lambda _: None)
+    return len(folder.tensors), 0.0
+
+
+def main(*directories: str) -> None:
+    """Compare all artifacts of all directories."""
+    torch.set_num_threads(1)
+    for directory in map(Path, directories):
+        for component in opened(directory).family.components:
+            compare = compare_zip if component.kind == "zip" else compare_folder
+            for name in component.tolerances:
+                count, error = compare(directory, component, PRECISIONS[name])
+                found = {"kind": component.kind, "precision": name, "count": count, "error": error}
+                print(json.dumps(found), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
