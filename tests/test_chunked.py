@@ -13,9 +13,9 @@ import torch
 from cosyjit import Status, Store, audit_directory, publish, record, status
 from cosyjit.errors import ConfigError
 from cosyjit.planning import compare, plan
+from cosyjit.script import deprecations_ignored
 from tests.built import eager
 from tests.calls import Ran, run_here
-from tests.encoders.jit import torchscript
 from tests.kept import keep, record_of, retrain, rewrite
 
 Copy = Callable[[Path], Path]
@@ -52,7 +52,7 @@ def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_
 
     # As the runtime calls it: by position, without `streaming`; 60 frames are more than a chunk.
     xs, lengths = torch.randn(1, 60, 512, generator=torch.Generator().manual_seed(0)), torch.tensor([60])
-    with torchscript(), torch.inference_mode():
+    with deprecations_ignored(), torch.inference_mode():
         found, _ = torch.jit.load(out / ZIP)(xs.half(), lengths.int())
         encoder: Any = eager(tiny2, USUAL)
         whole, _ = encoder(xs, lengths)

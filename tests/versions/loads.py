@@ -18,12 +18,11 @@ from cosyjit import folders
 from cosyjit.families import PRECISIONS, Component, Precision
 from cosyjit.pretrained import read_base
 from cosyjit.script import cast
-from cosyjit.tensors import opened as opened_weights
-from cosyjit.tensors import read_index
 from cosyjit.verify import Mode, _calls, _Gate
 from cosyjit.vllm import plan_folder
 from cosyjit.weights import load_encoder
 from tests.built import opened
+from tests.indexed import indexed_file
 
 
 def modes_of(precision: Precision) -> list[Mode]:
@@ -58,9 +57,7 @@ def compare_folder(directory: Path, component: Component, precision: Precision) 
     """How many tensors were compared, bit for bit."""
     checkpoint = opened(directory)
     weights = directory / component.weights
-    with opened_weights(weights) as file:
-        entries = read_index(file, weights)
-    folder = plan_folder(component, read_base(checkpoint.source.directory), weights, entries)
+    folder = plan_folder(component, read_base(checkpoint.source.directory), weights, indexed_file(weights))
     with tempfile.TemporaryDirectory() as copy:
         published = Path(f"{directory}-vllm-{precision.name}") / component.file_name(precision.name)
         made = shutil.copytree(published, Path(copy) / "vllm")  # of links, which the gate would refuse
@@ -72,7 +69,7 @@ def main(*directories: str) -> None:
     """Compare all artifacts of all directories."""
     torch.set_num_threads(1)
     for directory in map(Path, directories):
-        for component in opened(directory).family.components:
+        for component in (part for part in opened(directory).family.components if not part.on_request):
             compare = compare_zip if component.kind == "zip" else compare_folder
             for name in component.tolerances:
                 count, error = compare(directory, component, PRECISIONS[name])
