@@ -73,12 +73,13 @@ class Tried:
             directory = str(self.root / name)
             self._cosyjit("synth", directory, "--family", name)
             self._cosyjit("plan", directory)
-            zips = [part for part in family.components if part.kind == "zip"]
+            parts = [part for part in family.components if not part.on_request]
+            zips = [part for part in parts if part.kind == "zip"]
             if zips:
                 precisions = dict.fromkeys(precision for part in zips for precision in part.tolerances)
                 chosen = [*_each("--component", [part.name for part in zips]), *_each("--precision", precisions)]
                 self._cosyjit("export", directory, *chosen)
-            for part in family.components:
+            for part in parts:
                 for precision in part.tolerances if part.kind != "zip" else ():
                     chosen = ["--component", part.name, "--precision", precision]
                     self._cosyjit("export", directory, *chosen, "--publish", f"{directory}-{part.kind}-{precision}")
