@@ -184,6 +184,8 @@ class Tier:
         ]
 
     def _load(self, made: Tried, by: Tried) -> str:
+        if made is by:
+            return "by the gate"  # when they were exported
         return self._step(f"{made.name} in {by.name}", lambda: by.load(made))
 
     def _step(self, name: str, call: Callable[[], object]) -> str:
