@@ -32,6 +32,8 @@ _STORED: Final = 0
 _DEFLATED: Final = 8
 """Methods of compression: the two that torch reads."""
 
+_LONGEST_COMMENT: Final = 0xFFFF
+
 _BLOCK: Final = 1 << 20
 """How much is inflated at a time, in bytes."""
 
@@ -187,6 +189,9 @@ def _directory(file: BinaryIO) -> _Directory:
     tail = _read(file, max(0, size - _TAIL), min(size, _TAIL)).rjust(_TAIL, b"\0")
     signature, disk, first_disk, here, entries, length, start, comment = _END.unpack_from(tail, _TAIL - _END.size)
     if signature != b"PK\5\6" or comment:
+        start = max(0, size - _LONGEST_COMMENT - _END.size)
+        if _read(file, start, size - start).rfind(b"PK\5\6") in range(size - start - _END.size):
+            raise UnsupportedFormError("has a comment or other bytes behind its end; zip it again without them")
         raise ValueError("it does not end as a zip archive does")
     short = _Directory(start, length, entries)
     at, found = size - _END.size, short

@@ -123,15 +123,18 @@ class Digests:
             identity = Identity.of(path)
         except OSError:
             return None  # whoever opens it will say so
-        found = _weights_of(identity, self._recall(_kind(prefixes), path, identity))
-        # For others than it was read for, the names may be read in another way.
-        return found if found and fits(path, found.tensors, needs) else None
+        remembered = self._recall(_kind(prefixes), path, identity)
+        found = _weights_of(identity, remembered)
+        # Names that fit as they stand are read so, whatever else fits; other readings are for what was needed then.
+        is_for_them = found is not None and (found.reading.is_plain or remembered["needs"] == _key(needs))
+        return found if found and is_for_them and fits(path, found.tensors, needs) else None
 
     def _finish(self, read: "_Reading") -> Weights:
         _check_unchanged(read.path, read.file.fileno(), read.identity)
         tensors = {name: _described(entry, read.digests.get(name, "")) for name, entry in read.entries.items()}
         if read.settled:
-            self._remember(read.kind, read.path, read.identity, {"reading": read.reading, "tensors": tensors})
+            remembered = {"reading": read.reading, "needs": read.needs, "tensors": tensors}
+            self._remember(read.kind, read.path, read.identity, remembered)
         return Weights(read.identity, tensors, read.reading)
 
     def sha256(self, path: Path) -> str:
@@ -215,6 +218,7 @@ class _Reading:
     identity: Identity
     settled: bool
     contents: Contents
+    needs: str
     reading: Reading
     entries: Entries
     digests: dict[str, str] = field(default_factory=dict)
@@ -234,16 +238,21 @@ def _begin(
     begun = []
     for (path, file), identity, settled in zip(files.items(), identities, settle(descriptors), strict=True):
         contents = read_contents(file, path)
-        reading = choose(path, contents.state, needs.get(path, ()))
+        wanted = needs.get(path, ())
+        reading = choose(path, contents.state, wanted)
         read = reading.of(contents.state)
         entries = {name: entry for name, entry in read.items() if name.startswith((*prefixes,))}
-        begun.append(_Reading(_kind(prefixes), path, file, identity, settled, contents, reading, entries))
+        begun.append(_Reading(_kind(prefixes), path, file, identity, settled, contents, _key(wanted), reading, entries))
     return begun
 
 
 def _kind(prefixes: Collection[str]) -> str:
     """What the digests of the tensors under some prefixes are remembered as."""
     return f"tensors {' '.join(sorted(prefixes))}"
+
+
+def _key(needs: Sequence[Need]) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(sorted(need.key for need in needs)).encode())
 
 
 def _seal(entry: bytes) -> bytes:
@@ -267,7 +276,8 @@ def _weights_of(identity: Identity, remembered: Any) -> Weights | None:
         nesting, prefix = remembered["reading"]
         found = remembered["tensors"].items()
         tensors = {n: TensorDigest(str(a), tuple(map(operator.index, b)), str(c)) for n, (a, b, c) in found}
-        return Weights(identity, tensors, Reading(tuple(map(str, nesting)), str(prefix)))
+        if isinstance(remembered["needs"], str):
+            return Weights(identity, tensors, Reading(tuple(map(str, nesting)), str(prefix)))
     return None
 
 

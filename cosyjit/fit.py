@@ -18,7 +18,7 @@ from cosyjit.errors import CheckpointError, InputError, TensorMismatchError, Uns
 from cosyjit.families import Component
 from cosyjit.pickles import Other
 from cosyjit.tensors import ITEM_SIZES, Contents, Entries, entries_of
-from cosyjit.weights_file import changed, read_contents
+from cosyjit.weights_file import SAFETENSORS, changed, read_contents
 
 _DEEPEST: Final = 3
 """How many dictionaries may stand around that of the tensors."""
@@ -28,6 +28,9 @@ _LONGEST_NAME: Final = 300
 
 _SHOWN: Final = 3
 """How many readings a message gives."""
+
+_MOST: Final = 16
+"""How many readings that have all names are looked at; of more, more than one may well fit."""
 
 
 class Described(Protocol):
@@ -53,6 +56,10 @@ class Need(Protocol):
         Raises:
             ConfigError: that cannot be told.
         """
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
 
     def check(self, path: Path, entries: Known) -> None:
         """
@@ -85,31 +92,34 @@ class Reading(NamedTuple):
         """The entries by the names that are read; those without the prefix keep theirs.
 
         Raises:
-            LookupError: there is no such dictionary, or two entries would have one name.
+            LookupError: there is no such dictionary, or two tensors would have one name.
         """
         for name in self.nesting:
             state = state[name]
             if type(state) is not dict:
                 raise KeyError(name)
         entries = entries_of(state)
-        found = {name.removeprefix(self.prefix): entry for name, entry in entries.items()}
-        if len(found) < len(entries):
+        size = len(self.prefix)
+        found = {name[size:]: entry for name, entry in entries.items() if name.startswith(self.prefix)}
+        others = {name: entry for name, entry in entries.items() if not name.startswith(self.prefix)}
+        if any(_is_tensor(others[name]) and _is_tensor(found[name]) for name in found.keys() & others.keys()):
             raise KeyError(self.prefix)
-        return found
+        return {**others, **found}
 
-    def command(self, path: Path) -> str:
-        """What makes a file of it whose names are read as they stand."""
+    def rewriting(self, path: Path) -> str:
+        """In words, the command that writes another file, whose names are read as they stand."""
         file = _quoted(str(path))
         state = "".join(f"[{_quoted(name)}]" for name in self.nesting)
         items = f"{{k.removeprefix({_quoted(self.prefix)}): v for k, v in state{state}.items()}}"
         saved = items if self.prefix else f"state{state}"
-        lines = (
-            f"import os, torch; file = {file}",
-            'state = torch.load(file, map_location="cpu")',
-            f'torch.save({saved}, file + ".new")',
-            'os.replace(file + ".new", file)',
-        )
-        return f"python -c {shlex.quote('; '.join(lines))}"
+        if path.suffix == SAFETENSORS:
+            module, load = "from safetensors.torch import load_file, save_file", f"load_file({file})"
+            save = "save_file"
+        else:  # what reading found in it is data alone
+            module, load = "import torch", f'torch.load({file}, map_location="cpu", weights_only=False)'
+            save = "torch.save"
+        code = f'{module}; state = {load}; {save}({saved}, {file} + ".new")'
+        return f"python -c {shlex.quote(code)} writes {path.name}.new without that"
 
 
 PLAIN: Final = Reading()
@@ -158,12 +168,15 @@ def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Readi
     if fits(path, plain, needs):
         return PLAIN
     names = frozenset(name for need in needs for name in need.names)
+    if names <= plain.keys():
+        return PLAIN
     counts = _readings(state, names)
-    fitting = [each for each, count in counts.items() if count >= len(names) and _fits(each, path, state, needs)]
+    whole = [each for each, count in counts.items() if count >= len(names)]
+    fitting = whole if len(whole) > _MOST else [each for each in whole if _fits(each, path, state, needs)]
     if len(fitting) > 1:
         raise CheckpointError(
             f"{path}: has fitting tensors {'; '.join(map(str, fitting[:_SHOWN]))}{'; …' * (len(fitting) > _SHOWN)}; "
-            f"keep one of these, such as by {fitting[0].command(path)}"
+            f"keep one of these ({fitting[0].rewriting(path)})"
         )
     if fitting:
         return fitting[0]
@@ -180,14 +193,14 @@ def check(path: Path, entries: Known, need: Need, reading: Reading) -> None:
         reading: how they are read.
 
     Raises:
-        InputError: they do not fit. Where names are not read as they stand, the message says so, and what mends it.
+        InputError: they do not fit. Where names are not read as they stand, the message says so.
     """
     try:
         need.check(path, entries)
     except CheckpointError as error:
         if reading.is_plain:
             raise
-        raise CheckpointError(f"{error}; its names stand {reading}, and {reading.command(path)} mends that") from None
+        raise CheckpointError(f"{error}; its names stand {reading} ({reading.rewriting(path)})") from None
 
 
 def _fits(reading: Reading, path: Path, state: Mapping[Any, Any], needs: Iterable[Need]) -> bool:
@@ -195,7 +208,7 @@ def _fits(reading: Reading, path: Path, state: Mapping[Any, Any], needs: Iterabl
 
 
 def _is_unambiguous(reading: Reading, state: Mapping[Any, Any]) -> bool:
-    """Whether each entry has a name of its own in a reading."""
+    """Whether each tensor has a name of its own in a reading."""
     with suppress(LookupError):
         return bool(reading.of(state))
     return False
@@ -264,6 +277,10 @@ class EncoderNeed:
             where = f"{config}: {component.node}"
             raise UnsupportedOptionError(error.option, error.value, error.supported, where) from None
         return cls(component, {f"{component.prefix}{name}": parameter for name, parameter in found.items()})
+
+    @property
+    def key(self) -> str:
+        return f"{self.component.name} {json.dumps(self.names)}"
 
     def check(self, path: Path, entries: Known) -> None:
         """

@@ -17,10 +17,11 @@ Globals = Mapping[tuple[str, str], Any]
 _KEYS: Final = {str, int, float, bool, type(None)}
 """The types of keys that dictionaries keep."""
 
-_LARGEST_KEY: Final = 1 << 60
-"""Larger integers may have one hash, as many as one likes, which takes a dictionary the square of their number."""
+_LARGEST_KEY: Final = 60
+"""In bits. Larger integers may have one hash, as many as one likes, which takes a dictionary the square of their
+number."""
 
-_MOST_ARGUMENTS: Final = 16
+MOST_ARGUMENTS: Final = 16
 """Of one call: they are copied for each. What makes a tensor of any kind takes less than ten."""
 
 _PROTOCOLS: Final = range(2, 6)
@@ -164,7 +165,7 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: 
             at = last + 1
         elif code == 0x93:  # STACK_GLOBAL
             module, attribute = stack[-2:]
-            stack[-2:] = [_named(known, module, attribute, whole=_is_whole(stack[:-2], marks))]
+            stack[-2:] = [_named(known, module, attribute, whole=_is_whole(stack, marks, 2))]
         elif code == 0x7D:  # EMPTY_DICT
             stack.append({})
         elif code == 0x75:  # SETITEMS
@@ -250,7 +251,7 @@ def _set_items(target: Any, items: list[Any]) -> None:
 
 def _is_kept(key: Any) -> bool:
     """Whether a dictionary keeps a key. A tuple would do, but a deep one takes for ever to hash."""
-    return type(key) is str or (type(key) in _KEYS and not (type(key) is int and abs(key) >= _LARGEST_KEY))
+    return type(key) is str or (type(key) in _KEYS and not (type(key) is int and key.bit_length() > _LARGEST_KEY))
 
 
 def _extend(target: Any, items: list[Any]) -> None:
@@ -261,7 +262,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    if type(arguments) is not tuple or len(arguments) > _MOST_ARGUMENTS:
+    if type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
         raise TypeError("a call with no arguments, or too many")
     return function(*arguments)
 
@@ -277,9 +278,12 @@ def _check_passed_over(value: Any) -> None:
         raise TypeError(f"a {type(value).__name__} that is changed")
 
 
-def _is_whole(stack: list[Any], marks: list[list[Any]]) -> bool:
-    """Whether what comes next is what the whole pickle is of. Torch before 1.6 refers to a module in a row."""
-    return not (stack or marks) or (stack == ["module"] and marks == [[]])
+def _is_whole(stack: list[Any], marks: list[list[Any]], taken: int = 0) -> bool:
+    """Whether what comes next, made of the last values taken, is what the whole pickle is of."""
+    if not marks:
+        return len(stack) == taken
+    # Torch before 1.6 refers to a module in a row.
+    return len(marks) == 1 and not marks[0] and len(stack) == taken + 1 and stack[0] == "module"
 
 
 def _named(known: Globals, module: Any, name: Any, *, whole: bool) -> Any:

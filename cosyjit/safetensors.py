@@ -132,9 +132,9 @@ def _parse(file: BinaryIO, size: int, most: int) -> tuple[bytes, Any, dict[str, 
     prefix = file.read(_LENGTH.size)
     (length,) = _LENGTH.unpack(prefix)
     if length > min(most, size - _LENGTH.size):
-        raise ValueError(f"a head of {length} bytes")
+        raise ValueError(f"a head of {length} bytes, more than {min(most, size - _LENGTH.size)}")
     text = file.read(length)
-    found = json.loads(text, object_pairs_hook=_unique)
+    found = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     if text[:1] != b"{":
         raise ValueError("a head of another form")
     metadata = found.pop("__metadata__", None)

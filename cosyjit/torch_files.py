@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from cosyjit.archives import Member, content, extent, members
 from cosyjit.forms import UnsupportedFormError
-from cosyjit.pickles import Globals, Loaded, Other, loads
+from cosyjit.pickles import MOST_ARGUMENTS, Globals, Loaded, Other, loads
 from cosyjit.tensors import ITEM_SIZES, LARGEST_NUMBER, Contents, StoredTensor
 
 _STORAGES: Final = {
@@ -65,11 +65,16 @@ def read_archive(file: BinaryIO, path: str) -> Contents:
         ForbiddenError: loading it could run code.
         ValueError, struct.error, …: it is damaged.
     """
-    found = members(file)
+    # Torch looks for names without regard to case; no two are alike so.
+    found = {name.lower(): member for name, member in members(file).items()}
     if "constants.pkl" in found:
         raise UnsupportedFormError(f"is a TorchScript archive; {saving(path, 'torch.jit.load')}")
     if "byteorder" in found and (order := content(file, found["byteorder"], _LARGEST_PICKLE)) != b"little":
         raise ValueError(f"byte order {order[:20]!r}")
+    if "data.pkl" not in found:
+        raise UnsupportedFormError(
+            "is a zip archive, not a file of torch.save; save a state dictionary with torch.save"
+        )
     storages = _Archived(file, found)
     state = loads(content(file, found["data.pkl"], _LARGEST_PICKLE), _KNOWN, storages.of).value
     return Contents(_index(state), storages.packed)
@@ -155,7 +160,7 @@ class _Archived:
         return storage
 
     def _found(self, dtype: str, key: str) -> _Storage:
-        member = self._members[f"data/{key}"]
+        member = self._members[f"data/{key}".lower()]
         start, _ = extent(self._file, member)
         if not member.is_stored:
             start = self._end = -(-self._end // _PAGE) * _PAGE
@@ -193,7 +198,8 @@ class _Legacy:
 
 
 def _check_storage(kind: Any, dtype: Any, key: Any, numbers: Any) -> None:
-    if not (type(dtype) is type(key) is str and type(numbers) is int and numbers >= 0) or kind != "storage":
+    is_counted = type(numbers) is int and 0 <= numbers <= LARGEST_NUMBER
+    if not (type(dtype) is type(key) is str and is_counted) or kind != "storage":
         raise TypeError("a storage that is none")
 
 
@@ -248,22 +254,38 @@ def _rebuild_tensor(
     return tensor
 
 
-def _rebuild_with_attributes(function: Any, _kind: object, arguments: Any, _state: object) -> Any:
-    if not any(function is each for each in _REBUILDING) or type(arguments) is not tuple:
+def _rebuild_with_attributes(function: Any, _kind: object, arguments: Any, state: Any) -> Any:
+    if not any(function is each for each in _REBUILDING):
         raise TypeError("a tensor that is made of none")
-    return function(*arguments)
+    if type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
+        raise TypeError("a tensor that is made of nothing, or of too much")
+    tensor = function(*arguments)
+    return Other("Tensor, changed by its attributes") if _changes_tensors(state) else tensor
 
 
-def _rebuild_parameter(tensor: StoredTensor | Other, *_: object) -> StoredTensor | Other:
+def _rebuild_parameter(
+    tensor: StoredTensor | Other, _gradient: object = None, _hooks: object = None, state: Any = None
+) -> StoredTensor | Other:
     if not isinstance(tensor, StoredTensor | Other):
         raise TypeError("a parameter of no tensor")
-    return tensor
+    return Other("Tensor, changed by its attributes") if _changes_tensors(state) else tensor
 
 
-def _rebuild_dictionary(*arguments: Any) -> dict[str, Any]:
-    """An empty one; or of pairs, as Python 2 wrote ordered ones. A default is left out."""
-    (pairs,) = arguments if arguments and type(arguments[0]) is list else ([],)
-    return {key: value for key, value in pairs if type(key) is str}
+def _changes_tensors(state: Any) -> bool:
+    """Whether attributes, which torch sets one by one, are such that give a tensor other numbers."""
+    parts = state if type(state) is tuple else (state,)
+    names = [name for part in parts[:2] if type(part) is dict for name in part]
+    return any(type(name) is not str or name in _TELLING or name.startswith("__") for name in names)
+
+
+def _rebuild_ordered(*pairs: object) -> dict[str, Any]:
+    if pairs:
+        raise UnsupportedFormError("has a dictionary as Python 2 wrote it; load it, and save it again")
+    return {}
+
+
+def _rebuild_defaulting(_default: object = None, *pairs: object) -> dict[str, Any]:
+    return _rebuild_ordered(*pairs)
 
 
 def _passed_over(kind: str) -> Callable[..., Other]:
@@ -275,6 +297,9 @@ def _passed_over(kind: str) -> Callable[..., Other]:
 
     return make
 
+
+_TELLING: Final = {"data", "imag", "names", "real"}
+"""The attributes of tensors that may be set, and are not beside the numbers."""
 
 _REBUILDING: Final = (_rebuild_tensor, _rebuild_parameter)
 
@@ -295,10 +320,8 @@ _DATA: Final = {
     "argparse": ("Namespace",),
     "types": ("SimpleNamespace",),
     "numpy": ("bool_", "dtype", "float32", "float64", "int32", "int64", "ndarray"),
-    "numpy.core.multiarray": ("_reconstruct", "scalar"),
-    "numpy._core.multiarray": ("_reconstruct", "scalar"),
-    "numpy.core.numeric": ("_frombuffer",),
-    "numpy._core.numeric": ("_frombuffer",),
+    "numpy.core.multiarray": ("scalar",),
+    "numpy._core.multiarray": ("scalar",),
     "torch": ("Size", "device", "Tensor", *ITEM_SIZES, *_OTHER_TYPES),
     "torch.nn.parameter": ("Buffer", "Parameter"),
     "torch.serialization": ("_get_layout",),
@@ -312,9 +335,11 @@ _KNOWN: Final[Globals] = {
     **{("__builtin__", name): _passed_over(name) for name in (*_DATA["builtins"], "set", "slice", "str", "tuple")},
     **{("__builtin__", name): _passed_over(name) for name in ("long", "unicode", "xrange")},
     ("_codecs", "encode"): _passed_over("bytes"),
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _passed_over("ndarray") for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _passed_over("ndarray") for core in ("core", "_core")},
     **{("torch._utils", name): _passed_over(kind) for name, kind in _OTHER_TENSORS.items()},
-    ("collections", "OrderedDict"): _rebuild_dictionary,
-    ("collections", "defaultdict"): _rebuild_dictionary,
+    ("collections", "OrderedDict"): _rebuild_ordered,
+    ("collections", "defaultdict"): _rebuild_defaulting,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,

@@ -111,6 +111,10 @@ class FolderNeed:
         wanted = _wanted(self.component, self.base, 1, old_head=False)
         return [name for name in wanted if name != f"{_PREFIX}{_HEAD}"]
 
+    @property
+    def key(self) -> str:
+        return f"{self.component.name} {json.dumps(self.base.config, sort_keys=True)}"
+
     def check(self, path: Path, entries: Known) -> None:
         """
         Raises:

@@ -8,8 +8,8 @@ import bisect
 import io
 import json
 import os
-import shlex
 import stat
+import string
 import struct
 import sys
 import tempfile
@@ -41,8 +41,11 @@ _MOST_READ: Final = 8
 _LARGEST_APART: Final = 1 << 30
 """In bytes, from the first to behind the last: tensors that are not contiguous are put in order in memory."""
 
-_MOST_ROWS: Final = 1 << 22
+_MOST_ROWS: Final = 1 << 20
 """In how many rows at most the tensors that are not contiguous are put in order together; some seconds' work."""
+
+_SHORTEST_TEXT: Final = 8
+"""In bytes; the beginning of a file that was cut short may be printable, too."""
 
 _BLOCK: Final = 1 << 20
 _LONGEST: Final = 200
@@ -76,11 +79,9 @@ def _directory(path: Path) -> CheckpointError:
     names = {each.name for each in path.iterdir()}
     if not any(name == _CONVERTER or name.endswith(_DEEPSPEED) for name in names):
         return CheckpointError(f"{path}: is a directory; put the weights file there")
-    place = path if _CONVERTER in names else path.parent
-    command = shlex.join(["python", str(place / _CONVERTER), str(place), f"{path}.new"])
     return CheckpointError(
-        f"{path}: is a directory that DeepSpeed saved; make one file of it with the converter that DeepSpeed leaves "
-        f"beside it ({command}), and put that file in its place"
+        f"{path}: is a directory that DeepSpeed saved; make one file of it with {_CONVERTER}, the converter that "
+        "DeepSpeed leaves in it or in the directory above it, and put that file in its place"
     )
 
 
@@ -127,10 +128,11 @@ def _read_contents(file: BinaryIO, path: Path) -> Contents:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     beginning = file.read(BEGINNING)
-    if mistaken := mistaken_for(beginning):
+    is_safetensors = safetensors.is_begun(beginning, size)
+    if not is_safetensors and (mistaken := mistaken_for(beginning)):
         raise UnsupportedFormError(mistaken)
     is_archive = beginning.startswith(b"PK\3\4")
-    if path.suffix == SAFETENSORS and is_archive:
+    if path.suffix == SAFETENSORS and not is_safetensors and (is_archive or beginning.startswith(b"\x80\x02")):
         raise UnsupportedFormError(f"is a file of torch.save; name it {path.with_suffix('.pt').name}")
     if path.suffix == SAFETENSORS:
         file.seek(0)
@@ -139,9 +141,18 @@ def _read_contents(file: BinaryIO, path: Path) -> Contents:
         return torch_files.read_archive(file, _quoted(path))
     if beginning.startswith(b"\x80"):
         return torch_files.read_legacy(file)
-    if safetensors.is_begun(beginning, size):
+    if is_safetensors:
         raise UnsupportedFormError(f"is a safetensors file; name it {path.with_suffix(SAFETENSORS).name}")
+    if (text := _text(beginning)) is not None:
+        raise UnsupportedFormError(f"is a text, not weights ({text}); download it again")
     raise ValueError("it does not begin as a file of torch.save does")
+
+
+def _text(beginning: bytes) -> str | None:
+    """What a file says that is a text; None if it is not."""
+    text = beginning[:_LONGEST].decode("latin-1")
+    is_text = len(text) >= _SHORTEST_TEXT and all(each in string.printable for each in text)
+    return _brief(text, 60) if is_text else None
 
 
 def _way_out(error: ForbiddenError, path: Path) -> str:
@@ -179,17 +190,17 @@ def numbers(file: BinaryIO, path: Path, contents: Contents, tensors: Collection[
         CheckpointError: they take more than a file of this size may ask for, or are damaged; or there is no room.
     """
     size = os.fstat(file.fileno()).st_size
-    _check_cost(path, tensors, size)
     wanted = _packed(contents, tensors, size)
-    if not wanted:
-        yield file
-        return
     total = sum(member.bytes for member in wanted.values())
     if total > _MOST_READ * size:
         raise CheckpointError(
             f"{path}: is deflated, and its tensors take {total} bytes, more than {_MOST_READ} times its {size}; "
             "load it and save it again with torch.save"
         )
+    _check_cost(path, tensors, size)
+    if not wanted:
+        yield file
+        return
     with _temporary(path) as inflated:
         _inflate(file, path, wanted, inflated)
         for tensor in tensors:
@@ -209,7 +220,7 @@ def _check_cost(path: Path, tensors: Collection[StoredTensor], size: int) -> Non
     elif sum(tensor.rows for tensor in apart) > _MOST_ROWS:
         problem = "has tensors that are not contiguous, in too many rows"
     if problem:
-        raise CheckpointError(f"{path}: {problem}; call contiguous() on each tensor, and save it again")
+        raise CheckpointError(f"{path}: {problem}; save it again with tensor.contiguous().clone() of each tensor")
 
 
 def _packed(contents: Contents, tensors: Collection[StoredTensor], size: int) -> dict[int, Member]:

@@ -199,7 +199,7 @@ def remembered(memory: Digests) -> Path:
 
 def alter(memory: Digests, path: Path) -> None:
     """Have something remembered of a file that is not so, to see whether it is believed."""
-    kinds: dict[str, Any] = {_kind(("",)): {"reading": PLAIN, "tensors": ALTERED}, "sha256": "0" * 64}
+    kinds: dict[str, Any] = {_kind(("",)): {"reading": PLAIN, "needs": "", "tensors": ALTERED}, "sha256": "0" * 64}
     (kind,) = (kind for kind in kinds if memory._memory(kind, path).exists())
     memory._remember(kind, path, Identity.of(path), kinds[kind])
 
@@ -352,7 +352,7 @@ def test_what_is_no_weights_file_is_not_remembered(memory: Digests, tmp_path: Pa
     with pytest.raises(CheckpointError, match="does not exist"):
         memory.tensors([path])
     assert not memory.known(path)
-    path.write_bytes(b"text")
+    path.write_bytes(b"te")
     with pytest.raises(CheckpointError, match="is damaged"):
         memory.tensors([path])
     assert not memory.directory.exists()

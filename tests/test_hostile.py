@@ -68,7 +68,10 @@ OTHER_ARCHIVES: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     ),
     "pickles in two folders": (lambda: archive([*SMALL_PARTS, Part(b"b/data.pkl")]), "two members have one name"),
     "storages in another folder": (lambda: archive([*SMALL_PARTS, Part(b"b/data/1")]), "several folders"),
-    "pickle in an inner folder": (lambda: archive([Part(b"archive/a/data.pkl", SMALL_PARTS[0].content)]), "data.pkl"),
+    "pickle in an inner folder": (
+        lambda: archive([Part(b"archive/a/data.pkl", SMALL_PARTS[0].content)]),
+        "is a zip archive, not a file",
+    ),
     "storage within the pickle": (
         lambda: archive([*SMALL_PARTS[:2], replace(SMALL_PARTS[2], offset=50), VERSION]),
         "cut short",
@@ -77,18 +80,21 @@ OTHER_ARCHIVES: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
         lambda: archive([*SMALL_PARTS[:2], replace(SMALL_PARTS[2], header_name=b"archive/data/1"), VERSION]),
         "archive/data/0 is another one by its header",
     ),
-    "archive in an archive": (lambda: archive([Part(b"archive/archive.zip", WHOLE)]), "data.pkl"),
+    "archive in an archive": (
+        lambda: archive([Part(b"archive/archive.zip", WHOLE)]),
+        "is a zip archive, not a file of ",
+    ),
     "archive behind an archive": (lambda: WHOLE + archive(SMALL_PARTS), "its directory is not at its end"),
     "pickle in front": (lambda: pickled(SOUND) + WHOLE, "a reference to a storage where there is none"),
     "script in front": (lambda: b"#!/bin/sh\nexit\n" + WHOLE, "it does not begin as a file of torch.save does"),
-    "page behind": (lambda: WHOLE + b"<html></html>", "does not end as a zip archive does"),
+    "page behind": (lambda: WHOLE + b"<html></html>", "has a comment or other bytes behind its end"),
 }
 
 
 @pytest.mark.parametrize("name", OTHER_ARCHIVES)
 def test_an_archive_that_torch_would_not_write_is_refused(name: str) -> None:
     made, reason = OTHER_ARCHIVES[name]
-    refused(made(), "is damaged (", reason)
+    refused(made(), reason)
 
 
 def test_a_tar_archive_is_refused() -> None:
@@ -314,12 +320,12 @@ COSTLY: Final[dict[str, tuple[int, bytes, str]]] = {
     "too far apart": (
         (1 << 30) + 1,
         named_often(tensor((2,), (1 << 30,), of=numbers_of((1 << 30) + 1)), 1),
-        "has a tensor of more than 1073741824 bytes that is not contiguous; call contiguous() on each tensor",
+        "has a tensor of more than 1073741824 bytes that is not contiguous; save it again with tensor.contiguous()",
     ),
     "one number too often": (
         20 << 30,
         named_often(tensor((20 << 30,), (0,), of=numbers_of(20 << 30)), 1),
-        "has a tensor of more than 1073741824 bytes that is not contiguous; call contiguous() on each tensor",
+        "has a tensor of more than 1073741824 bytes that is not contiguous; save it again with tensor.contiguous()",
     ),
     "too many rows": (
         1 << TWOS,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cosyjit import Store, folders, plan
 from cosyjit.building import _planned_folder
+from cosyjit.errors import CheckpointError
 from cosyjit.planning import Target
 from cosyjit.script import deprecations_ignored
 from cosyjit.weights import load_encoder
@@ -333,12 +334,15 @@ def refusal(capsys: pytest.CaptureFixture[str], directory: Path, *arguments: obj
     return ran.err
 
 
-def mended(message: str) -> None:
-    """Run the command in a message, as who reads it would."""
-    command = message[message.index("python -c ") :].partition(" mends that")[0].rstrip("\n")
+def mended(message: str, path: Path) -> None:
+    """Run the command in a message, and put what it writes in its place, as who reads it would."""
+    before = path.read_bytes()
+    command, _, _ = message[message.index("python -c ") :].partition(f" writes {path.name}.new without that)")
     arguments = shlex.split(command)
     done = subprocess.run([sys.executable, *arguments[1:]], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
+    assert path.read_bytes() == before
+    Path(f"{path}.new").replace(path)
 
 
 def test_one_of_several_readings_is_to_be_chosen(
@@ -350,7 +354,7 @@ def test_one_of_several_readings_is_to_be_chosen(
     assert message.startswith(
         f'cosyjit: {model}/llm.pt: has fitting tensors under "model"; under "ema"; keep one of these'
     )
-    mended(message)
+    mended(message, model / "llm.pt")
     assert [each.fingerprint for each in targets(model, store)] == [each.fingerprint for each in targets(tiny, store)]
 
 
@@ -373,9 +377,9 @@ def test_where_no_reading_fits_the_nearest_is_named_with_what_mends_it(
     message = refusal(capsys, model)
     assert message.startswith(
         f"cosyjit: {path}: llm.llm: the tensors do not fit the configuration (1 missing: llm.after_norm.bias); "
-        f"export a matching pair; its names stand {place}, and python -c "
+        f"export a matching pair; its names stand {place} (python -c "
     )
-    mended(message)
+    mended(message, path)
     assert state_of(path).keys() == kept.keys()
     assert refusal(capsys, model).endswith("(1 missing: llm.after_norm.bias); export a matching pair\n")
 
@@ -389,7 +393,7 @@ def test_a_prefix_is_not_blamed_on_the_base_configuration(
     torch.save(behind("module.")(state), directory / "llm.pt")
     message = refusal(capsys, directory, "--component", "llm.vllm")
     assert message.startswith(f"cosyjit: {directory}/llm.pt: llm.vllm: the tensors do not fit")
-    assert '(1 missing: llm_decoder.weight); export a matching pair; its names stand behind "module.", and' in message
+    assert '(1 missing: llm_decoder.weight); export a matching pair; its names stand behind "module." (' in message
 
 
 def test_names_that_fit_as_they_stand_are_not_read_in_another_way(model: Path, tiny: Path, store: Store) -> None:
@@ -434,7 +438,7 @@ MISTAKEN: Final = {
     ),
     "nothing": (b"", "is empty; copy or download it again"),
     "a gzip archive": (b"\x1f\x8b\x08" + bytes(100), "is a gzip archive; unpack it"),
-    "a text": (b"hello", "is damaged (it does not begin as a file of torch.save does); copy or download it again"),
+    "a text": (b'{"error": "no access"}\n', 'is a text, not weights ({"error": "no access"}); download it again'),
 }
 
 
@@ -468,7 +472,7 @@ def test_what_stands_in_place_of_safetensors_is_named(
     (model / "llm.pt").unlink()
     content, words = MISTAKEN[kind]
     (model / "llm.safetensors").write_bytes(content)
-    words = words if kind != "a text" else "is damaged (unpack requires a buffer of 8 bytes); copy or download it again"
+    words = words if kind != "a text" else "is damaged (a head of "
     assert refusal(capsys, model).startswith(f"cosyjit: {model}/llm.safetensors: {words}")
 
 
@@ -490,11 +494,13 @@ def test_a_directory_of_deepspeed_is_named_with_its_converter(model: Path, capsy
     assert refusal(capsys, model) == f"cosyjit: {path}: is a directory; put the weights file there\n"
     for name in ("latest", "mp_rank_00_model_states.pt"):  # the directory of a tag; the converter stands above it
         (path / name).touch()
-    way_out = "make one file of it with the converter that DeepSpeed leaves beside it"
-    message = refusal(capsys, model)
-    assert f"{path}: is a directory that DeepSpeed saved; {way_out} (python {model}/zero_to_fp32.py {model} " in message
-    (path / "zero_to_fp32.py").touch()
-    assert f"{way_out} (python {path}/zero_to_fp32.py {path} {path}.new), and put that file" in refusal(capsys, model)
+    way_out = "make one file of it with zero_to_fp32.py, the converter that DeepSpeed leaves in it or in the directory"
+    message = (
+        f"cosyjit: {path}: is a directory that DeepSpeed saved; {way_out} above it, and put that file in its place\n"
+    )
+    assert refusal(capsys, model) == message
+    (path / "mp_rank_00_model_states.pt").rename(path / "zero_to_fp32.py")
+    assert refusal(capsys, model) == message
 
 
 class Whole(nn.Module):
@@ -550,7 +556,7 @@ def test_a_torchscript_archive_is_refused_with_the_lines_that_save_its_state(
         ),
         (
             lambda state: {**state, "llm.after_norm.bias": torch.ones(1).expand(1 << 40)},
-            "has a tensor of more than 1073741824 bytes that is not contiguous; call contiguous() on each tensor",
+            "has a tensor of more than 1073741824 bytes that is not contiguous; save it again with tensor.contiguous()",
         ),
     ],
     ids=["sparse", "negated", "expanded"],
@@ -568,7 +574,7 @@ def test_what_inflates_to_far_more_than_its_size_is_refused(
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state_of(tiny / "llm.pt").items()}
     zipped(zipfile.ZIP_DEFLATED)(zeros, model / "llm.pt")
     message = refusal(capsys, model, "--component", "llm.llm")
-    assert message.startswith(f"cosyjit: {model}/llm.pt: has tensors that take more than 8 times its ")
+    assert message.startswith(f"cosyjit: {model}/llm.pt: is deflated, and its tensors take ")
 
 
 def test_there_has_to_be_room_to_inflate(
@@ -606,3 +612,78 @@ def test_a_legacy_file_of_a_part_of_a_storage_is_read(tmp_path: Path) -> None:
     state = {"a": whole[4:10].view(2, 3), "b": whole.view(4, 6).t(), "c": torch.tensor(True), "d": torch.empty(0)}
     torch.save(state, tmp_path / "llm.pt", _use_new_zipfile_serialization=False)
     assert_as_torch_loads((tmp_path / "llm.pt").read_bytes())
+
+
+class Made:
+    """What is pickled as a call."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def reattributed(attributes: object) -> Callable[[State], dict[str, Any]]:
+    """Parameters whose attributes are set when they are loaded."""
+    rebuild = torch._utils._rebuild_parameter_with_state
+    return lambda state: {name: Made(rebuild, tensor, False, {}, attributes) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("attributes", [{"data": torch.ones(2)}, ({}, {"real": torch.ones(2)}), {"__class__": 1}])
+def test_attributes_that_change_a_tensor_are_not_passed_over(
+    attributes: object, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(reattributed(attributes))(state_of(model / "flow.pt"), model / "flow.pt")
+    words = "not a plain tensor: Tensor, changed by its attributes instead of"
+    assert words in refusal(capsys, model, "--component", "flow.encoder")
+
+
+def test_what_was_planned_before_does_not_decide_how_names_are_read(model: Path, store: Store) -> None:
+    state = state_of(model / "llm.pt")
+    encoder = {name: tensor for name, tensor in state.items() if name.startswith("text_encoder.")}
+    doubled = {name: 2 * tensor for name, tensor in state.items()}
+    torch.save({**encoder, "model": doubled}, model / "llm.pt")
+    (alone, _) = targets(model, Store(f"{store.root}/other"), "llm.text_encoder")
+    assert {str(each.reading) for each in targets(model, store, "llm.llm", "llm.text_encoder")} == {'under "model"'}
+    assert targets(model, store, "llm.text_encoder")[0].fingerprint == alone.fingerprint
+    torch.save({"model": state, "ema": encoder}, model / "llm.pt")
+    assert {str(each.reading) for each in targets(model, store, "llm.llm", "llm.text_encoder")} == {'under "model"'}
+    with pytest.raises(CheckpointError, match='has fitting tensors under "model"; under "ema"'):
+        targets(model, store, "llm.text_encoder")
+
+
+def test_what_stands_whole_is_not_looked_for_elsewhere(
+    model: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = state_of(model / "llm.pt")
+    torch.save({**state, "llm.more": torch.zeros(3), "ema": state}, model / "llm.pt")
+    assert "(1 unexpected: llm.more); export a matching pair\n" in refusal(capsys, model)
+    assert "llm.text_encoder.fp32" in {each.name for each in targets(model, store, "llm.text_encoder")}
+
+
+def test_what_mends_safetensors_leaves_them_as_they_are(
+    model: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = state_of(model / "llm.pt")
+    (model / "llm.pt").unlink()
+    path = model / "llm.safetensors"
+    twice = {prefix + name: tensor.clone() for prefix in ("a.", "b.") for name, tensor in state.items()}
+    safetensors.torch.save_file(twice, path)
+    mended(refusal(capsys, model), path)
+    assert {str(each.reading) for each in targets(model, store)} == {""}
+
+
+def test_a_name_that_is_no_tensor_s_does_not_hide_a_prefix(model: Path, store: Store) -> None:
+    saved(lambda state: {**behind("m.")(state), "epoch": 1, "m.epoch": 2})(state_of(model / "llm.pt"), model / "llm.pt")
+    assert {str(each.reading) for each in targets(model, store, "llm.llm")} == {'behind "m."'}
+
+
+def test_more_prefixes_than_anyone_has_are_not_tried_one_by_one(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = state_of(model / "flow.pt")
+    encoder = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
+    torch.save({f"{i}.{name}": tensor for i in range(20) for name, tensor in encoder.items()}, model / "flow.pt")
+    found = refusal(capsys, model, "--component", "flow.encoder")
+    assert 'has fitting tensors behind "0."; behind "1."; behind "2."; …; keep one of these' in found
