@@ -1,6 +1,7 @@
 """Whether what a directory shows is undamaged, and what its source would give now."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from typing import Literal
 from cosyjit import publish, record
 from cosyjit.checkpoint import Checkpoint, open_checkpoint
 from cosyjit.errors import InputError, RecordError, StoreError
+from cosyjit.families import Component
 from cosyjit.fingerprint import differences
 from cosyjit.planning import Target, find_targets
 from cosyjit.publication import Publication, Published
@@ -23,7 +25,7 @@ class Shown:
     Attributes:
         condition: of its file.
         state: "current" if its source would give the same now; "unknown" if that cannot be told.
-        reasons: what has changed since, or why it cannot be told.
+        reasons: what has changed since, or why it cannot be told; or which component it is, of one made on request.
     """
 
     name: str
@@ -61,51 +63,60 @@ def status(directory: Path, store: Store) -> Status:
         StoreError: the store cannot be read.
     """
     shown, (*found, manifest) = publish.look(store, directory)
-    targets, problem = _targets(shown, store)
+    targets = _targets(shown, store)
     names = tuple(
         Shown(
             each.name,
             each.condition,
-            *_compare(shown.artifacts[each.name], targets.get(each.name, ()), store, problem),
+            *_compare(shown.artifacts[each.name], targets[each.name], store),
         )
         for each in found
     )
     return Status(shown, names, manifest.condition)
 
 
-def _targets(shown: Publication, store: Store) -> tuple[dict[str, list[Target]], str]:
-    """What the source would be exported to now, by file names; and if something is not among it, why."""
-    folders = {name: each for name, each in shown.artifacts.items() if each.files is not None}
-    zips = [name for name in shown.artifacts if name not in folders]
-    found: dict[str, list[Target]] = {}
+def _targets(shown: Publication, store: Store) -> dict[str, list[Target] | str]:
+    """By each name, what the source would be exported to now, of all components that have the name; or why nothing."""
     try:
         checkpoint = open_checkpoint(reopen(shown.source, download=False))
-        for target in (
-            *_zips(checkpoint, zips, store),
-            *(target for name, each in folders.items() for target in _folders(checkpoint, name, each, store)),
-        ):
-            found.setdefault(target.file_name, []).append(target)
     except StoreError:
         raise
     except InputError as error:
-        return {}, str(error)
-    return found, f"{shown.source} has no such target"
+        return dict.fromkeys(shown.artifacts, str(error))
+    found: defaultdict[str, list[Target]] = defaultdict(list)
+    problems = dict.fromkeys(shown.artifacts, f"{shown.source} has no such target")
+    for components, names in _groups(checkpoint, shown, store).items():
+        precisions = sorted(set(names.values()))
+        try:
+            for target in find_targets(checkpoint.source, components, precisions, store=store):
+                found[target.file_name].append(target)
+        except StoreError:
+            raise
+        except InputError as error:  # of a file that other names do not need
+            problems |= dict.fromkeys(names, str(error))
+    return {name: found[name] or problems[name] for name in shown.artifacts}
 
 
-def _zips(checkpoint: Checkpoint, shown: Sequence[str], store: Store) -> Iterator[Target]:
-    """The targets of zips; of one name, of all the components that are published under it."""
+def _groups(checkpoint: Checkpoint, shown: Publication, store: Store) -> dict[tuple[str, ...], dict[str, str]]:
+    """Components that are made from one file and can be exported together; and names of theirs, with precisions."""
+    groups: defaultdict[tuple[str, str, bool], dict[str, dict[str, str]]] = defaultdict(dict)
     for part in checkpoint.family.components:
-        precisions = [name for name in part.tolerances if part.file_name(name) in shown]
-        if precisions and checkpoint.has(part):
-            yield from find_targets(checkpoint.source, [part.name], precisions, store=store)
+        names = {
+            name: precision
+            for name, artifact in shown.artifacts.items()
+            for precision in _precisions(part, name, artifact, store)
+        }
+        if names and checkpoint.has(part):
+            groups[part.weights, part.kind, part.on_request][part.name] = names
+    return {tuple(group): {k: v for names in group.values() for k, v in names.items()} for group in groups.values()}
 
 
-def _folders(checkpoint: Checkpoint, name: str, artifact: Published, store: Store) -> Sequence[Target]:
-    """The target of a folder, at the precision that it was made at as far as its record is there."""
-    made = _record(artifact, store)
-    own = [part.name for part in checkpoint.family.components if part.published == name and checkpoint.has(part)]
-    precisions = [made.fingerprint.precision] if made else None
-    return find_targets(checkpoint.source, own, precisions, store=store) if own else ()
+def _precisions(part: Component, name: str, artifact: Published, store: Store) -> Sequence[str]:
+    """Those at which a component has a name; of a folder that at which it was made, as far as its record is there."""
+    if part.published == name and artifact.files is not None:
+        made = _record(artifact, store)
+        return [made.fingerprint.precision] if made else part.defaults
+    return [each for each in part.tolerances if part.published is None and part.file_name(each) == name]
 
 
 def _record(artifact: Published, store: Store) -> Record | None:
@@ -117,13 +128,14 @@ def _record(artifact: Published, store: Store) -> Record | None:
 
 
 def _compare(
-    artifact: Published, targets: Sequence[Target], store: Store, problem: str
+    artifact: Published, targets: Sequence[Target] | str, store: Store
 ) -> tuple[Literal["current", "stale", "unknown"], tuple[str, ...]]:
     """How an artifact stands to what would be published under its name now."""
-    if not targets:
-        return "unknown", (problem,)
-    if any(target.fingerprint.key == artifact.fingerprint for target in targets):
-        return "current", ()
+    if isinstance(targets, str):
+        return "unknown", (targets,)
+    for target in targets:
+        if target.fingerprint.key == artifact.fingerprint:
+            return "current", (f"as {target.component.name}",) if target.component.on_request else ()
     known = _record(artifact, store)
     if known is None:
         return "stale", ("record missing",)

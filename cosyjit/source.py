@@ -104,6 +104,9 @@ def open_source(source: str | Path, *, download: bool = True) -> Source:
         return _in(path, source)
     if path.exists():
         raise SourceError(f"{source}: is a file; {_WAYS}")
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():  # such as to a disk that is not mounted
+            raise SourceError(f"{source}: {link} is a link that leads nowhere; restore what it leads to")
     missing = "does not exist" if str(source) == str(path) else f"the directory {path} does not exist"
     model = hub.parse(str(source))
     if model is None:
@@ -130,9 +133,14 @@ def reopen(name: str, *, download: bool = True) -> Source:
 
 def _in(directory: Path, source: str | Path) -> Source:
     try:
-        found = [name for name in CONFIG_FILES if (directory / name).is_file()]
+        there = [name for name in CONFIG_FILES if os.path.lexists(directory / name)]
+        found = [name for name in there if (directory / name).is_file()]
     except OSError as error:
         raise SourceError(f"{source}: cannot be read ({error.strerror}); make it readable") from None
+    if there and not found:
+        path = directory / there[0]
+        kind = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "not a file"
+        raise SourceError(f"{path}: is {kind}; put the configuration there")
     contents = {files.content(directory / name, nodes.LARGEST) for name in found}
     alike = len(contents) == 1 and None not in contents
     return Source(directory, directory / _only(found, source, "in this directory", alike=alike))
@@ -170,6 +178,8 @@ def _path(source: str | Path) -> Path:
     try:
         path = Path(source).expanduser().absolute()
         path.exists()  # which tells of what cannot be looked up
+    except PermissionError as error:
+        raise SourceError(f"{source}: cannot be looked up ({error.strerror}); make it readable") from None
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, a user that there is not, a NUL
         raise SourceError(f"{source}: is not a path ({error}); {_WAYS}") from None
     return path

@@ -186,7 +186,8 @@ def _described(there: Sequence[str], stand_in: StandIn) -> str:
     shown = f"{', '.join(there[:_SHOWN])}{', …' if len(there) > _SHOWN else ''}"
     if _CONFIGS.intersection(there):
         return f"is a model directory already, with {shown}"
-    if any(name in stand_in.models or name.endswith(TEMPORARY) for name in there):
+    own = {Path(name).parts[0] for name in stand_in.names}
+    if all(name in own or name.endswith(TEMPORARY) for name in there):
         return f"holds {shown} and no configuration, as a synth that was killed leaves it"
     return f"is not empty, with {shown}"
 
@@ -200,8 +201,9 @@ def _check_replaceable(directory: Path, stand_in: StandIn, there: Sequence[str])
     for path in dict.fromkeys(directory / name for name in stand_in.names):
         if path.is_dir() and not path.is_symlink():
             raise OutputError(f"{path}: is a directory; move it away, or name another directory")
-        if path.parent != directory and (path.parent.is_symlink() or path.parent.is_file()):
-            raise OutputError(f"{path.parent}: is a link or a file; move it away, or name another directory")
+        in_the_way = os.path.lexists(path.parent) and (path.parent.is_symlink() or not path.parent.is_dir())
+        if path.parent != directory and in_the_way:
+            raise OutputError(f"{path.parent}: is not a directory; move it away, or name another directory")
 
 
 def _save(tensors: dict[str, Tensor], file: BinaryIO) -> None:

@@ -47,7 +47,7 @@ def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_
     chunked = record.load(store, made["fingerprint"])
     assert chunked is not None
     assert (chunked.name, chunked.component) == (ZIP, CHUNKED)
-    assert states(status(out, store)) == {ZIP: ("current", ())}
+    assert states(status(out, store)) == {ZIP: ("current", (f"as {CHUNKED}",))}
     assert f"── component {CHUNKED}\n" in run("lineage", out / ZIP).out
 
     # As the runtime calls it: by position, without `streaming`; 60 frames are more than a chunk.
@@ -68,7 +68,7 @@ def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_
     assert run("rollback", out).status == 0
     (shown,) = status(out, store).publication.artifacts.values()
     assert shown.sha256 == chunked.sha256
-    assert states(status(out, store)) == {ZIP: ("current", ())}
+    assert states(status(out, store)) == {ZIP: ("current", (f"as {CHUNKED}",))}
     assert audit_directory(store, out) == []
     assert [each.state for each in plan(tiny2, [CHUNKED], ["fp16"], store=store)] == ["fresh"]
     assert json.loads(run("export", tiny2, *asked).out)["targets"][0]["state"] == "cached"
@@ -97,7 +97,7 @@ def directory(source: Path, store: Store, tmp_path: Path) -> Path:
 
 
 def test_status_knows_which_of_the_two_stands_under_a_name(source: Path, directory: Path, store: Store) -> None:
-    current = {"flow.encoder.fp32.zip": ("current", ()), ZIP: ("current", ())}
+    current = {"flow.encoder.fp32.zip": ("current", ()), ZIP: ("current", (f"as {CHUNKED}",))}
     assert states(status(directory, store)) == current
     rewrite(source, "num_decoding_left_chunks: -1", "num_decoding_left_chunks: 2", "cosyvoice2.yaml")
     assert states(status(directory, store)) == current
@@ -115,7 +115,7 @@ def test_without_its_record_it_is_current_all_the_same_until_something_changes(
     source: Path, directory: Path, store: Store
 ) -> None:
     record_of(store, status(directory, store).publication.artifacts[ZIP].fingerprint).unlink()
-    assert states(status(directory, store))[ZIP] == ("current", ())
+    assert states(status(directory, store))[ZIP] == ("current", (f"as {CHUNKED}",))
     retrain(source, "flow.pt", "encoder.after_norm.bias")
     assert states(status(directory, store))[ZIP] == ("stale", ("record missing",))
 

@@ -205,3 +205,14 @@ def test_a_record_of_a_later_version_does_not_hide_that_all_is_well(directory: P
         path = record_of(store, artifact.fingerprint)
         path.write_text(path.read_text().replace('"cosyjit_schema": 1', '"cosyjit_schema": 2'))
     assert status(directory, store).well
+
+
+def test_what_a_name_does_not_need_does_not_count_for_it(source: Path, directory: Path, store: Store) -> None:
+    (source / "flow.pt").write_bytes(b"damaged")
+    found = states(status(directory, store))
+    assert {name: state for name, (state, _) in found.items() if name.startswith("llm.")} == dict.fromkeys(
+        (name for name in found if name.startswith("llm.")), "current"
+    )
+    flow = [each for name, each in found.items() if name.startswith("flow.")]
+    assert [state for state, _ in flow] == ["unknown"] * len(flow)
+    assert all(f"{source}/flow.pt: " in reason for _, (reason,) in flow)

@@ -158,7 +158,10 @@ def test_what_is_no_file_is_no_configuration(kind: str, tmp_path: Path) -> None:
             listening.bind(str(path))
     else:
         path.symlink_to("/dev/zero" if kind == "device" else path)
-    assert "no configuration in this directory" in refused(tmp_path)
+    with pytest.raises(SourceError) as error:
+        open_source(tmp_path)
+    kind = "a link that leads nowhere" if kind == "circle" else "not a file"
+    assert str(error.value) == f"{path}: is {kind}; put the configuration there"
 
 
 HOSTILE: Final = st.text(st.sampled_from("ab0.-_/@+%~\n\0 \\:\u2024\uff0e\ud800\u202e"), max_size=20) | st.sampled_from(
@@ -372,3 +375,24 @@ def test_of_what_was_an_id_once_no_directory_is_said_to_be_missing(hub: Hub) -> 
     with pytest.raises(SourceUnavailableError) as error:
         reopen("iic/other")
     assert str(error.value).startswith(f"iic/other: {hub.endpoint.removeprefix('http://')} cannot be reached")
+
+
+def test_a_link_that_leads_nowhere_is_no_name_of_the_hub(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "iic").mkdir()
+    (tmp_path / "iic" / "CosyVoice-300M").symlink_to("/mnt/gone")
+    (tmp_path / "models").symlink_to("models")
+    for name, link in (("iic/CosyVoice-300M", "iic/CosyVoice-300M"), ("models/any", "models")):
+        with pytest.raises(SourceError) as error:
+            open_source(name)
+        assert str(error.value) == f"{name}: {tmp_path / link} is a link that leads nowhere; restore what it leads to"
+    (tmp_path / "here").symlink_to(tiny)
+    assert open_source("here").directory == tmp_path / "here"
+
+
+def test_a_directory_in_place_of_the_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cosyvoice.yaml").mkdir()
+    with pytest.raises(SourceError, match=r"cosyvoice\.yaml: is not a file; put the configuration there"):
+        open_source(tmp_path)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -356,7 +357,7 @@ def test_what_cannot_be_replaced_is_refused_before_anything_is(tmp_path: Path) -
     (tmp_path / "flow.pt").rmdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "CosyVoice-BlankEN").symlink_to("elsewhere")
-    assert "CosyVoice-BlankEN: is a link or a file; move it" in refused(tmp_path, "cosyvoice2", force=True)
+    assert "CosyVoice-BlankEN: is not a directory; move it" in refused(tmp_path, "cosyvoice2", force=True)
     (tmp_path / "cosyvoice3.yaml").write_text("old")
     assert "holds cosyvoice3.yaml, and beside cosyvoice2.yaml it would not" in refused(
         tmp_path, "cosyvoice2", force=True
@@ -408,3 +409,20 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> N
     with pytest.raises(OutputError, match="File too large"):
         synth(tmp_path, "cosyvoice", force=True)
     assert contents(tmp_path) == {"llm.pt": b"old"}
+
+
+def test_with_force_a_pipe_in_place_of_a_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "llm.pt").write_text("mine")
+    os.mkfifo(tmp_path / "CosyVoice-BlankEN")
+    with pytest.raises(OutputError, match=r"CosyVoice-BlankEN: is not a directory; move it away"):
+        synth(tmp_path, "cosyvoice2", force=True)
+    assert (tmp_path / "llm.pt").read_text() == "mine"
+
+
+def test_weights_beside_other_files_are_not_called_what_a_kill_left(tmp_path: Path) -> None:
+    (tmp_path / "llm.pt").touch()
+    with pytest.raises(OutputError, match="as a synth that was killed leaves it"):
+        synth(tmp_path, "cosyvoice")
+    (tmp_path / "flow.encoder.fp16.zip").touch()
+    with pytest.raises(OutputError, match=r"is not empty, with flow\.encoder\.fp16\.zip, llm\.pt; name a new"):
+        synth(tmp_path, "cosyvoice")
