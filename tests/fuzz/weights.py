@@ -15,7 +15,7 @@ from cosyjit.digests import _hash_batch
 from cosyjit.encoders.parameters import Parameter
 from cosyjit.errors import CheckpointError
 from cosyjit.families import FAMILIES
-from cosyjit.fit import EncoderNeed, choose
+from cosyjit.fit import EncoderNeed, check, choose
 from cosyjit.tensors import StoredTensor, entries_of
 from cosyjit.weights_file import _MOST_READ, numbers, read_contents
 from tests.fuzz import pickles
@@ -54,7 +54,10 @@ def read(content: bytes, path: Path = _PATH) -> None:
         file.write(content)
         contents = read_contents(file, path)
         with contextlib.suppress(CheckpointError):
-            assert choose(path, contents.state, [_NEED]).of(contents.state)["llm.a"]
+            reading = choose(path, contents.state, [_NEED])
+            entries = reading.of(contents.state)
+            check(path, entries, _NEED, reading)
+            assert isinstance(entries["llm.a"], StoredTensor)
         found = [(name, each) for name, each in entries_of(contents.state).items() if isinstance(each, StoredTensor)]
         with numbers(file, path, contents, [entry for _, entry in found]) as opened:
             size = os.fstat(opened.fileno()).st_size
