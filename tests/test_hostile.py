@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import socket
+import struct
 import sys
 import tarfile
 import warnings
@@ -309,6 +310,7 @@ def sharing(shape: bytes, names: int) -> bytes:
 
 
 TWOS: Final = 27
+LARGE_NUMBER: Final = b"\x8b" + struct.pack("<I", 1 << 20) + b"\x7f" * (1 << 20)
 COSTLY: Final[dict[str, tuple[int, bytes, str]]] = {
     "many names": (1 << 30, named_often(tensor((1 << 30,), (1,), of=numbers_of(1 << 30)), 10_000), "more than 8 times"),
     "nine names": (1 << 20, named_often(tensor((1 << 20,), (1,), of=numbers_of(1 << 20)), 9), "more than 8 times"),
@@ -333,6 +335,31 @@ COSTLY: Final[dict[str, tuple[int, bytes, str]]] = {
         "has tensors that are not contiguous, in too many rows",
     ),
     "too many dimensions": (1, sharing(row(*[b"K\1"] * 100_000), 60_000), "of more than 64 dimensions"),
+    "many pairs, again and again": (
+        1,
+        named("collections", "OrderedDict")
+        + b"q\0]("
+        + b"".join(row(number(i), b"N") for i in range(3000))
+        + b"e\x85q\1]("
+        + b"h\0h\1R" * 300_000
+        + b"e",
+        "has a dictionary as Python 2 wrote it; load it, and save it again",
+    ),
+    "many arguments within arguments": (
+        1,
+        named("torch._tensor", "_rebuild_from_type_v2")
+        + b"q\0"
+        + row(named("torch._utils", "_rebuild_parameter"), b"N", row(*[b")"] * 1_000_000), b"N")
+        + b"q\1]("
+        + b"h\0h\1R" * 150_000
+        + b"e",
+        "is damaged (a tensor that is made of nothing, or of too much)",
+    ),
+    "a storage of more than anyone counts": (
+        1,
+        tensor(of=row(text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), LARGE_NUMBER) + b"Q"),
+        "is damaged (a storage that is none)",
+    ),
     "too many objects": (1, b"](" + b"]" * (64 << 20) + b"e", "archive/data.pkl has 67108870 bytes, more than 2097152"),
 }
 
