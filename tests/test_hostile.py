@@ -511,7 +511,7 @@ from cosyjit.families import FAMILIES
 from cosyjit.fit import EncoderNeed
 from cosyjit.weights import map_tensors
 
-need = EncoderNeed(FAMILIES[0].components[1], {"llm.a": Parameter((20 << 30,))})
+need = EncoderNeed(FAMILIES[0].components[1], {"llm.a": Parameter((20 << 30,), "uint8")})
 resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
 try:
     map_tensors(Path(sys.argv[1]), need)
