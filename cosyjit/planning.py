@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from cosyjit import latest, record, worker
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.errors import BuildError, CheckpointError, InputError, LaterSchemaError, RecordError, SignatureError
+from cosyjit.errors import BuildError, InputError, LaterSchemaError, RecordError, SignatureError
 from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.fit import PLAIN, EncoderNeed, Reading, check
@@ -17,6 +17,7 @@ from cosyjit.inputs import Inputs, read_inputs
 from cosyjit.record import Record
 from cosyjit.source import Source, open_source
 from cosyjit.store import Store
+from cosyjit.weights_file import changed
 
 _MEMORY_FACTOR: Final = 2.2
 _MEMORY_BASE: Final = 600_000_000
@@ -83,8 +84,7 @@ class Target:
             CheckpointError: the weights file is not the one any more that the fingerprint was taken of.
         """
         if not self.is_unchanged():
-            message = "was changed after it was planned; run again when it is complete"
-            raise CheckpointError(f"{self.weights_file}: {message}")
+            raise changed(self.weights_file, "after it was planned")
 
     def check_fit(self) -> None:
         """See that the weights are those that the encoder needs.

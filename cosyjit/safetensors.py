@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from cosyjit.errors import VerificationError
 from cosyjit.pickles import Other
-from cosyjit.tensors import ITEM_SIZES, LARGEST_NUMBER, Entries, StoredTensor
+from cosyjit.tensors import ITEM_SIZES, LARGEST_NUMBER, MOST_DIMENSIONS, Entries, StoredTensor
 
 TYPES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The types that are written, by torch's names."""
@@ -43,8 +43,6 @@ _LARGEST: Final = 100_000_000
 """In bytes, of the object: the format's own limit."""
 _LARGEST_INDEX: Final = 2 << 20
 """The same of a file that may be a stranger's; of 1,500 tensors it has 0.2 MB."""
-_MOST_DIMENSIONS: Final = 64
-"""As many as torch can compute with."""
 
 
 class Entry(NamedTuple):
@@ -162,6 +160,6 @@ def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> Entry:
     numbers = (*shape, start, end)
     if not all(type(number) is int and 0 <= number <= LARGEST_NUMBER for number in numbers) or start > end:
         raise ValueError(f"a shape of {shape} at {data_offsets}")
-    if type(dtype) is not str or len(shape) > _MOST_DIMENSIONS or math.prod(n or 1 for n in shape) > LARGEST_NUMBER:
+    if type(dtype) is not str or len(shape) > MOST_DIMENSIONS or math.prod(n or 1 for n in shape) > LARGEST_NUMBER:
         raise ValueError("a tensor that is too large for torch")
     return Entry(dtype, tuple(shape), start, end)

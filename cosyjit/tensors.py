@@ -23,6 +23,9 @@ ITEM_SIZES: Final[Mapping[str, int]] = {
 }
 """The types that tensors can have, by torch's names, and the bytes of a number."""
 
+MOST_DIMENSIONS: Final = 64
+"""As many as torch can compute with."""
+
 LARGEST_NUMBER: Final = (1 << 63) - 1
 """Torch's largest size, step, and count of a tensor's numbers."""
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from cosyjit.archives import Member, content, extent, members
 from cosyjit.forms import UnsupportedFormError
 from cosyjit.pickles import MOST_ARGUMENTS, Globals, Loaded, Other, loads
-from cosyjit.tensors import ITEM_SIZES, LARGEST_NUMBER, Contents, StoredTensor
+from cosyjit.tensors import ITEM_SIZES, LARGEST_NUMBER, MOST_DIMENSIONS, Contents, StoredTensor
 
 _STORAGES: Final = {
     "BoolStorage": "bool",
@@ -42,9 +42,6 @@ _OTHER_TYPES: Final = (
 
 _LARGEST_PICKLE: Final = 2 << 20
 """In bytes; what it describes may take a hundred times that. A state dictionary of 1,500 tensors has one of 0.2 MB."""
-
-_MOST_DIMENSIONS: Final = 64
-"""As many as torch can compute with."""
 
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
 _VERSION: Final = 1001
@@ -236,8 +233,8 @@ def _rebuild_tensor(
 ) -> StoredTensor | Other:
     if type(storage) is not _Storage:
         raise TypeError("a tensor of no storage")
-    if not type(shape) is type(stride) is tuple or not len(shape) == len(stride) <= _MOST_DIMENSIONS:
-        raise ValueError(f"a tensor of no shape, or of more than {_MOST_DIMENSIONS} dimensions")
+    if not type(shape) is type(stride) is tuple or not len(shape) == len(stride) <= MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of no shape, or of more than {MOST_DIMENSIONS} dimensions")
     if not all(type(number) is int and 0 <= number <= LARGEST_NUMBER for number in (offset, *shape, *stride)):
         raise ValueError("a tensor whose sizes, steps and offset are no numbers of torch")
     if math.prod(size or 1 for size in shape) > LARGEST_NUMBER:

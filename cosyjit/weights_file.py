@@ -61,17 +61,26 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         # Without waiting: to open a pipe is to wait for its writer.
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check_regular(path, os.fstat(fd).st_mode)
+            file = os.fdopen(fd, "rb", buffering=0)
+        except BaseException:
+            os.close(fd)
+            raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: does not exist; put the weights file beside the configuration") from None
-    except IsADirectoryError:
-        raise _directory(path) from None
     except OSError as error:
         raise _unreadable(path, error) from None
     with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CheckpointError(f"{path}: is a pipe or a device; put the weights file there")
         yield file
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise _directory(path)
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: is a pipe or a device; put the weights file there")
 
 
 def _directory(path: Path) -> CheckpointError:
