@@ -111,11 +111,11 @@ def wait_until_exists(path: Path, progress: Progress) -> str:
     """Ends once a path exists; its own process id stands in the file `<path>.pid` meanwhile."""
     path.with_suffix(".pid").write_text(str(os.getpid()))
     progress("waiting")
-    wait_for(path.exists, seconds=120)
+    wait_for(path.exists)
     return "waited"
 
 
-def wait_for(condition: Callable[[], T | None], seconds: float = 60) -> T:
+def wait_for(condition: Callable[[], T | None], seconds: float = 300) -> T:
     """Poll until a condition gives something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
