@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final, Literal, NamedTuple
@@ -22,10 +23,11 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple
 import xxhash
 
 from cosyjit.errors import CheckpointError
-from cosyjit.files import fill, make_directory, replacing, sha256_of
+from cosyjit.files import fill, plain, sha256_of
 from cosyjit.fit import PLAIN, Need, Reading, choose, fits
 from cosyjit.identity import Identity, settle
 from cosyjit.pickles import Other
+from cosyjit.roots import Root
 from cosyjit.tensors import Contents, Entries, StoredTensor
 from cosyjit.weights_file import changed, numbers, opened, read_contents
 
@@ -37,6 +39,9 @@ _BATCH: Final = 8 << 20
 
 _FORMATS: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 """The formats of `memoryview` for words of so many bytes."""
+
+_LARGEST: Final = 64 << 20
+"""In bytes, what is remembered of a file at most."""
 
 _SEALED: Final = b"cosyjit digests 3\n"
 
@@ -88,6 +93,7 @@ class Digests:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._root, self._folder = Root(directory.parent), directory.name
 
     def known(self, path: Path, prefixes: Collection[str] = ("",), needs: Sequence[Need] = ()) -> bool:
         """Whether `tensors` of a weights file would give what is remembered."""
@@ -144,13 +150,19 @@ class Digests:
             OSError: it cannot be read.
             CheckpointError: it was changed while it was read.
         """
-        if remembered := self._recall_sha256(path):
+        with plain(path) as file:
+            return self.sha256_of(file, path)
+
+    def sha256_of(self, file: FileIO, path: Path) -> str:
+        """As `sha256`, of a file that is open already, unbuffered, and remembered by its path."""
+        if remembered := self._recall_sha256(file, path):
             return remembered
-        with _ONE_AT_A_TIME, path.open("rb", buffering=0) as file:
-            if remembered := self._recall_sha256(path):
+        with _ONE_AT_A_TIME:
+            if remembered := self._recall_sha256(file, path):
                 return remembered
             identity = Identity.of(file.fileno())
             (settled,) = settle([file.fileno()])
+            file.seek(0)
             digest = sha256_of(file)
             _check_unchanged(path, file.fileno(), identity)
         if settled:
@@ -179,33 +191,44 @@ class Digests:
             if before and identity[:3] == before[:3]:  # all but the time of change
                 self._remember(f"sha256 {_start()}" if until_restart else "sha256", path, identity, sha256)
 
-    def _recall_sha256(self, path: Path) -> str | None:
-        identity = Identity.of(path)
+    def _recall_sha256(self, file: FileIO, path: Path) -> str | None:
+        identity = Identity.of(file.fileno())
         found = self._recall("sha256", path, identity) or self._recall(f"sha256 {_start()}", path, identity)
         return found if isinstance(found, str) else None
 
     def of_missing(self, going: Collection[Path] = ()) -> Iterator[Path]:
         """Where digests are remembered of files that are gone, or among those that are going to be."""
-        for memory in self.directory.glob("*.json"):
-            entry = _read_memory(memory)
+        names: list[str] = []
+        with suppress(OSError):  # of a directory that cannot be looked into nothing is said
+            names = [name for name, _ in self._root.walk(self._folder) if name.endswith(".json")]
+        for name in names:
+            entry = self._read(name)
             if entry is None or Path(entry["path"]) in going or _is_missing(Path(entry["path"])):
-                yield memory
+                yield self._root.path / name
 
     def _recall(self, kind: str, path: Path, identity: Identity) -> Any:
-        entry = _read_memory(self._memory(kind, path))
+        entry = self._read(self._memory(kind, path))
         if entry is None or (entry["path"], entry["identity"]) != (str(path), list(identity)):
             return None
         return entry["value"]
 
     def _remember(self, kind: str, path: Path, identity: Identity, value: Any) -> None:
         entry = json.dumps({"path": str(path), "identity": identity, "value": value}).encode()
-        with suppress(OSError):  # a directory that cannot be written to costs time only
-            make_directory(self.directory)
-            with replacing(self._memory(kind, path)) as file:
-                file.write(_seal(entry) + entry)
+        # A directory that cannot be written to costs time only.
+        with suppress(OSError), self._root.replacing(self._memory(kind, path)) as file:
+            file.write(_seal(entry) + entry)
 
-    def _memory(self, kind: str, path: Path) -> Path:
-        return self.directory / f"{xxhash.xxh3_128_hexdigest(kind.encode() + b' ' + os.fsencode(path))}.json"
+    def _memory(self, kind: str, path: Path) -> str:
+        return f"{self._folder}/{xxhash.xxh3_128_hexdigest(kind.encode() + b' ' + os.fsencode(path))}.json"
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """What is remembered in a file; None if there is none, or it is damaged or another version's."""
+        with suppress(OSError, ValueError, RecursionError):
+            seal, _, entry = self._root.read(name, _LARGEST).partition(b"\n")
+            found = json.loads(entry) if seal + b"\n" == _seal(entry) else None
+            if isinstance(found, dict) and found.keys() == {"path", "identity", "value"}:
+                return found if isinstance(found["path"], str) else None
+        return None
 
 
 @dataclass(frozen=True)
@@ -258,16 +281,6 @@ def _key(needs: Sequence[Need]) -> str:
 def _seal(entry: bytes) -> bytes:
     """What stands before a memory's entry: a damaged one would be believed."""
     return xxhash.xxh3_128_hexdigest(_SEALED + entry).encode() + b"\n"
-
-
-def _read_memory(memory: Path) -> dict[str, Any] | None:
-    """What is remembered in a file; None if there is none, or it is damaged or another version's."""
-    with suppress(OSError, ValueError, RecursionError):
-        seal, _, entry = memory.read_bytes().partition(b"\n")
-        found = json.loads(entry) if seal + b"\n" == _seal(entry) else None
-        if isinstance(found, dict) and found.keys() == {"path", "identity", "value"} and isinstance(found["path"], str):
-            return found
-    return None
 
 
 def _weights_of(identity: Identity, remembered: Any) -> Weights | None:

@@ -12,6 +12,7 @@
     │   ├── OutputError                a directory that cannot be written to
     │   ├── StoreError                 a store that cannot be read or written, or has not what is asked of it
     │   │   ├── StoreUnavailableError  one that cannot be reached now, or is busy
+    │   │   │   └── BusyError          others were waited for as long as asked, and are not done
     │   │   └── RecordError            a record or manifest that is damaged
     │   │       ├── LaterSchemaError   one that a later version of cosyjit has written
     │   │       └── SignatureError     one that no key has signed of which that is required
@@ -139,6 +140,10 @@ class StoreError(InputError):
 
 class StoreUnavailableError(StoreError, TransientError):
     """A store that cannot be reached now, or is busy."""
+
+
+class BusyError(StoreUnavailableError):
+    """Others were waited for as long as asked, and are not done."""
 
 
 class RecordError(StoreError):

@@ -2,20 +2,22 @@
 
 import errno
 import fcntl
+import grp
 import hashlib
 import itertools
 import os
+import pwd
 import shutil
 import stat
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from cosyjit.errors import InputError
+from cosyjit.waits import Wait, holders
 
 _BUFFER: Final = 1 << 20
 _UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
@@ -24,8 +26,8 @@ _UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP
 DEFAULT_ROOT: Final = "~/.cache/cosyjit"
 """What is kept for a user, unless it is said where."""
 
-_POLL: Final = 0.1
-"""In s, how often who may give up looks again whether a lock is free."""
+_PLAIN: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""How everything is opened that may be something else than a file: a pipe waits for its other end otherwise."""
 
 TEMPORARY: Final = ".tmp"
 """What the names of files end with that are being written."""
@@ -36,25 +38,28 @@ _DIRECTORY: Final = 0o775
 
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, sync: bool = False, at: int | None = None) -> Iterator[BinaryIO]:
     """A file that takes this path once it is complete, and leaves nothing behind if it never is.
 
     Args:
         path: whose directory exists.
         sync: bring the file, and its name, to the disk, so that they outlast a loss of power.
+        at: a descriptor of the directory, if the path is a name in it.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+    made = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE), "wb") as file:
+        with os.fdopen(os.open(temporary, made, _FILE, dir_fd=at), "wb") as file:
             yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path, src_dir_fd=at, dst_dir_fd=at)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=at)
     if sync:
-        sync_directory(path.parent)
+        sync_directory(path.parent if at is None else at)
 
 
 def absolute(path: Path) -> Path:
@@ -104,13 +109,35 @@ def make_own(directory: Path) -> None:
     check_own(directory)
 
 
-def is_exclusive(directory: Path) -> bool:
-    """Whether nobody but this user can write to a directory; one that is not there is made by him, if it can be."""
+def is_exclusive(path: Path, *, at: int | None = None) -> bool:
+    """Whether nobody but this user can write to a file or directory; what is not there is made by him, if it can be.
+
+    Args:
+        at: a descriptor of the directory that the path is relative to; the path itself may be no link then.
+    """
     try:
-        found = directory.stat()
+        return _is_own(os.stat(path, dir_fd=at, follow_symlinks=at is None))
     except OSError:
         return True
-    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def is_own(fd: int) -> bool:
+    """Whether nobody but this user can write to an open file."""
+    return _is_own(os.fstat(fd))
+
+
+def _is_own(found: os.stat_result) -> bool:
+    others = stat.S_IWOTH if _is_alone_in(found.st_gid) else stat.S_IWGRP | stat.S_IWOTH
+    return found.st_uid == os.geteuid() and not found.st_mode & others
+
+
+def _is_alone_in(group: int) -> bool:
+    """Whether this user is a group's only member, as where each user has a group of the same name."""
+    try:
+        user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == user and {*found.gr_mem} <= {user}
 
 
 def check_own(directory: Path) -> None:
@@ -123,8 +150,11 @@ def check_own(directory: Path) -> None:
         raise PermissionError(errno.EPERM, "is not this user's own", str(directory))
 
 
-def sync_directory(directory: Path) -> None:
-    """Make what names a directory has last through a loss of power."""
+def sync_directory(directory: Path | int) -> None:
+    """Make what names a directory, or the one of a descriptor, has last through a loss of power."""
+    if isinstance(directory, int):
+        os.fsync(directory)
+        return
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -184,48 +214,83 @@ def sha256_of_folder(digests: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, *, shared: bool = False, wait: Wait | None = None, at: int | None = None) -> Iterator[None]:
     """Hold the lock that a file stands for, alone or with others that share it; a process that is killed frees it.
 
     Args:
-        waiting: is called again and again while others hold it, and may raise to give up.
+        wait: how others are waited for; as long as it takes for None.
+        at: a descriptor of the directory that the path is relative to.
+
+    Raises:
+        BusyError: they were waited for as long as that says.
+        OSError: something else stands there, or who only may read wants to be alone.
     """
-    fd = _open_lock(path)
-    try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        while waiting is not None and not _taken(fd, kind):
-            waiting()
-            time.sleep(_POLL)
-        fcntl.flock(fd, kind)
+    wait = wait or Wait(path)
+    with lock_file(path, shared=shared, at=at) as fd:
+        wait.poll(lambda: taken(fd, shared=shared), lambda: holders([os.fstat(fd).st_ino]))
         yield
-    finally:
-        os.close(fd)
 
 
-def is_free(path: Path) -> bool:
+def is_free(path: Path, *, at: int | None = None) -> bool:
     """Whether nobody holds a lock."""
-    fd = _open_lock(path)
+    with lock_file(path, at=at) as fd:
+        return taken(fd)
+
+
+@contextmanager
+def lock_file(path: Path, *, shared: bool = False, at: int | None = None) -> Iterator[int]:
+    """A descriptor of a file that stands for a lock, for `taken`; the arguments are those of `locked`."""
     try:
-        return _taken(fd, fcntl.LOCK_EX)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN | os.O_NOFOLLOW, _FILE, dir_fd=at)
+    except OSError as error:
+        if not shared or error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
+        fd = os.open(path, os.O_RDONLY | _PLAIN | os.O_NOFOLLOW, dir_fd=at)
+    try:
+        _check_plain(os.fstat(fd).st_mode)
+        yield fd
     finally:
         os.close(fd)
 
 
-def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE)
-
-
-def _taken(fd: int, kind: int) -> bool:
-    """Take a lock if nobody is in the way."""
+def taken(fd: int, *, shared: bool = False) -> bool:
+    """Take a lock if nobody is in the way, until its file is closed."""
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 class NoFileError(OSError):
-    """A pipe, a device or a socket, which may let whoever reads it wait for ever."""
+    """A link, a pipe, a device or a socket in the place of a file, which may let whoever reads it wait for ever."""
+
+
+def _check_plain(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise NoFileError("a link in the place of a file" if stat.S_ISLNK(mode) else "a pipe or a device")
+
+
+def plain(path: Path, *, at: int | None = None) -> FileIO:
+    """An open file, unbuffered, that is one: no pipe and no device. To open it waits for nobody.
+
+    Args:
+        at: a descriptor of the directory that the path is relative to; the file itself may be no link then.
+
+    Raises:
+        NoFileError: it is something else.
+        OSError: it cannot be read.
+    """
+    _check_plain(os.stat(path, dir_fd=at, follow_symlinks=at is None).st_mode)  # to open a device may change it
+    fd = os.open(path, os.O_RDONLY | _PLAIN | (0 if at is None else os.O_NOFOLLOW), dir_fd=at)
+    try:
+        _check_plain(os.fstat(fd).st_mode)
+        return FileIO(fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def beginning(path: Path, most: int) -> bytes:
@@ -238,11 +303,7 @@ def beginning(path: Path, most: int) -> bytes:
         NoFileError: it is no file, and was not opened.
         OSError: it cannot be read.
     """
-    kind = path.stat().st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a directory says itself what it is
-        raise NoFileError("a pipe or a device")
-    # Without waiting, for it may have become a pipe meanwhile.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with plain(path) as file:
         return file.read(most + 1)
 
 

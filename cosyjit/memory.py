@@ -8,12 +8,13 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from cosyjit import files
+from cosyjit.waits import Wait, holders
 
 _SHARE: Final = 0.75
 """What builds may take of a machine's memory, unless they are told."""
@@ -49,23 +50,25 @@ def tidy(directory: Path) -> None:
 
 
 @contextmanager
-def reserved(
-    directory: Path, size: int, limit: int | None = None, *, waiting: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait | None = None) -> Iterator[None]:
     """Wait until so much memory is free of what builds may take, and keep it from others meanwhile.
 
     Args:
         directory: where the builds of this machine note what they need.
         size: what is needed, in bytes.
         limit: what all of them may take; three quarters of the machine's memory for None.
-        waiting: is called again and again meanwhile, and may raise to give up.
+        wait: how other processes are waited for; as long as it takes for None.
+
+    Raises:
+        BusyError: they were waited for as long as that says.
     """
+    wait = wait or Wait("memory")
     limit = limit or int(_SHARE * installed())
     with ExitStack() as held:
         with suppress(OSError):  # nothing can be noted there: nobody is kept waiting
             files.make_own(directory)
             while not _admitted(directory, size, limit, held):
-                waiting()
+                wait(lambda: holders(each.stat().st_ino for each in directory.glob("*.*")))
                 time.sleep(_POLL)
         yield
 

@@ -23,6 +23,7 @@ from cosyjit.planning import Planned, Target, compare_one, localize, plan, remem
 from cosyjit.publication import Published
 from cosyjit.record import Material, Record
 from cosyjit.store import Store
+from cosyjit.waits import Wait
 
 _SLOTS: Final = threading.BoundedSemaphore(processors())
 """One for each processor: no more is built at a time. Who comes first is served first."""
@@ -91,7 +92,7 @@ def make(
                 found = compare_one(store, target).record  # another process may have built it while we waited
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
-                with reserved(notes(), target.memory_bytes, memory, waiting=worker.check_open):
+                with reserved(notes(), target.memory_bytes, memory, wait=Wait("memory", store.wait, worker.check_open)):
                     found = _make(localize(target, store), store, progress, run or {})
     else:
         state = "cached"

@@ -4,18 +4,33 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from cosyjit import files, leases
-from cosyjit.errors import StoreError, StoreUnavailableError, line
+from cosyjit.errors import BusyError, StoreError, StoreUnavailableError, line
 from cosyjit.services import UnavailableError
 from cosyjit.storage import Local, Remote, Storage, storage
+from cosyjit.waits import PAUSE, Wait, holders
+
+OWN: Final = f"{files.DEFAULT_ROOT}/cache"
+"""This user's own place beside stores that others write to."""
 
 STAGING: Final = "cosyjit-"
-"""What the names of directories for work in hand begin with."""
+STAGED: Final = rf"{STAGING}[a-z0-9_]{{8}}"
+"""What the names of directories for work in hand begin with, and their form."""
+
+_WORK: Final = "tmp"
+"""The folder that those are in."""
+
+_GATE, _LOCK = Path("gate"), Path("lock")
+"""The files of locks: whoever comes in passes the gate; whoever is in shares the lock, or has it for himself alone."""
+
+_CLOSED, _OPEN = 2.0, 1.0
+"""In s, how long the gate is closed by someone who waits to be alone, and left open in between."""
 
 
 class Place:
@@ -24,11 +39,23 @@ class Place:
     Attributes:
         root: the path or URL, absolute.
         cache: the local place that belongs to a remote one; None for a local one.
+        workshop: where files are made that are going to be objects: this place itself, if nobody but this user can
+            change anything in it; else one of his own.
+        wait: how long others are waited for at most, in s; None for as long as it takes.
     """
 
     cache: "Place | None" = None
 
-    def __init__(self, given: str) -> None:
+    def __init__(self, given: str, wait: float | None = None) -> None:
+        """
+        Args:
+            given: a directory, or an fsspec URL.
+            wait: how long others are waited for at most, in s; None for as long as it takes.
+
+        Raises:
+            StoreError: it is no path, or a URL that fsspec has no file system for.
+        """
+        self.wait = wait
         shown = re.sub("(?<=://).*@", "…@", given)  # what stands there may be a password
         try:
             self._storage: Storage = storage(given)
@@ -37,6 +64,8 @@ class Place:
         except (RuntimeError, TypeError, ValueError, OSError) as error:
             raise StoreError(f"{shown}: is no store ({line(error)}); give a directory or an fsspec URL") from None
         self.root = given if self.local is None else str(self.local)
+        own = self.local is not None and self.is_exclusive and not self.read_only
+        self.workshop = self if own or given == OWN else Place(OWN, wait)
 
     def __str__(self) -> str:
         return self.root
@@ -46,6 +75,21 @@ class Place:
         """The directory, if it is one of this machine's."""
         return self._storage.root if isinstance(self._storage, Local) else None
 
+    @property
+    def _local(self) -> Local:
+        """The storage of a local place."""
+        return cast("Local", self._storage)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written here, and all of it is only looked at. Of a remote one that is not known."""
+        return self.local is not None and self.local.is_dir() and not os.access(self.local, os.W_OK)
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether this is a directory that nobody but this user can write to."""
+        return isinstance(self._storage, Local) and self._storage.below.is_exclusive("")
+
     @contextmanager
     def _reached(self) -> Iterator[None]:
         try:
@@ -53,55 +97,97 @@ class Place:
         except UnavailableError as error:
             raise StoreUnavailableError(f"{self.root}: cannot be reached now ({error}); try again later") from None
         except OSError as error:
-            reason = error.strerror or line(error)
-            raise StoreError(
-                f"{self.root}: cannot be read or written ({reason}); mend it, or name another store"
-            ) from None
+            reason, place = error.strerror or line(error), error.filename or self.root
+            raise StoreError(f"{place}: cannot be read or written ({reason}); mend it, or name another store") from None
+
+    def waits(self, check: Callable[[], None] = lambda: None) -> Wait:
+        """How others are waited for here.
+
+        Args:
+            check: is called again and again meanwhile, and may raise to give up.
+        """
+        return Wait(self, self.wait, check)
 
     @contextmanager
     def in_use(self, *, joining: bool = False) -> Iterator[None]:
         """Keep `alone` of other processes waiting, so that nothing is collected between its writing and its naming.
 
-        Not to be entered twice by one thread. A remote store knows no such thing; of its cache it is true.
+        Not to be entered twice by one thread. A remote store knows no such thing; of its workshop it is true. In a
+        directory that is read-only nothing is written for it.
 
         Args:
-            joining: another process holds the store and waits for this one, which therefore passes by who wants to be
-                alone: otherwise each of the three would wait for the next.
+            joining: pass by who waits to be alone: nothing is going to be written, or another process holds the store
+                and waits for this one.
 
         Raises:
+            BusyError: someone who is alone was waited for as long as `wait` says.
             StoreError: the store cannot be written to, or, a remote one, is not there.
         """
         with ExitStack() as held:
-            if self.local is not None:
-                with self._reached(), ExitStack() as entering:
-                    files.make_directory(self.local)
-                    if not joining:  # who waits to be alone is not passed by for ever
-                        entering.enter_context(files.locked(self.local / "gate"))
-                        if files.is_free(self.local / "lock"):
-                            for left in (self.local / "tmp").glob(f"{STAGING}*"):
-                                with suppress(OSError):  # of a process that was killed, whose builds may still write
-                                    files.remove(left)
-                    held.enter_context(files.locked(self.local / "lock", shared=True))
-            else:
+            if not isinstance(self._storage, Local):
                 with self._reached():
                     self._storage.check()
-            if self.cache is not None:
-                with suppress(StoreError):  # it is done without
-                    held.enter_context(self.cache.in_use(joining=joining))
+            elif self.read_only:
+                with self._reached(), suppress(FileNotFoundError), self._storage.below.folder() as fd:
+                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
+            else:
+                with self._reached(), self._storage.below.folder(make=True) as fd, ExitStack() as entering:
+                    if not joining:  # who waits to be alone has the gate, for a while
+                        entering.enter_context(files.locked(_GATE, wait=self.waits(), at=fd))
+                        self._clean(fd)
+                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
+            if self.workshop is not self:
+                with _optional():
+                    held.enter_context(self.workshop.in_use(joining=joining))
             yield
+
+    def _clean(self, fd: int) -> None:
+        """Remove, while nobody is at work, what processes that were killed were at, and whose builds may still write.
+
+        Args:
+            fd: of the store's directory.
+        """
+        if self.is_exclusive and files.is_free(_LOCK, at=fd):
+            below = self._local.below
+            with suppress(OSError):
+                for name in below.names(_WORK):
+                    if re.fullmatch(STAGED, name):
+                        below.remove_folder(f"{_WORK}/{name}")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until nobody uses the store, and keep others waiting. A remote store knows no such thing."""
+        """Wait until nobody uses the store, and keep others waiting. A remote store knows no such thing.
+
+        Others are kept waiting at the gate for two seconds, and then let pass for one, so that nobody waits for someone
+        who himself waits for a process that may have been stopped.
+
+        Raises:
+            BusyError: they were waited for as long as `wait` says.
+        """
         with ExitStack() as held:
-            if self.local is not None:
-                with self._reached():
-                    held.enter_context(files.locked(self.local / "gate"))
-                    held.enter_context(files.locked(self.local / "lock"))
+            if isinstance(self._storage, Local):
+                with self._reached(), self._storage.below.folder() as fd:
+                    wait = self.waits()
+                    while not self._have_left(fd, held, wait):
+                        time.sleep(_OPEN)
             yield
 
+    def _have_left(self, fd: int, held: ExitStack, wait: Wait) -> bool:
+        """Keep others out for a while; whether those that were in have left, and then nobody comes in any more."""
+        with ExitStack() as entering:
+            entering.enter_context(files.locked(_GATE, wait=wait, at=fd))
+            lock = entering.enter_context(files.lock_file(_LOCK, at=fd))
+            until = time.monotonic() + _CLOSED
+            while not files.taken(lock):
+                if time.monotonic() > until:
+                    return False
+                wait(lambda: holders([os.fstat(lock).st_ino]))
+                time.sleep(PAUSE)
+            held.push(entering.pop_all())
+            return True
+
     @contextmanager
-    def turn(self, key: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    def turn(self, key: str, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Keep others waiting that want to build the same, of a remote store on other machines too.
 
         Machines may have the same turn after all, if one of them cannot reach the store for half a minute or two find
@@ -110,19 +196,21 @@ class Place:
         Args:
             key: of what is built.
             waiting: is called again and again meanwhile, and may raise to give up.
+
+        Raises:
+            BusyError: they were waited for as long as `wait` says.
         """
         with ExitStack() as held:
-            if self.local is not None:
-                with self._reached():
-                    files.make_directory(self.local / "locks")
+            if isinstance(self._storage, Local):
+                with self._reached(), self._storage.below.folder("locks", make=True) as fd:
                     # Some keys share a lock, so that there is no end of files; their builds only wait for each other.
-                    held.enter_context(files.locked(self.local / "locks" / key[:2], waiting=waiting))
+                    held.enter_context(files.locked(Path(key[:2]), wait=self.waits(waiting), at=fd))
             if self.cache is not None:
-                with suppress(StoreError):
+                with _optional():
                     held.enter_context(self.cache.turn(key, waiting=waiting))
             if isinstance(self._storage, Remote):
                 with self._reached():
-                    held.enter_context(leases.held(self._storage, f"locks/{key}", waiting=waiting))
+                    held.enter_context(leases.held(self._storage, f"locks/{key}", wait=self.waits(waiting)))
             yield
 
     @contextmanager
@@ -146,17 +234,27 @@ class Place:
             raise StoreError(f"{self}: {shortage}; make room, with `cosyjit gc` perhaps, or name another store")
 
     def _work(self) -> Path:
-        """Where files are put that are going to be objects. Those of a remote store its cache takes over, if it can."""
-        if self.local is not None:
-            return _work_below(self.local)
+        """Where files are put that are going to be objects, in the workshop if that can be written to."""
+        if self.workshop is self:
+            return self._work_below()
         with suppress(OSError):
-            if self.cache is not None and self.cache.local is not None:
-                directory = _work_below(self.cache.local)
+            if self.workshop.is_exclusive:
+                directory = self.workshop._work_below()  # noqa: SLF001  (of the same class)
                 if os.access(directory, os.W_OK):
                     return directory
         return Path(tempfile.gettempdir())
 
+    def _work_below(self) -> Path:
+        with self._local.below.folder(_WORK, make=True):
+            return self._local.root / _WORK
 
-def _work_below(local: Path) -> Path:
-    files.make_directory(local / "tmp")
-    return local / "tmp"
+
+@contextmanager
+def _optional() -> Iterator[None]:
+    """Do without what this user's own place is for, if that cannot be written to; others are waited for there too."""
+    try:
+        yield
+    except BusyError:
+        raise
+    except StoreError:
+        pass

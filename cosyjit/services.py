@@ -26,6 +26,10 @@ _BUSY: Final = {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDo
 """S3's codes for the same, which may come with any status."""
 
 
+class RangeError(OSError):
+    """What was asked for begins behind the end of a file: of an empty one, anything does."""
+
+
 class UnavailableError(OSError):
     """What may pass by itself: a service that cannot be reached now, or is busy."""
 
@@ -73,6 +77,7 @@ def _refusal(asked: BaseException, answer: Mapping[str, Any]) -> Exception:
         HTTPStatus.NOT_FOUND: FileNotFoundError,
         HTTPStatus.FORBIDDEN: PermissionError,
         HTTPStatus.NOT_IMPLEMENTED: UnsupportedOperation,
+        HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: RangeError,
     }
     return kinds.get(status, UnavailableError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else OSError)(words)
 

@@ -5,18 +5,22 @@ is written under another name, brought to the disk and renamed; what fsspec reac
 is complete, as object stores do.
 """
 
+import errno
 import os
 import re
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BufferedIOBase, BufferedReader, RawIOBase, UnsupportedOperation
+from io import BufferedIOBase, BufferedReader, FileIO, RawIOBase, UnsupportedOperation
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cosyjit import files
-from cosyjit.services import told
+from cosyjit.files import NoFileError
+from cosyjit.roots import Root
+from cosyjit.services import RangeError, told
 
 
 class Entry(NamedTuple):
@@ -28,7 +32,10 @@ class Entry(NamedTuple):
 
 
 class Storage(ABC):
-    """Files by their names below a root. All of these raise OSError; what is not there is FileNotFoundError."""
+    """Files by their names below a root. All of these raise OSError.
+
+    What is not there is FileNotFoundError; what is no file, or too large for what it is read as, `files.NoFileError`.
+    """
 
     def check(self) -> None:  # noqa: B027  (most have nothing to check)
         """Make sure that there is anything where files are looked for, so that what is not found is not there."""
@@ -46,12 +53,16 @@ class Storage(ABC):
         """Take over a local file, which may be gone afterwards, read-only from now on."""
 
     @abstractmethod
-    def open(self, name: str) -> BufferedIOBase:
+    def open(self, name: str) -> FileIO | BufferedIOBase:
         """A file, to be read in pieces."""
 
     @abstractmethod
     def entries(self, folder: str = "") -> Iterator[Entry]:
         """All files below a folder; none if there is no such folder."""
+
+    def strange(self, folder: str = "") -> Iterator[str]:  # noqa: ARG002  (most have files alone)
+        """The names below a folder of what is neither a file nor a folder, such as a link."""
+        yield from ()
 
     @abstractmethod
     def move(self, name: str, to: str) -> None:
@@ -74,60 +85,61 @@ class Storage(ABC):
         yield from ()
 
 
+_LARGEST: Final = 64 << 20
+"""In bytes, what a document may take that is read as a whole: more than any of cosyjit's own."""
+
 _UPLOAD: Final = "?uploadId="
 """What stands between a file's name and the identifier of an upload of it."""
 
 
 class Local(Storage):
-    """In a directory, which is made by the first write."""
+    """In a directory, which is made by the first write. No link in it is followed, see `cosyjit.roots`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.below = Root(root)
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        return self.below.read(name, _LARGEST)
 
     def write(self, name: str, content: bytes) -> None:
-        files.write(self.root / name, content)
+        with self.below.replacing(name, sync=True) as file:
+            file.write(content)
 
     def add(self, file: Path, name: str) -> None:
-        path = self.root / name
-        files.make_directory(path.parent)
-        if file.stat().st_dev == path.parent.stat().st_dev:
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
-            file.chmod(file.stat().st_mode & 0o555)
-            file.replace(path)
-            files.sync_directory(path.parent)
-        else:
-            with files.replacing(path, sync=True) as copy:
+        with file.open("rb") as complete:
+            os.fsync(complete.fileno())
+            os.fchmod(complete.fileno(), os.fstat(complete.fileno()).st_mode & 0o555)
+        try:
+            self.below.take(file, name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with self.below.replacing(name, sync=True) as copy:
                 files.copy(file, copy)
                 os.fchmod(copy.fileno(), os.fstat(copy.fileno()).st_mode & 0o555)
 
-    def open(self, name: str) -> BufferedIOBase:
-        return (self.root / name).open("rb")
+    def open(self, name: str) -> FileIO:
+        return self.below.open(name)
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        for directory, _, names in os.walk(self.root / folder, onerror=_raise, followlinks=True):
-            for name in names:
-                path = Path(directory, name)
-                try:
-                    stat = path.stat()
-                except FileNotFoundError:
-                    continue  # removed by someone else meanwhile
-                yield Entry(str(path.relative_to(self.root)), stat.st_size, stat.st_mtime)
+        for name, found in self.below.walk(folder):
+            if stat.S_ISREG(found.st_mode):
+                yield Entry(name, found.st_size, found.st_mtime)
+
+    def strange(self, folder: str = "") -> Iterator[str]:
+        for name, found in self.below.walk(folder):
+            if not stat.S_ISREG(found.st_mode):
+                yield name
 
     def move(self, name: str, to: str) -> None:
-        path = self.root / to
-        (self.root / name).stat()  # or nothing is made
-        files.make_directory(path.parent)
-        (self.root / name).replace(path)
+        self.below.move(name, to)
 
     def remove(self, name: str) -> None:
-        (self.root / name).unlink(missing_ok=True)
+        self.below.remove(name)
 
     def modified(self, name: str) -> float:
-        return (self.root / name).stat().st_mtime
+        return self.below.stat(name).st_mtime
 
 
 class Remote(Storage):
@@ -151,8 +163,12 @@ class Remote(Storage):
             yield
 
     def read(self, name: str) -> bytes:
-        with self._asked():
-            return bytes(self._system.cat_file(self._path(name)))
+        content = b""
+        with suppress(RangeError), self._asked():
+            content = self._system.cat_file(self._path(name), start=0, end=_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise NoFileError(f"more than {_LARGEST:,} bytes")
+        return content
 
     def write(self, name: str, content: bytes) -> None:
         with self._asked():
@@ -322,9 +338,3 @@ def storage(root: str) -> Storage:
     if "://" in root:
         return Remote(root)
     return Local(Path(root).expanduser().absolute())
-
-
-def _raise(error: OSError) -> None:
-    """What cannot be looked into is not empty; what is not there is."""
-    if not isinstance(error, FileNotFoundError):
-        raise error

@@ -18,7 +18,6 @@ is below locks/ of a remote store are leases (`cosyjit.leases`).
 import hashlib
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -27,11 +26,11 @@ from io import BufferedIOBase, FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
-from cosyjit import files
+from cosyjit import documents, files
 from cosyjit.digests import Digests
-from cosyjit.errors import CheckpointError, SelectionError, StoreError
+from cosyjit.errors import CheckpointError, SelectionError, StoreError, line
 from cosyjit.identity import Identity
-from cosyjit.place import Place
+from cosyjit.place import OWN, Place
 from cosyjit.signing import Signer, Trusted
 from cosyjit.storage import Entry
 
@@ -58,49 +57,56 @@ class Store(Place):
     grace: float = 86_400.0
 
     def __init__(
-        self, root: str | Path | None = None, *, sign: Path | None = None, require: Path | None = None
+        self,
+        root: str | Path | None = None,
+        *,
+        sign: Path | None = None,
+        require: Path | None = None,
+        wait: float | None = None,
     ) -> None:
         """
         Args:
             root: a directory, which the first write makes, or an fsspec URL; `DEFAULT_ROOT` for None.
             sign: the file of a private key.
             require: a file of public keys.
+            wait: how long other processes are waited for at most, in s; None for as long as it takes.
 
         Raises:
             StoreError: it is no path, or a URL that fsspec has no file system for.
             SelectionError: the files of keys have none, or what is signed would not be read.
         """
-        super().__init__(str(root or DEFAULT_ROOT))
+        super().__init__(str(root or DEFAULT_ROOT), wait)
         self.signer = None if sign is None else Signer(sign)
         self.trusted = None if require is None else Trusted(require)
         if self.signer and self.trusted and self.signer.keyid not in self.trusted.keyids:
             raise SelectionError(f"{sign}: is not the private half of a key in {require}; add its public half there")
         local = self.local
-        self.cache = None if local else Store(f"{DEFAULT_ROOT}/cache")
+        self.cache = None if local else Store(OWN, wait=wait)
         # In a store that others may write to they could make this machine believe that it has read other bytes.
-        own = local if local and files.is_exclusive(local) else Path(DEFAULT_ROOT).expanduser()
+        own = local if local and self.workshop is self else Path(DEFAULT_ROOT).expanduser()
         self.digests = Digests(own / "digests")
 
     def __reduce__(self) -> tuple[object, ...]:
         # The keys stay in their files: each machine has its own.
         sign = self.signer.path if self.signer else None
         require = self.trusted.path if self.trusted else None
-        return partial(Store, self.root, sign=sign, require=require), ()
-
-    def _work(self) -> Path:
-        if self.signer is not None and self.local is not None and not files.is_exclusive(self.local):
-            return Path(tempfile.gettempdir())  # where nobody can put another file in the place of one that is signed
-        return super()._work()
+        return partial(Store, self.root, sign=sign, require=require, wait=self.wait), ()
 
     # Documents.
 
     def read(self, name: str) -> bytes | None:
-        """The content of a document; None if there is none of this name."""
+        """The content of a document; None if there is none of this name.
+
+        Raises:
+            RecordError: something else than a document stands there.
+        """
         with self._reached():
             try:
                 return self._storage.read(name)
             except FileNotFoundError:
                 return None
+            except files.NoFileError as error:
+                raise documents.damaged(f"{self}/{name}", line(error)) from None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a document, or replace it."""
@@ -153,7 +159,9 @@ class Store(Place):
             return True
 
     def set_aside(self, name: str) -> None:
-        """Move a file that is not what it should be out of the way, for someone to look at."""
+        """Move what is not the file that it should be out of the way, for someone to look at; if that can be done."""
+        if self.read_only:
+            return
         with self._reached(), suppress(FileNotFoundError):
             self._storage.move(name, f"damaged/{name.replace('/', '.')}.{uuid.uuid4().hex[:8]}")
 
@@ -171,7 +179,7 @@ class Store(Place):
                 with file.open("rb") as complete:
                     before = Identity.written(complete.fileno())
                 self._storage.add(file, object_name(sha256))
-                if self.local is not None:
+                if self.workshop is self and self.local is not None:  # else others may have put something there
                     self.digests.remember_sha256(self.local / object_name(sha256), sha256, before)
         if self.cache is not None:
             with suppress(StoreError):  # it costs a download
@@ -187,13 +195,15 @@ class Store(Place):
             return "whole" if self.renew(object_name(sha256)) else "missing"
         with self._reached():
             try:
-                path = self.local / object_name(sha256)
-                inode = path.stat().st_ino
-                if self._sha256(path) == sha256:
-                    return "whole"
-                replaced = path.stat().st_ino != inode
+                with self._opened(sha256) as file:
+                    inode = Identity.of(file.fileno()).inode
+                    if self._sha256(file, sha256) == sha256:
+                        return "whole"
+                replaced = self._local.below.stat(object_name(sha256)).st_ino != inode
             except FileNotFoundError:
                 return "missing"
+            except files.NoFileError:
+                replaced = False
         if replaced:  # by another process, which found it damaged as well
             return self.condition(sha256)
         self.set_aside(object_name(sha256))
@@ -204,12 +214,16 @@ class Store(Place):
         found = [self.condition(each) for each in objects]
         return next((each for each in found if each != "whole"), "whole")
 
-    def _sha256(self, path: Path) -> str:
+    def _opened(self, sha256: str) -> FileIO:
+        """An object of a local store."""
+        return self._local.below.open(object_name(sha256))
+
+    def _sha256(self, file: FileIO, sha256: str) -> str:
+        """The SHA-256 of what an object's file has."""
         try:
-            return self.digests.sha256(path)
+            return self.digests.sha256_of(file, self._local.root / object_name(sha256))
         except CheckpointError:  # it was given another name, or taken one: its bytes are what they were
-            with path.open("rb") as file:
-                return files.sha256_of(file)
+            return _digest(file)
 
     def fetch(self, sha256: str, file: BinaryIO) -> None:
         """Copy an object to the end of a local file. Of what this machine has a copy of a remote store is not asked.
@@ -218,22 +232,25 @@ class Store(Place):
             StoreError: it is missing or damaged.
             OSError: the local file cannot be written to.
         """
-        if self.local is not None:
-            self._copy(self.local / object_name(sha256), sha256, file)
-        elif self.cache is not None and self._is_cached(self.cache, sha256):
+        if self.cache is not None and self._is_cached(self.cache, sha256):
             self.cache.fetch(sha256, file)
+        elif self._is_own(sha256):
+            self._copy(sha256, file)
         else:
             self._download(sha256, file)
 
-    def _copy(self, path: Path, sha256: str, file: BinaryIO) -> None:
+    def _is_own(self, sha256: str) -> bool:
+        """Whether nobody but this user can change an object, or put another in its place."""
         with self._reached():
-            before = Identity.of(path) if path.exists() else None
+            return self.local is not None and self._local.below.is_exclusive(object_name(sha256))
+
+    def _copy(self, sha256: str, file: BinaryIO) -> None:
+        """Copy an object that nobody else can change: by reference, where the file system can."""
         self._check_whole(sha256)
-        with path.open("rb", buffering=0) as original:
+        with self._reached():
+            original = self._opened(sha256)
+        with original:
             files.append(original, file)
-            # What was looked at is what was copied; or else, if it was linked meanwhile, say, its bytes are looked at.
-            if Identity.of(original.fileno()) != before and not _has(original, sha256):
-                raise StoreError(f"{self}: object {sha256} was changed while it was read; run again")
 
     def _check_whole(self, sha256: str) -> None:
         condition = self.condition(sha256)
@@ -265,7 +282,10 @@ class Store(Place):
         return True
 
     def _download(self, sha256: str, file: BinaryIO) -> None:
-        """Copy a remote object to the end of a local file; if it turns out to be damaged, it is set aside."""
+        """Copy an object to the end of a local file, and take the digest of the very bytes that are written there.
+
+        If it turns out to be damaged, it is set aside.
+        """
         self._check_whole(sha256)
         digest = hashlib.sha256()
         for block in self._blocks(sha256):
@@ -287,36 +307,43 @@ class Store(Place):
         Raises:
             StoreError: it is missing or damaged, or cannot be linked.
         """
-        before = self._settled(sha256)
-        if self.local is None or self.condition(sha256) != "whole":
+        condition = self.condition(sha256)
+        if self.local is None or condition != "whole":
             raise StoreError(f"{self}: object {sha256} cannot be linked; publish without links")
-        original = self.local / object_name(sha256)
+        with self._reached():
+            original = self._opened(sha256)
         temporary = path.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
-        try:
-            os.link(original, temporary)
-            temporary.replace(path)
-        except OSError as error:
-            raise StoreError(f"{self}: no links into {path.parent} ({error.strerror}); publish without links") from None
-        finally:
-            temporary.unlink(missing_ok=True)  # of one file's names none replaces the other
-        for name in (original, path):
+        with original:
+            before = Identity.written(original.fileno())
+            if not self._is_own(sha256):
+                self._check_linkable(original, sha256)
+            try:
+                # The very file that was looked at, whatever has its name by now.
+                os.link(f"/proc/self/fd/{original.fileno()}", temporary, src_dir_fd=original.fileno())
+                temporary.replace(path)
+            except OSError as error:
+                reason = f"{path.parent} ({error.strerror})"
+                raise StoreError(f"{self}: no links into {reason}; publish without links") from None
+            finally:
+                temporary.unlink(missing_ok=True)  # of one file's names none replaces the other
+        for name in (self.local / object_name(sha256), path):
             self.digests.remember_sha256(name, sha256, before)
 
-    def _settled(self, sha256: str) -> Identity | None:
-        with suppress(OSError):
-            if self.local is not None:
-                with (self.local / object_name(sha256)).open("rb") as file:
-                    return Identity.written(file.fileno())
-        return None
+    def _check_linkable(self, file: FileIO, sha256: str) -> None:
+        """See that an object in a store of others has its bytes; and will have, where a signature is required."""
+        if self.trusted is not None and not files.is_own(file.fileno()):
+            raise StoreError(f"{self}: object {sha256} can be changed by others; publish without links")
+        if _digest(file) != sha256:
+            raise StoreError(f"{self}: object {sha256} is damaged; publish without links")
 
     def is_linked(self, sha256: str, path: Path) -> bool:
         """Whether a file is an object of a local store itself, by another name."""
         try:
-            return self.local is not None and path.samefile(self.local / object_name(sha256))
+            return self.local is not None and os.path.samestat(path.stat(), self._local.below.stat(object_name(sha256)))
         except OSError:
             return False
 
-    def open(self, name: str) -> BufferedIOBase:
+    def open(self, name: str) -> FileIO | BufferedIOBase:
         """A file, to be read in pieces, unchecked."""
         with self._reached():
             return self._storage.open(name)
@@ -326,10 +353,10 @@ class Store(Place):
         return {entry.name.rpartition("/")[2] for entry in self.entries("objects")}
 
 
-def _has(file: FileIO, sha256: str) -> bool:
-    """Whether an open file has the bytes that a digest is of."""
+def _digest(file: FileIO) -> str:
+    """The SHA-256 of an open file, from its beginning."""
     file.seek(0)
-    return files.sha256_of(file) == sha256
+    return files.sha256_of(file)
 
 
 def object_name(sha256: str) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from cosyjit import files
 from cosyjit.digests import Digests
 from cosyjit.identity import settle
 
@@ -46,7 +47,8 @@ def digest(path: Path) -> str:
 
 
 def is_remembered(memory: Digests, path: Path) -> bool:
-    return memory._recall_sha256(path) is not None
+    with files.plain(path) as file:
+        return memory._recall_sha256(file, path) is not None
 
 
 class Changer:

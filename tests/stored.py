@@ -7,7 +7,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -230,6 +230,12 @@ def said(process: "subprocess.Popen[str]") -> str:
 
 
 def waits_for_a_lock(pid: int) -> bool:
-    """Whether a process sleeps until another one gives up a file's lock."""
+    """Whether a process has opened the file of a lock that others hold."""
     lines = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
-    return any(line[1] == "->" and str(pid) in line for line in lines)
+    held = {line[5].rpartition(":")[2]: line[4] for line in lines}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            inode, own = str(fd.stat().st_ino), "lock:" in Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text()
+            if inode in held and not own:
+                return True
+    return False

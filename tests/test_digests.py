@@ -200,7 +200,7 @@ def remembered(memory: Digests) -> Path:
 def alter(memory: Digests, path: Path) -> None:
     """Have something remembered of a file that is not so, to see whether it is believed."""
     kinds: dict[str, Any] = {_kind(("",)): {"reading": PLAIN, "needs": "", "tensors": ALTERED}, "sha256": "0" * 64}
-    (kind,) = (kind for kind in kinds if memory._memory(kind, path).exists())
+    (kind,) = (kind for kind in kinds if (memory.directory.parent / memory._memory(kind, path)).exists())
     memory._remember(kind, path, Identity.of(path), kinds[kind])
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosyjit import files
+from cosyjit.waits import Wait
 from tests.calls import snapshot, start, wait_for
 from tests.stored import other_device, said, sha256, waits_for_a_lock
 
@@ -216,9 +217,9 @@ def test_who_waits_for_a_lock_can_give_up_and_has_it_when_it_is_free(tmp_path: P
         raise GivenUpError
 
     with files.locked(tmp_path / "lock"):
-        with pytest.raises(GivenUpError), files.locked(tmp_path / "lock", waiting=give_up):
+        with pytest.raises(GivenUpError), files.locked(tmp_path / "lock", wait=Wait("lock", check=give_up)):
             pass
         assert not files.is_free(tmp_path / "lock")
-    with files.locked(tmp_path / "lock", waiting=give_up), pytest.raises(GivenUpError):
+    with files.locked(tmp_path / "lock", wait=Wait("lock", check=give_up)), pytest.raises(GivenUpError):
         give_up()
     assert files.is_free(tmp_path / "lock")

@@ -17,8 +17,10 @@ FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
     {"errors", "forms", "identity", "nodes", "pictures", "services"},
-    {"archives", "cutting", "documents", "families", "files", "pickles", "settings", "signing"},
-    {"encoders", "hub", "memory", "pretrained", "sets", "storage", "tensors"},
+    {"archives", "cutting", "documents", "families", "pickles", "settings", "signing", "waits"},
+    {"files"},
+    {"encoders", "hub", "memory", "pretrained", "roots", "sets", "tensors"},
+    {"storage"},
     {"config", "leases", "safetensors", "torch_files"},
     {"weights_file"},
     {"casting", "fit"},

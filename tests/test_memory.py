@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cosyjit.errors import BuildError
 from cosyjit.memory import installed, reserved, tidy
+from cosyjit.waits import Wait
 from tests.calls import ROOT, start, wait_for
 from tests.stored import said
 
@@ -34,7 +35,7 @@ def waits(directory: Path, size: int, limit: int = 100) -> bool:
         raise WaitedError
 
     try:
-        with reserved(directory, size, limit, waiting=give_up):
+        with reserved(directory, size, limit, wait=Wait("memory", check=give_up)):
             return False
     except WaitedError:
         return True
@@ -120,7 +121,7 @@ def test_who_waits_can_give_up(tmp_path: Path) -> None:
         raise BuildError("stopped")
 
     with reserved(tmp_path, 60, 100):
-        with pytest.raises(BuildError), reserved(tmp_path, 60, 100, waiting=stopped):
+        with pytest.raises(BuildError), reserved(tmp_path, 60, 100, wait=Wait("memory", check=stopped)):
             pass
         assert notes(tmp_path) == 1
 

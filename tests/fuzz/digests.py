@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from cosyjit import digests
+from cosyjit import digests, files
 from cosyjit.digests import Digests
 from cosyjit.identity import Identity
 from tests.mutating import mutator
@@ -34,9 +34,10 @@ SEEDS: Final = [
 
 def read(content: bytes) -> None:
     for kind in ("sha256", digests._kind([""])):
-        _MEMORIES._memory(kind, _FILE).write_bytes(content)
+        (_MEMORIES.directory.parent / _MEMORIES._memory(kind, _FILE)).write_bytes(content)
     list(_MEMORIES.of_missing())
-    assert isinstance(_MEMORIES._recall_sha256(_FILE), str | None)
+    with files.plain(_FILE) as file:
+        assert isinstance(_MEMORIES._recall_sha256(file, _FILE), str | None)
     if _MEMORIES.known(_FILE):
         (weights,) = _MEMORIES.tensors([_FILE]).values()
         assert all(math.prod(each.shape) is not None for each in weights.tensors.values())
