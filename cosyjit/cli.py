@@ -42,6 +42,7 @@ app = App(
 _Store = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
 _Sign = Annotated[Path | None, Parameter(name="--sign", env_var=settings.SIGN)]
 _Required = Annotated[Path | None, Parameter(name="--require-signature", env_var=settings.REQUIRE_SIGNATURE)]
+_Wait = Annotated[float | None, Parameter(name="--wait", env_var=settings.WAIT)]
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Names = Annotated[list[str] | None, Parameter(negative="")]
 _Source = Annotated[str, Parameter(name=["--source", "--model-dir", "--model_dir"])]
@@ -60,6 +61,7 @@ def export(
     replace: Annotated[bool, Parameter(negative="")] = False,
     sign: _Sign = None,
     require_signature: _Required = None,
+    wait: _Wait = None,
     json: _Json = False,
 ) -> int:
     """Build what has changed of a model directory, and publish it.
@@ -89,6 +91,9 @@ def export(
         Sign the records of what is built with the private key in this file, of ed25519 in PEM.
     require_signature
         Use and publish only what one of the public keys in this file has signed.
+    wait
+        How long other processes that use the store or the directory are waited for at most, in seconds. As long as it
+        takes by default; what is waited for is said after two seconds.
     json
         Print one JSON object and nothing else.
     """
@@ -98,7 +103,7 @@ def export(
             components=component,
             precisions=precision,
             directory=publish,
-            store=Store(store, sign=sign, require=require_signature),
+            store=Store(store, sign=sign, require=require_signature, wait=wait),
             force=force,
             link=link,
             replace_others=replace,
@@ -182,7 +187,12 @@ def history(directory: Path, *, store: _Store = None, json: _Json = False) -> in
 
 @app.command
 def rollback(
-    directory: Path, *, to: int | None = None, store: _Store = None, require_signature: _Required = None
+    directory: Path,
+    *,
+    to: int | None = None,
+    store: _Store = None,
+    require_signature: _Required = None,
+    wait: _Wait = None,
 ) -> int:
     """Publish an earlier set again, from the store: nothing is built.
 
@@ -192,10 +202,10 @@ def rollback(
         Where it was published.
     to
         The number of the publication, from history. The one before the current by default.
-    store, require_signature
+    store, require_signature, wait
         As for export.
     """
-    after = publishing.rollback(Store(store, require=require_signature), absolute(directory), to)
+    after = publishing.rollback(Store(store, require=require_signature, wait=wait), absolute(directory), to)
     show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
     return 0
 
@@ -238,6 +248,7 @@ def gc(
     older_than: timedelta = timedelta(seconds=collection.OLDER_THAN),
     delete: Annotated[bool, Parameter(negative="")] = False,
     store: _Store = None,
+    wait: _Wait = None,
     json: _Json = False,
 ) -> int:
     """Show what in the store no publication in reach refers to; with --delete, remove it.
@@ -250,10 +261,10 @@ def gc(
         What is younger stays as well: 7d, 12h, 30m, 0s.
     delete
         Remove what is found.
-    store, json
+    store, wait, json
         As for export.
     """
-    found = collection.collect(Store(store), keep=keep, older_than=older_than.total_seconds(), remove=delete)
+    found = collection.collect(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), remove=delete)
     show(report.garbage_json(found, removed=delete) if json else report.garbage_table(found))
     if not json:
         show(report.garbage_line(found, removed=delete))

@@ -83,12 +83,12 @@ class Place:
     @property
     def read_only(self) -> bool:
         """Whether nothing can be written here, and all of it is only looked at. Of a remote one that is not known."""
-        return self.local is not None and self.local.is_dir() and not os.access(self.local, os.W_OK)
+        return self.local is not None and os.access(self.local, os.F_OK) and not os.access(self.local, os.W_OK)
 
     @property
     def is_exclusive(self) -> bool:
         """Whether this is a directory that nobody but this user can write to."""
-        return isinstance(self._storage, Local) and self._storage.below.is_exclusive("")
+        return self.local is not None and files.is_exclusive(self.local)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -97,8 +97,16 @@ class Place:
         except UnavailableError as error:
             raise StoreUnavailableError(f"{self.root}: cannot be reached now ({error}); try again later") from None
         except OSError as error:
-            reason, place = error.strerror or line(error), error.filename or self.root
-            raise StoreError(f"{place}: cannot be read or written ({reason}); mend it, or name another store") from None
+            reason = f"{self._where(error.filename)}{error.strerror or line(error)}"
+            raise StoreError(
+                f"{self.root}: cannot be read or written ({reason}); mend it, or name another store"
+            ) from None
+
+    def _where(self, path: object) -> str:
+        """What of a store an error is about, if that is not all of it."""
+        if self.local is None or not isinstance(path, str) or not Path(path).is_relative_to(self.local):
+            return ""
+        return "" if Path(path) == self.local else f"{Path(path).relative_to(self.local)}: "
 
     def waits(self, check: Callable[[], None] = lambda: None) -> Wait:
         """How others are waited for here.

@@ -74,7 +74,10 @@ class Root:
     def open(self, name: str) -> FileIO:
         """A file, unbuffered."""
         with self._in_folder(name) as (fd, last):
-            return files.plain(last, at=fd)
+            try:
+                return files.plain(last, at=fd)
+            except IsADirectoryError:
+                raise files.NoFileError("a folder in the place of a file") from None
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a file.

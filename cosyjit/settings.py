@@ -24,6 +24,9 @@ SIGN: Final = "COSYJIT_SIGN"
 REQUIRE_SIGNATURE: Final = "COSYJIT_REQUIRE_SIGNATURE"
 """The variable that names the file of the public keys of which one has to have signed."""
 
+WAIT: Final = "COSYJIT_WAIT"
+"""The variable that says how long other processes are waited for at most, in s."""
+
 SERVER: Final = "PREFECT_API_URL"
 """Prefect's own variable for its server's API."""
 
@@ -64,6 +67,19 @@ def sign() -> Path | None:
 def require_signature() -> Path | None:
     """The file of public keys that the environment names; None if it names none."""
     return _path(REQUIRE_SIGNATURE)
+
+
+def wait() -> float | None:
+    """How long other processes are waited for at most, in s; None if the environment does not say.
+
+    Raises:
+        SelectionError: it says something that is no number.
+    """
+    given = os.environ.get(WAIT)
+    try:
+        return float(given) if given else None
+    except ValueError:
+        raise SelectionError(f"{WAIT}={given}: is no number of seconds; give one, such as 60") from None
 
 
 def _path(variable: str) -> Path | None:

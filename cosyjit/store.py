@@ -73,9 +73,11 @@ class Store(Place):
 
         Raises:
             StoreError: it is no path, or a URL that fsspec has no file system for.
-            SelectionError: the files of keys have none, or what is signed would not be read.
+            SelectionError: the files of keys have none, or what is signed would not be read; or there is no such time.
         """
         super().__init__(str(root or DEFAULT_ROOT), wait)
+        if wait is not None and not wait >= 0:
+            raise SelectionError(f"--wait {wait:g}: is no time to wait; give a number of seconds, 0 or more")
         self.signer = None if sign is None else Signer(sign)
         self.trusted = None if require is None else Trusted(require)
         if self.signer and self.trusted and self.signer.keyid not in self.trusted.keyids:
@@ -250,7 +252,12 @@ class Store(Place):
         with self._reached():
             original = self._opened(sha256)
         with original:
+            before = Identity.of(original.fileno())
+            whole = self._sha256(original, sha256) == sha256
             files.append(original, file)
+            # What was looked at is what was copied; or else, if it was linked meanwhile, say, its bytes are looked at.
+            if not whole or (Identity.of(original.fileno()) != before and _digest(original) != sha256):
+                raise StoreError(f"{self}: object {sha256} was changed while it was read; run again")
 
     def _check_whole(self, sha256: str) -> None:
         condition = self.condition(sha256)

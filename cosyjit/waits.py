@@ -62,7 +62,7 @@ class Wait:
         if who and too_long:
             raise BusyError(
                 f"{self._what}: is in use by {who}, and was waited for {self._most:g} s; "
-                "run again later, or let it wait longer with --wait"
+                "run again later, or let it wait longer with --wait or COSYJIT_WAIT"
             )
         if who and not self._told:
             self._told = True

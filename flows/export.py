@@ -162,7 +162,9 @@ def export(
     _listen()
     try:
         _check(sources, publish)
-        store = Store(settings.store(), sign=settings.sign(), require=settings.require_signature())
+        store = Store(
+            settings.store(), sign=settings.sign(), require=settings.require_signature(), wait=settings.wait()
+        )
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
             work = [

@@ -1,5 +1,6 @@
 """Stores whose records have to be signed: what has no signature is neither used nor published, by any command."""
 
+import os
 import base64
 import json
 import shutil
@@ -361,21 +362,35 @@ def test_a_zip_of_no_record_is_refused_where_a_signature_is_required(
     assert ran.err.startswith(f"cosyjit: {artifact}: has no record in {store.root}, and {keys.public} requires")
 
 
-@pytest.mark.parametrize("mode", [0o775, 0o777], ids=oct)
-def test_what_others_remember_in_a_store_that_they_may_write_to_is_not_believed(mode: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "group"), [(0o775, 12345), (0o777, -1)])
+def test_what_others_remember_in_a_store_that_they_may_write_to_is_not_believed(
+    mode: int, group: int, tmp_path: Path
+) -> None:
     path = tmp_path / "store"
     path.mkdir()
     assert Store(path).digests.directory == path / "digests"
     path.chmod(mode)
+    shared_with(group, path)
     assert Store(path).digests.directory == Path(Store().root) / "digests"
 
 
-def test_what_is_signed_is_staged_where_others_may_not_write(keys: Pair, tmp_path: Path) -> None:
+def shared_with(group: int, path: Path) -> None:
+    try:
+        os.chown(path, -1, group)
+    except PermissionError:
+        pytest.skip("nobody but root can give a directory to a group that he is not in")
+
+
+def test_work_in_hand_stands_where_others_may_not_write(tmp_path: Path) -> None:
     path = tmp_path / "store"
     path.mkdir()
-    path.chmod(0o777)
     with Store(path).staging() as work:
         assert work.parent == path / "tmp"
-    with Store(path, sign=keys.private).staging() as work:
-        assert work.parent == Path(tempfile.gettempdir())
+    path.chmod(0o777)
+    own = Path(Store().root) / "cache" / "tmp"
+    with Store(path).staging() as work:
+        assert work.parent == own
         assert work.stat().st_mode & 0o077 == 0
+    own.parent.chmod(0o777)
+    with Store(path).staging() as work:
+        assert work.parent == Path(tempfile.gettempdir())

@@ -238,14 +238,26 @@ def test_tampering_is_seen_even_if_all_times_are_restored_that_can_be(tmp_path: 
     assert store.condition(DIGEST) == "missing"
 
 
-def test_an_object_that_is_a_directory_or_leads_nowhere_is_no_object(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.mkdir(),
+        lambda path: (path / "below").mkdir(parents=True),
+        os.mkfifo,
+    ],
+    ids=["link", "device", "folder", "folders", "pipe"],
+)
+def test_what_is_no_file_is_no_object(put: Callable[[Path], object], tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     path = location(store, DIGEST)
     path.parent.mkdir(parents=True)
-    path.symlink_to("nowhere")
+    put(path)
+    assert store.condition(DIGEST) == "damaged"
     assert store.condition(DIGEST) == "missing"
+    assert len(list(Path(store.root, "damaged").iterdir())) == 1
     add(store, CONTENT)
-    assert not path.is_symlink()
     assert path.read_bytes() == CONTENT
 
 
@@ -636,10 +648,10 @@ def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(tmp_path: Path
     with other_device(tmp_path) as memory, start(FULL, store.root, memory, digest) as writer:
         out, err = writer.communicate(timeout=60)
     assert err == ""
-    assert (
-        out.splitlines()
-        == [f"{store.root}: cannot be read or written (File too large); mend it, or name another store"] * 2
-    )
+    assert out.splitlines() == [
+        f"{store.root}: cannot be read or written ({name}: File too large); mend it, or name another store"
+        for name in ("records/a.json", f"objects/{digest[:2]}/{digest}")
+    ]
     assert files_of(store) == {"records/a.json"}
     assert store.read("records/a.json") == b"{}"
     assert store.condition(digest) == "missing"
