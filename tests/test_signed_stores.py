@@ -1,8 +1,8 @@
 """Stores whose records have to be signed: what has no signature is neither used nor published, by any command."""
 
-import os
 import base64
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
