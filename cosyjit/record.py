@@ -150,6 +150,20 @@ class Record:
             },
         }
 
+    def agrees_with(self, document: Mapping[str, Any]) -> bool:
+        """Whether the document that it was read from says what its statement does, and nothing else.
+
+        Writing both to compare them would take as long as all other checks. A record has the texts and values of its
+        document themselves, for which Python's `==` is exact, but for the number and the lists that are looked at here.
+
+        Args:
+            document: has what a record is read from.
+        """
+        internal = document["predicate"]["buildDefinition"]["internalParameters"]
+        counted = type(internal["parts"]["tensors"]["count"]) is int
+        listed = all(type(each) is list and type(each[1]) is list for each in internal["tensors"].values())
+        return counted and listed and self._statement(internal["tensors"]) == document
+
 
 def now() -> str:
     """The time, as RFC 3339 has it."""
@@ -267,21 +281,9 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
         raise ValueError("the digest of a folder is not that of its files")
     if record.bytes < 0 or record.fingerprint.key != internal["fingerprint"]:
         raise ValueError("the fingerprint is not that of its parts")
-    if not _is_written_as(document, record):
+    if not record.agrees_with(document):
         raise ValueError("not as cosyjit writes it")
     return record
-
-
-def _is_written_as(document: Mapping[str, Any], record: Record) -> bool:
-    """Whether a document says what the statement of the record does that was read from it, and nothing else.
-
-    Writing both to compare them would take as long as all other checks. A record has the texts and values of its
-    document itself, for which Python's `==` is exact, but for the number and the lists that are looked at here.
-    """
-    internal = document["predicate"]["buildDefinition"]["internalParameters"]
-    counted = type(internal["parts"]["tensors"]["count"]) is int
-    listed = all(type(each) is list and type(each[1]) is list for each in internal["tensors"].values())
-    return counted and listed and record._statement(internal["tensors"]) == document
 
 
 def _number(value: object) -> int | float:

@@ -7,6 +7,7 @@ is complete, as object stores do.
 
 import os
 import re
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -108,14 +109,7 @@ class Local(Storage):
         return (self.root / name).open("rb")
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        for directory, _, names in os.walk(self.root / folder, onerror=_raise, followlinks=True):
-            for name in names:
-                path = Path(directory, name)
-                try:
-                    stat = path.stat()
-                except FileNotFoundError:
-                    continue  # removed by someone else meanwhile
-                yield Entry(str(path.relative_to(self.root)), stat.st_size, stat.st_mtime)
+        return _plain_files(str(self.root / folder), f"{folder}/" if folder else "")
 
     def move(self, name: str, to: str) -> None:
         path = self.root / to
@@ -324,7 +318,19 @@ def storage(root: str) -> Storage:
     return Local(Path(root).expanduser().absolute())
 
 
-def _raise(error: OSError) -> None:
-    """What cannot be looked into is not empty; what is not there is."""
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _plain_files(directory: str, prefix: str) -> Iterator[Entry]:
+    """The plain files below a directory, with a prefix before their names; what cannot be looked into is not empty."""
+    try:
+        found = os.scandir(directory)
+    except FileNotFoundError:
+        return
+    with found:
+        for each in found:
+            name = prefix + each.name
+            if each.is_dir():
+                yield from _plain_files(each.path, f"{name}/")
+                continue
+            with suppress(FileNotFoundError):  # removed by someone else meanwhile
+                status = each.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    yield Entry(name, status.st_size, status.st_mtime)

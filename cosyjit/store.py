@@ -102,6 +102,13 @@ class Store(Place):
             except FileNotFoundError:
                 return None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        with self._reached(), suppress(FileNotFoundError):
+            self._storage.modified(name)
+            return True
+        return False
+
     def write(self, name: str, content: bytes) -> None:
         """Write a document, or replace it."""
         with self._reached():
