@@ -170,15 +170,11 @@ def reading(work: Path, store: Store, records: int, *options: object) -> Table:
     table = Table(f"{records:,} records", "s", "processor, s", "ms a record", "peak, MB", title_justify="left")
     for command in (["gc"], ["verify", *options], ["gc", "--delete"]):
         found = cost(work, *command, "--store", store)
+        words = " ".join(str(each) for each in command if not isinstance(each, Path))
         each = f"{1000 * found.seconds / records:.2f}"
-        table.add_row(
-            " ".join(map(str, command)), f"{found.seconds:.1f}", f"{found.processor:.1f}", each, _megabytes(found)
-        )
+        memory = f"{found.memory / 1e6:.0f}"
+        table.add_row(words, f"{found.seconds:.1f}", f"{found.processor:.1f}", each, memory)
     return table
-
-
-def _megabytes(found: Cost) -> str:
-    return f"{found.memory / 1e6:.0f}"
 
 
 def unchanged(work: Path, source: Path, stores: Sequence[Path]) -> Table:
