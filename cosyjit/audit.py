@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -75,7 +75,10 @@ def audit_store(store: Store) -> list[Fault]:
     Raises:
         StoreError: the store cannot be read.
     """
-    return [*_objects(store), *_records(store), *_publications(store)]
+    faults = [Fault(name, "is a link, a pipe or a device, and no file") for name in store.strange()]
+    faults += _objects(store)
+    objects = store.objects()
+    return [*faults, *_records(store, objects), *_publications(store, objects), *_heads(store)]
 
 
 def _objects(store: Store) -> Iterator[Fault]:
@@ -88,15 +91,14 @@ def _objects(store: Store) -> Iterator[Fault]:
             with store.open(entry.name) as file:
                 found = sha256_of(file)
         except (OSError, StoreError) as error:
-            if _is_there(store, entry.name):
+            if store.has(entry.name):
                 yield Fault(entry.name, f"cannot be read ({error})")
             continue
         if found != digest:
             yield Fault(entry.name, "damaged")
 
 
-def _records(store: Store) -> Iterator[Fault]:
-    objects = store.objects()
+def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
     for name in (entry.name for entry in store.entries("records")):
         try:
             found = record.load(store, documents.stem(name))
@@ -108,10 +110,8 @@ def _records(store: Store) -> Iterator[Fault]:
                 yield Fault(name, f"object {digest} missing")
 
 
-def _publications(store: Store) -> Iterator[Fault]:
-    objects = store.objects()
-    names = {entry.name for entry in store.entries("publications")}
-    for name in sorted(names):
+def _publications(store: Store, objects: Collection[str]) -> Iterator[Fault]:
+    for name in sorted(entry.name for entry in store.entries("publications")):
         try:
             found = publication.load(store, documents.stem(name))
         except RecordError as error:
@@ -124,10 +124,13 @@ def _publications(store: Store) -> Iterator[Fault]:
         for digest in (each for artifact in found.artifacts.values() for each in artifact.objects):
             if digest not in objects and _lacks(store, name, object_name(digest)):
                 yield Fault(name, f"object {digest} missing")
+
+
+def _heads(store: Store) -> Iterator[Fault]:
     try:
         for head in publication.heads(store):
             name = publication.name_of(head.publication)
-            if name not in names and not _is_there(store, name) and head in publication.heads(store):
+            if not store.has(name) and publication.read_head(store, head.directory) == head:
                 yield Fault(name, f"missing, the last of {head.directory}")
     except RecordError as error:
         yield Fault("heads", str(error))
@@ -135,8 +138,4 @@ def _publications(store: Store) -> Iterator[Fault]:
 
 def _lacks(store: Store, document: str, name: str) -> bool:
     """Whether a document is there and a file that it names is not: it comes last, and goes first."""
-    return not _is_there(store, name) and store.read(document) is not None
-
-
-def _is_there(store: Store, name: str) -> bool:
-    return any(entry.name == name for entry in store.entries(name.rpartition("/")[0]))
+    return not store.has(name) and store.has(document)

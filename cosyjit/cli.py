@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cosyjit import __version__, audit, inspection, pipeline, planning, report, settings
+from cosyjit import __version__, audit, inspection, pipeline, planning, publication, report, settings
 from cosyjit import gc as collection
 from cosyjit import lineage as tracing
 from cosyjit import publish as publishing
@@ -170,18 +170,21 @@ def status(directory: Path, *, store: _Store = None, json: _Json = False) -> int
 
 
 @app.command
-def history(directory: Path, *, store: _Store = None, json: _Json = False) -> int:
+def history(directory: Path, *, last: int | None = None, store: _Store = None, json: _Json = False) -> int:
     """List the publications of a directory, the latest first.
 
     Parameters
     ----------
     directory
         Where they were published.
+    last
+        How many at most. All of them by default.
     store, json
         As for export.
     """
-    found = publishing.history(Store(store), absolute(directory))
-    show(report.history_json(found) if json else report.history_table(found))
+    kept = Store(store)
+    found = publishing.history(kept, absolute(directory), last)
+    show(report.history_json(found) if json else report.history_table(found, publication.before(kept, found[-1])))
     return 0
 
 
@@ -253,6 +256,8 @@ def gc(
 ) -> int:
     """Show what in the store no publication in reach refers to; with --delete, remove it.
 
+    The largest files are named; all are with --json.
+
     Parameters
     ----------
     keep
@@ -267,7 +272,7 @@ def gc(
     found = collection.collect(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), remove=delete)
     show(report.garbage_json(found, removed=delete) if json else report.garbage_table(found))
     if not json:
-        show(report.garbage_line(found, removed=delete))
+        show(*report.garbage_lines(found), report.garbage_line(found, removed=delete))
     return 0
 
 

@@ -19,6 +19,8 @@ MEMBER: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}"
 """The form of the name of a file in a folder that is an artifact: no path."""
 
 _SEAL: Final = "checksum"
+_END: Final = b"\n}\n"
+_SEAL_LENGTH: Final = len(f',\n "{_SEAL}": "{"0" * 64}"')
 
 
 def dump(document: dict[str, Any]) -> bytes:
@@ -27,12 +29,21 @@ def dump(document: dict[str, Any]) -> bytes:
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """A document as a file's content, with the SHA-256 of what it would be without."""
-    return dump({**document, _SEAL: hashlib.sha256(dump(document)).hexdigest()})
+    """A document of at least one member as a file's content, with the SHA-256 of what it would be without."""
+    return _sealed(dump(document).removesuffix(_END))
+
+
+def _sealed(content: bytes) -> bytes:
+    """The content of a document, given without its end, with a last member that is its checksum."""
+    checksum = hashlib.sha256(content + _END).hexdigest()
+    return content + f',\n "{_SEAL}": "{checksum}"'.encode("ascii") + _END
 
 
 def unseal(document: dict[str, Any], content: bytes, where: str) -> dict[str, Any]:
     """What was sealed.
+
+    The checksum is taken of the bytes as they stand: writing the document anew would take ten times as long as reading
+    it, and a store has many.
 
     Args:
         document: from `load` or `read`, of a schema that this version knows: a later one may be sealed otherwise.
@@ -41,10 +52,9 @@ def unseal(document: dict[str, Any], content: bytes, where: str) -> dict[str, An
     Raises:
         RecordError: a byte of it is another than was written; the message begins with `where`.
     """
-    sealed = {name: value for name, value in document.items() if name != _SEAL}
-    if seal(sealed) != content:
+    if _sealed(content[: -_SEAL_LENGTH - len(_END)]) != content:
         raise damaged(where, "its checksum is missing, or another's")
-    return sealed
+    return {name: value for name, value in document.items() if name != _SEAL}
 
 
 def load(content: bytes, where: str) -> dict[str, Any]:
@@ -107,14 +117,14 @@ def digest(value: object, digits: int) -> str:
     return text(value, f"[0-9a-f]{{{digits}}}")
 
 
-def text(value: object, pattern: str = "(?s).*") -> str:
-    """A string that has a form.
+def text(value: object, pattern: str | None = None) -> str:
+    """A string, of any form for None.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or has not the form.
     """
-    if not isinstance(value, str) or not re.fullmatch(pattern, value):
-        raise ValueError(f"{value!r} in place of {pattern}")
+    if not isinstance(value, str) or (pattern is not None and not re.fullmatch(pattern, value)):
+        raise ValueError(f"{value!r} in place of {pattern or 'a string'}")
     return value
 
 

@@ -13,17 +13,19 @@ from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, Signat
 from cosyjit.place import STAGING
 from cosyjit.publication import Publication
 from cosyjit.storage import Entry
-from cosyjit.store import Store, object_name
+from cosyjit.store import Store
 
 KEEP: Final = 10
 """How many publications of each directory are kept unless asked otherwise."""
 
+_OBJECT: Final = r"objects/(?P<start>[0-9a-f]{2})/(?P=start)[0-9a-f]{62}"
+_ASIDE: Final = r"(objects\.[0-9a-f]{2}\.[0-9a-f]{64}|records\.[0-9a-f]{32}\.json)\.[0-9a-f]{8}"
 _NAMES: Final = {
-    "objects": r"objects/[0-9a-f]{2}/[0-9a-f]{64}",
+    "objects": _OBJECT,
     "publications": r"publications/[0-9a-f]{64}\.json",
-    **{folder: rf"{folder}/[0-9a-f]{{32}}\.json" for folder in ("records", "latest", "heads", "digests")},
-    "damaged": r"damaged/(objects|records)\..*\.[0-9a-f]{8}",
-    "tmp": rf"tmp/{STAGING}.*",
+    **{folder: rf"{folder}/[0-9a-f]{{32}}\.json" for folder in ("records", "latest", "digests")},
+    "damaged": rf"damaged/{_ASIDE}",
+    "tmp": rf"tmp/{STAGING}[a-z0-9_]{{8}}/.+",
     "locks": r"locks/[0-9a-f]{32}",  # of remote stores: those of local ones are named for less
 }
 """The forms of the names of a store's files, by folder."""
@@ -78,48 +80,76 @@ def _copies(store: Store, older_than: float, *, remove: bool) -> list[Entry]:
 
 
 class _Search:
-    """The files of a store, and which of them nothing refers to."""
+    """The files of a store, a folder at a time, and which of them nothing refers to.
+
+    Of what was read only keys and digests are kept: a store may have a hundred thousand records.
+    """
 
     def __init__(self, store: Store, oldest: float) -> None:
         self._store = store
         self._oldest = oldest
-        self._entries = store.entries()
+        self._published: set[str] = set()  # the keys of the records that publications need
+        self._recorded: set[str] = set()  # those of the records that stay
+        self._named: set[str] = set()  # the digests of the objects that stay
 
     def found(self, keep: int) -> Iterator[Entry]:
         """All that can go, documents before what they name."""
-        publications = {name: self._publication(name) for name in self._below("publications")}
-        records = {name: self._record(documents.stem(name)) for name in self._below("records")}
-        references = {name: latest.read(self._store, name) for name in self._below("latest")}
-        reached = list(self._in_reach(keep))
+        yield from self._publications(keep)
+        yield from self._records()
+        yield from self._references()
+        gone = [each for each in self._old("objects") if each.name.rpartition("/")[2] not in self._named]
+        yield from gone
+        for folder in ("damaged", "locks", "tmp"):
+            yield from self._old(folder)
+        yield from (each for each in self._store.unfinished() if self._is_old(each))
+        yield from self._forgotten({each.name for each in gone})
 
-        gone = self._unnamed("publications", {publication.name_of(each.identity) for each in reached})
-        yield from gone.values()
-        left = [found for name, found in publications.items() if name not in gone and found is not None]
-        published = [artifact for each in (*reached, *left) for artifact in each.artifacts.values()]
+    def _old(self, folder: str) -> Iterator[Entry]:
+        return filter(self._is_old, self._below(folder))
 
-        gone = self._unnamed("records", {record.name_of(each.fingerprint) for each in published})
-        yield from gone.values()
-        recorded = [found for name, found in records.items() if name not in gone and found is not None]
+    def _is_old(self, entry: Entry) -> bool:
+        return entry.modified < self._oldest
 
-        keys = {each.fingerprint.key for each in recorded}
-        yield from self._unnamed("latest", {name for name, key in references.items() if key in keys}).values()
-
-        digests = {digest for artifact in published for digest in artifact.objects}
-        digests |= {digest for made in recorded for digest in made.objects}
-        gone = self._unnamed("objects", {object_name(digest) for digest in digests})
-        yield from gone.values()
-        yield from self._unnamed("damaged", set()).values()
-        yield from self._unnamed("locks", set()).values()
-        yield from self._left(gone)
-
-    def _below(self, folder: str) -> dict[str, Entry]:
+    def _below(self, folder: str) -> Iterator[Entry]:
         """The store's own files below a folder; a stranger's are left alone."""
-        return {each.name: each for each in self._entries if re.fullmatch(_NAMES[folder], each.name)}
+        is_own = re.compile(_NAMES[folder]).fullmatch
+        return (each for each in self._store.entries(folder) if is_own(each.name))
 
-    def _unnamed(self, folder: str, names: set[str]) -> dict[str, Entry]:
-        """The old entries below a folder that have none of these names."""
-        below = self._below(folder)
-        return {name: each for name, each in below.items() if name not in names and each.modified < self._oldest}
+    def _publications(self, keep: int) -> Iterator[Entry]:
+        """The publications that can go; what the others name is noted."""
+        reached = set()
+        entries = list(self._below("publications"))
+        for each in self._in_reach(keep):
+            reached.add(publication.name_of(each.identity))
+            self._note(each)
+        for entry in entries:
+            found = self._publication(entry.name)
+            if entry.name not in reached and self._is_old(entry):
+                yield entry
+            elif found is not None:
+                self._note(found)
+
+    def _note(self, published: Publication) -> None:
+        for artifact in published.artifacts.values():
+            self._published.add(artifact.fingerprint)
+            self._named.update(artifact.objects)
+
+    def _records(self) -> Iterator[Entry]:
+        """The records that can go; what the others name is noted."""
+        for entry in self._below("records"):
+            key = documents.stem(entry.name)
+            objects = self._objects(key)
+            if key not in self._published and self._is_old(entry):
+                yield entry
+            elif objects is not None:
+                self._recorded.add(key)
+                self._named.update(objects)
+
+    def _references(self) -> Iterator[Entry]:
+        """The references that can go, to records that are going or gone."""
+        for entry in self._below("latest"):
+            if latest.read(self._store, entry.name) not in self._recorded and self._is_old(entry):
+                yield entry
 
     def _in_reach(self, keep: int) -> Iterator[Publication]:
         for head in publication.heads(self._store):
@@ -139,24 +169,19 @@ class _Search:
             raise documents.damaged(f"{self._store}/{name}", "other content than its name says")
         return found
 
-    def _record(self, key: str) -> record.Record | None:
+    def _objects(self, key: str) -> Collection[str] | None:
         try:
-            return record.load(self._store, key)
+            return record.objects(self._store, key)
         except (LaterSchemaError, SignatureError):
             raise
         except RecordError:
             return None  # no one can use it; what it named is built again
 
-    def _left(self, going: Collection[str]) -> Iterator[Entry]:
-        """What processes that were killed were writing, and the digests of files that are gone or going."""
-        yield from self._below("tmp").values()
+    def _forgotten(self, going: Collection[str]) -> Iterator[Entry]:
+        """The digests of files that are gone or going, which are of no use whatever their age."""
         local = self._store.local
-        for each in self._store.unfinished():
-            at_any_time = local is None or each.name.startswith("digests/")
-            if not at_any_time or each.modified < self._oldest:
-                yield each
         if local is None:
             return
-        paths = self._store.digests.of_missing({local / name for name in going})
+        paths = self._store.digests.of_missing({str(local / name) for name in going})
         missing = {f"digests/{path.name}" for path in paths}
-        yield from (each for name, each in self._below("digests").items() if name in missing)
+        yield from (each for each in self._below("digests") if each.name in missing)

@@ -166,7 +166,7 @@ class Head(NamedTuple):
 def save(store: Store, publication: Publication, directory: Path, *, shown: bool) -> None:
     """Keep a publication, as the last of its directory; before it is shown there, and again afterwards."""
     head = Head(directory.absolute(), publication.identity, shown)
-    known = _read_head(store, directory)
+    known = read_head(store, directory)
     named = known is not None and known.publication == publication.identity
     if not named or load(store, publication.identity) is None:  # written anew, it is not collected before it is named
         store.write(name_of(publication.identity), publication.content)
@@ -181,14 +181,20 @@ def _head(directory: Path) -> str:
 
 def head(store: Store, directory: Path) -> Publication | None:
     """The last publication of a directory that the store knows to have been shown there."""
-    found = _read_head(store, directory)
+    found = read_head(store, directory)
     last = load(store, found.publication) if found is not None else None
     if last is None or found is None or found.shown:
         return last
-    return load(store, last.previous) if last.previous else None
+    return before(store, last)
 
 
-def _read_head(store: Store, directory: Path) -> Head | None:
+def read_head(store: Store, directory: Path) -> Head | None:
+    """What the store has of the last publication of a directory; None if it knows of none.
+
+    Raises:
+        LaterSchemaError: a later version has written it.
+        RecordError: it is damaged.
+    """
     content = store.read(_head(directory))
     return None if content is None else _parse_head(content, store, _head(directory))
 
@@ -215,9 +221,13 @@ def _parse_head(content: bytes, store: Store, name: str) -> Head:
     return found
 
 
+def before(store: Store, publication: Publication) -> Publication | None:
+    """The publication before another one; None if that is the first, or the store has none before it."""
+    return None if publication.previous is None else load(store, publication.previous)
+
+
 def chain(store: Store, publication: Publication | None) -> Iterator[Publication]:
-    """A publication and those before it, as far back as the store has them."""
+    """A publication and those before it, as far back as the store has them; none is read before it is asked for."""
     while publication is not None:
         yield publication
-        previous = publication.previous
-        publication = None if previous is None else load(store, previous)
+        publication = before(store, publication)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from cosyjit.errors import (
     OutputError,
     PublicationError,
     RecordError,
+    SelectionError,
     StoreError,
 )
 from cosyjit.findings import Finding, condition, inspect
@@ -166,19 +168,25 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
     """
     current(store, directory)  # nothing is made where nothing was published
     with store.in_use(), sets.writing(directory):
-        known = history(store, directory)
-        last = known[0]
-        wanted = number if number is not None else (last.restores or last.number) - 1
-        found = next((each for each in known if each.number == wanted), None)
-        if found is None:
-            raise PublicationError(
-                f"{directory}: there is no publication {wanted} to go back to; "
-                f"kept are {known[-1].number} to {last.number}"
-            )
+        last = current(store, directory)
+        found = _earlier(store, directory, last, number)
         _check_signed(store, found.artifacts)
         after = _following(last, found.source, found.artifacts, found.restores or found.number)
         _show(store, directory, after, last.artifacts)
     return after
+
+
+def _earlier(store: Store, directory: Path, last: Publication, number: int | None) -> Publication:
+    """The publication of a number, among the last one of a directory and those before it; see `rollback`."""
+    wanted = number if number is not None else (last.restores or last.number) - 1
+    oldest = last
+    for each in publication.chain(store, last):  # no further than to it: a history may be long
+        if each.number == wanted:
+            return each
+        oldest = each
+    raise PublicationError(
+        f"{directory}: there is no publication {wanted} to go back to; kept are {oldest.number} to {last.number}"
+    )
 
 
 def check_others(store: Store, directory: Path, names: Collection[str]) -> None:
@@ -214,13 +222,19 @@ def current(store: Store, directory: Path) -> Publication:
     return found
 
 
-def history(store: Store, directory: Path) -> list[Publication]:
+def history(store: Store, directory: Path, last: int | None = None) -> list[Publication]:
     """The publications of a directory as far back as the store has them, the one that it shows first.
+
+    Args:
+        last: how many at most, at least 1; the time that this takes goes with it. All of them for None.
 
     Raises:
         PublicationError: nothing was published there that the directory or the store knows of.
+        SelectionError: `last` is less than 1.
     """
-    return list(publication.chain(store, current(store, directory)))
+    if last is not None and last < 1:
+        raise SelectionError(f"--last {last}: give 1 or more")
+    return list(islice(publication.chain(store, current(store, directory)), last))
 
 
 def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) -> bool:

@@ -7,7 +7,8 @@ itself, so that equal inputs keep equal bytes and a stray file can be traced.
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -110,6 +111,10 @@ class Record:
     @property
     def statement(self) -> dict[str, Any]:
         """The in-toto statement."""
+        return self._statement(self.fingerprint.tensors)
+
+    def _statement(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The same with its fingerprint's tensors as they are given."""
         fingerprint = self.fingerprint
         return {
             "_type": STATEMENT,
@@ -127,7 +132,7 @@ class Record:
                     "internalParameters": {
                         "fingerprint": fingerprint.key,
                         "parts": fingerprint.parts,
-                        "tensors": fingerprint.tensors,
+                        "tensors": tensors,
                     },
                     "resolvedDependencies": [each.descriptor for each in self.materials],
                 },
@@ -144,6 +149,20 @@ class Record:
                 "cosyjit_schema": documents.SCHEMA,
             },
         }
+
+    def agrees_with(self, document: Mapping[str, Any]) -> bool:
+        """Whether the document that it was read from says what its statement does, and nothing else.
+
+        Writing both to compare them would take as long as all other checks. A record has the texts and values of its
+        document themselves, for which Python's `==` is exact, but for the number and the lists that are looked at here.
+
+        Args:
+            document: has what a record is read from.
+        """
+        internal = document["predicate"]["buildDefinition"]["internalParameters"]
+        counted = type(internal["parts"]["tensors"]["count"]) is int
+        listed = all(type(each) is list and type(each[1]) is list for each in internal["tensors"].values())
+        return counted and listed and self._statement(internal["tensors"]) == document
 
 
 def now() -> str:
@@ -164,18 +183,31 @@ def parse(content: bytes, where: str, trusted: Trusted | None = None) -> Record:
         SignatureError: none of the keys has signed it.
         RecordError: it is damaged.
     """
+    with _reading(where):
+        document, envelope = _opened(content, where, trusted)
+        return _record(document, tuple(envelope.signatures) if envelope else ())
+
+
+def _opened(content: bytes, where: str, trusted: Trusted | None) -> tuple[dict[str, Any], Envelope | None]:
+    """The statement in a record's file, and the envelope that it is in."""
     stored = documents.load(content, where)
+    envelope = signing.opened(stored) if signing.is_envelope(stored) else None
+    document = documents.load(envelope.payload, where) if envelope else stored
+    documents.check_schema(document["predicate"]["cosyjit_schema"], where)
+    kept = documents.unseal(stored, content, where)
+    if trusted is not None:
+        trusted.check(envelope, where)
+    if envelope is None:
+        return kept, None
+    _check_as_written(envelope, kept, document)
+    return document, envelope
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Let what is missing in a document, or of another type, be told as damage."""
     try:
-        envelope = signing.opened(stored) if signing.is_envelope(stored) else None
-        document = documents.load(envelope.payload, where) if envelope else stored
-        documents.check_schema(document["predicate"]["cosyjit_schema"], where)
-        kept = documents.unseal(stored, content, where)
-        if trusted is not None:
-            trusted.check(envelope, where)
-        if envelope is None:
-            return _record(kept, ())
-        _check_as_written(envelope, kept, document)
-        return _record(document, tuple(envelope.signatures))
+        yield
     except RecordError:
         raise
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -196,10 +228,15 @@ def statement_in(content: bytes) -> bytes:
         return content
 
 
-def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
-    subject, *others = (
+def _subjects(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The artifact's name and digest; and of a folder, those of its files behind it."""
+    return [
         (documents.text(each["name"]), documents.digest(each["digest"]["sha256"], 64)) for each in document["subject"]
-    )
+    ]
+
+
+def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
+    subject, *others = _subjects(document)
     predicate = document["predicate"]
     definition, details = predicate["buildDefinition"], predicate["runDetails"]
     external, internal, metadata = (
@@ -216,7 +253,9 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
                 name: TensorDigest(dtype, tuple(shape), digest)
                 for name, (dtype, shape, digest) in internal["tensors"].items()
             },
-            **{part: parts[part] for part in ("config", "precision", "device", "recipe", "encoders", "torch")},
+            precision=documents.text(parts["precision"]),
+            device=documents.text(parts["device"]),
+            **{part: parts[part] for part in ("config", "recipe", "encoders", "torch")},
         ),
         component=documents.text(external["component"]),
         source=documents.text(external["source"]),
@@ -242,7 +281,7 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
         raise ValueError("the digest of a folder is not that of its files")
     if record.bytes < 0 or record.fingerprint.key != internal["fingerprint"]:
         raise ValueError("the fingerprint is not that of its parts")
-    if canonical(record.statement) != canonical(document):
+    if not record.agrees_with(document):
         raise ValueError("not as cosyjit writes it")
     return record
 
@@ -266,14 +305,39 @@ def load(store: Store, key: str) -> Record | None:
         SignatureError: it has not the signature that the store requires.
         RecordError: it is damaged, or another fingerprint's.
     """
-    name = name_of(key)
-    content = store.read(name)
+    content = store.read(name_of(key))
     if content is None:
         return None
-    record = parse(content, f"{store}/{name}", store.trusted)
+    where = f"{store}/{name_of(key)}"
+    record = parse(content, where, store.trusted)
     if record.fingerprint.key != key:
-        raise documents.damaged(f"{store}/{name}", "another fingerprint's")
+        raise _of_another(where)
     return record
+
+
+def objects(store: Store, key: str) -> tuple[str, ...] | None:
+    """The digests of the objects that the record of a fingerprint names; None if there is no record.
+
+    What `load` refuses for its statement alone, this may read: it takes a third of the time, and a collection, which
+    keeps what it names, asks it of every record.
+
+    Raises:
+        LaterSchemaError, SignatureError, RecordError: as `load`.
+    """
+    content = store.read(name_of(key))
+    if content is None:
+        return None
+    where = f"{store}/{name_of(key)}"
+    with _reading(where):
+        document, _ = _opened(content, where, store.trusted)
+        if document["predicate"]["buildDefinition"]["internalParameters"]["fingerprint"] != key:
+            raise _of_another(where)
+        (_, artifact), *members = _subjects(document)
+        return tuple(digest for _, digest in members) or (artifact,)
+
+
+def _of_another(where: str) -> RecordError:
+    return documents.damaged(where, "another fingerprint's")
 
 
 def save(store: Store, record: Record) -> None:

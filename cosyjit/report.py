@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -22,6 +22,9 @@ from cosyjit.publication import Publication
 from cosyjit.record import Record
 from cosyjit.storage import Entry
 from cosyjit.trends import Point
+
+_NAMED: Final = 20
+"""How many files of a collection are named for people."""
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
@@ -239,10 +242,15 @@ def status_json(status: Status) -> str:
     )
 
 
-def history_table(publications: Sequence[Publication]) -> Table:
-    """A row for each publication, with what it changed against the one before."""
+def history_table(publications: Sequence[Publication], earlier: Publication | None = None) -> Table:
+    """A row for each publication, with what it changed against the one before.
+
+    Args:
+        publications: the latest first.
+        earlier: the one before all of them.
+    """
     table = Table("publication", "published", "artifacts", "changed", "source")
-    for each, before in zip(publications, [*publications[1:], None], strict=True):
+    for each, before in zip(publications, [*publications[1:], earlier], strict=True):
         known = before.artifacts if before else {}
         changed = [name for name in {**known, **each.artifacts} if known.get(name) != each.artifacts.get(name)]
         back = f" (as {each.restores})" if each.restores else ""
@@ -300,6 +308,17 @@ def garbage_table(found: Sequence[Entry]) -> Table:
         sizes = [each.size for each in found if each.name.split("/")[0] == folder]
         table.add_row(folder, str(len(sizes)), decimal(sum(sizes)))
     return table
+
+
+def garbage_lines(found: Sequence[Entry]) -> list[str]:
+    """The names of the first files with their bytes, and how many more there are.
+
+    Args:
+        found: the largest first.
+    """
+    more = len(found) - _NAMED
+    left = [f"and {more:,} more; --json names all"] if more > 0 else []
+    return [*(f"{printable(each.name)} ({decimal(each.size)})" for each in found[:_NAMED]), *left]
 
 
 def garbage_line(found: Sequence[Entry], *, removed: bool) -> str:

@@ -110,6 +110,13 @@ class Store(Place):
             except files.NoFileError as error:
                 raise documents.damaged(f"{self}/{name}", line(error)) from None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        with self._reached(), suppress(FileNotFoundError):
+            self._storage.modified(name)
+            return True
+        return False
+
     def write(self, name: str, content: bytes) -> None:
         """Write a document, or replace it."""
         with self._reached():
@@ -354,6 +361,11 @@ class Store(Place):
         """A file, to be read in pieces, unchecked."""
         with self._reached():
             return self._storage.open(name)
+
+    def strange(self) -> list[str]:
+        """The names of what is neither a file nor a folder, such as links: nothing of a store is."""
+        with self._reached():
+            return sorted(self._storage.strange())
 
     def objects(self) -> set[str]:
         """The digests by which objects are named."""

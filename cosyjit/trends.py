@@ -1,7 +1,6 @@
 """How the artifacts of a directory went from publication to publication."""
 
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -34,7 +33,7 @@ def trends(store: Store, directory: Path, last: int = LAST) -> dict[str, list[Po
     """
     found: dict[str, list[Point]] = {}
     known: dict[str, Mapping[str, float] | None] = {}
-    for publication in reversed(list(islice(publish.history(store, directory), last))):
+    for publication in reversed(publish.history(store, directory, last)):
         for name, artifact in publication.artifacts.items():
             key = artifact.fingerprint
             if key not in known:

@@ -84,6 +84,17 @@ def test_a_damaged_head_is_listed_and_ends_nothing(kept: Store, tmp_path: Path) 
     assert any("is damaged (" in problem for problem in found.values())
 
 
+def test_what_many_directories_showed_last_and_is_missing_is_listed(kept: Store, tmp_path: Path) -> None:
+    shown = [show(kept, tmp_path / str(number), b"%d" % number) for number in range(5)]
+    for each in shown[1:]:
+        kept.remove(publication.name_of(each.identity))
+    assert faults(kept) == {
+        publication.name_of(each.identity): f"missing, the last of {tmp_path / str(number)}"
+        for number, each in enumerate(shown)
+        if number
+    }
+
+
 @pytest.mark.parametrize("name", ["objects/README", f"objects/zz/{'0' * 64}", "objects/ab/.nfs0001"])
 def test_a_file_that_is_no_object_does_not_end_the_reading(name: str, kept: Store) -> None:
     damaged = put(kept, b"one")

@@ -427,6 +427,13 @@ def test_history_and_rollback_go_back_and_forth_without_a_build(published: Path,
     status, out, err = run("history", published)
     rows = [row.split("│")[1].strip() for row in out.splitlines() if row.startswith("│")]
     assert (status, err, rows) == (0, "", ["4 (as 2)", "3 (as 1)", "2", "1"])
+    short = run("history", published, "--last", "2")
+    assert (short.status, short.err) == (0, "")
+    assert [row for row in short.out.splitlines() if row.startswith("│")] == [
+        row for row in out.splitlines() if row.startswith("│")
+    ][:2]
+    of_two = json.loads(run("history", published, "--last", "2", "--json").out)
+    assert of_two["publications"] == found["publications"][:2]
     assert run("status", published).status == 0
 
 
@@ -515,11 +522,9 @@ def test_gc_is_a_dry_run_unless_told_to_delete(published: Path, run: Run, store:
     assert found["files"][0] == {"name": f"objects/{first['sha256'][:2]}/{first['sha256']}", "bytes": first["bytes"]}
     assert found["bytes"] == sum(each["bytes"] for each in found["files"])
     assert f"records/{first['fingerprint']}.json" in {each["name"] for each in found["files"]}
-    assert (
-        run("gc", "--keep", "1", "--older-than", "0s")
-        .out.splitlines()[-1]
-        .endswith("would go; run again with --delete to remove them")
-    )
+    lines = run("gc", "--keep", "1", "--older-than", "0s").out.splitlines()
+    assert lines[-1].endswith("would go; run again with --delete to remove them")
+    assert {line.partition(" (")[0] for line in lines} >= {each["name"] for each in found["files"]}
     assert kept() == objects
     gone = json.loads(run("gc", "--keep", "1", "--older-than", "0s", "--delete", "--json").out)
     assert gone == {**found, "removed": True}

@@ -199,6 +199,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["status", "~nobody-of-this-name"], ("~nobody-of-this-name",)),
         (["status", "{}/CosyVoice-tiny", "--store", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: cannot be read",)),
         (["history", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: nothing is published here", "export into it")),
+        (["history", "{}/CosyVoice-tiny", "--last", "0"], ("--last 0", "1 or more")),
         (["rollback", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: nothing is published here", "export into it")),
         (["rollback", "{}/CosyVoice-tiny", "--to", "x"], ("--to", '"x"')),
         (["verify", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny",)),

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosyjit import documents, gc, latest, publication, publish, record
+from cosyjit.digests import TensorDigest
 from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, StoreError
 from cosyjit.publication import Publication, Published
 from cosyjit.store import Store
@@ -23,6 +25,7 @@ from tests.stored import (
     age,
     fetched,
     files_of,
+    fingerprint,
     is_whole,
     lead,
     location,
@@ -181,7 +184,7 @@ def test_what_was_left_half_done_goes(store: Store, tmp_path: Path) -> None:
     show(store, tmp_path / "a", b"one")
     root = Path(store.root)
     left = [
-        "tmp/cosyjit-x/half",
+        "tmp/cosyjit-x0_y1z2w/half",
         "heads/.00000000000000000000000000000000.tmp",
         "records/.11111111111111111111111111111111.tmp",
         "objects/ab/.22222222222222222222222222222222.tmp",
@@ -190,7 +193,9 @@ def test_what_was_left_half_done_goes(store: Store, tmp_path: Path) -> None:
     for name in left:
         (root / name).parent.mkdir(exist_ok=True, parents=True)
         (root / name).write_bytes(b"half")
-    age(store, MONTH, "digests/.33333333333333333333333333333333.tmp")
+    assert not set(left) & {entry.name for entry in gc.collect(store, older_than=DAY, remove=True)}
+    assert all((root / name).exists() for name in left)
+    age(store, MONTH, *left)
     found = [entry.name for entry in gc.collect(store, remove=True)]
     assert sorted(name for name in found if not name.endswith(".json")) == sorted(left)
     assert not any((root / name).exists() for name in left)
@@ -198,13 +203,56 @@ def test_what_was_left_half_done_goes(store: Store, tmp_path: Path) -> None:
 
 def test_what_is_no_stores_file_is_left_alone(store: Store, tmp_path: Path) -> None:
     show(store, tmp_path / "a", b"one")
-    strange = ["tmp/mine.txt", "work/draft.tmp", "objects/o", "records/notes.txt", "damaged/mine", "objects/ab/.x.tmp"]
+    strange = [
+        "tmp/mine.txt",
+        "tmp/cosyjit-plan.txt",
+        "tmp/cosyjit-notes/mine",
+        "tmp/cosyjit-abcdefgh",
+        "work/draft.tmp",
+        "objects/o",
+        f"objects/ab/{'0' * 64}",
+        "records/notes.txt",
+        "damaged/mine",
+        "damaged/records.mine.01234567",
+        f"damaged/objects.ab/{'0' * 64}.01234567",
+        "objects/ab/.x.tmp",
+    ]
     for name in strange:
         Path(store.root, name).parent.mkdir(exist_ok=True, parents=True)
         Path(store.root, name).write_bytes(b"mine")
     age(store, MONTH)
     collected(store)
     assert all(Path(store.root, name).read_bytes() == b"mine" for name in strange)
+
+
+def test_what_is_no_plain_file_is_left_alone_whatever_its_name(store: Store, tmp_path: Path) -> None:
+    show(store, tmp_path / "a", b"one")
+    (tmp_path / "file").write_bytes(b"mine")
+    links = [object_of("0" * 64), f"records/{'0' * 32}.json", "tmp/cosyjit-x0_y1z2w/link"]
+    pipe = Path(store.root, object_of("1" * 64))
+    for path in (*(Path(store.root, name) for name in links), pipe):
+        path.parent.mkdir(exist_ok=True, parents=True)
+    for name in links:
+        Path(store.root, name).symlink_to(tmp_path / "file")
+    os.mkfifo(pipe)
+    assert not {*links, object_of("1" * 64)} & {entry.name for entry in gc.collect(store, older_than=0, remove=True)}
+    assert all(Path(store.root, name).is_symlink() for name in links)
+    assert pipe.is_fifo()
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_record_whose_statement_is_not_sound_keeps_what_it_names_as_long_as_it_is_young(store: Store) -> None:
+    made = put(store, b"built, not published")
+    sound = store.read(record.name_of(made.fingerprint))
+    assert sound is not None
+    document = documents.unseal(documents.load(sound, "here"), sound, "here")
+    store.write(record.name_of(made.fingerprint), documents.seal({**document, "more": True}))
+    with pytest.raises(RecordError, match="not as cosyjit writes it"):
+        record.load(store, made.fingerprint)
+    age(store, MONTH, object_of(made.sha256))
+    assert collected(store) == set()
+    age(store, MONTH)
+    assert collected(store) == {object_of(made.sha256), record.name_of(made.fingerprint)}
 
 
 def test_what_is_being_remembered_right_now_stays(store: Store, tmp_path: Path) -> None:
@@ -313,6 +361,34 @@ def test_a_later_versions_publication_out_of_reach_stops_all_too(store: Store, t
     with pytest.raises(LaterSchemaError):
         gc.collect(store, keep=1, older_than=0, remove=True)
     assert documents_of(store) == before
+
+
+PEAK: Final = """
+import sys
+from cosyjit import audit, gc
+from cosyjit.store import Store
+from tests.stored import peak
+store = Store(sys.argv[1])
+before = peak()
+found = gc.collect(store) if sys.argv[2] == "gc" else audit.audit_store(store)
+print(len(found), peak() - before)
+"""
+
+
+@pytest.mark.parametrize("command", ["gc", "verify"])
+def test_records_are_not_all_in_memory_at_once(command: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    digest = add(store, b"shared")
+    size, tensors = 0, {f"tensor {number}": TensorDigest("float32", (1,), "0" * 32) for number in range(2000)}
+    for number in range(100):
+        made = record_of(digest, fingerprint=replace(fingerprint(number), tensors=tensors, torch=str(number)))
+        record.save(store, made)
+        size += len(store.read(record.name_of(made.fingerprint.key)) or b"")
+    with start(PEAK, store.root, command, cwd=ROOT) as reader:
+        out, err = reader.communicate(timeout=120)
+    found, more = map(int, out.split())
+    assert (found, err) == (0, "")
+    assert more < size / 2
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", b"[]", b'{"schema": 1}', b'{"schema": 1, "directory": 5}'])

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from cosyjit import gc, publish, sets
-from cosyjit.errors import CosyjitError, OutputError, PublicationError, StoreError
+from cosyjit.errors import CosyjitError, OutputError, PublicationError, SelectionError, StoreError
 from cosyjit.findings import inspect
 from cosyjit.publication import Publication
 from cosyjit.publish import history, opened, rollback, shown
@@ -574,6 +574,48 @@ def test_a_publication_after_a_rollback_begins_from_what_it_shows(store: Store, 
     put(store, directory, {"third.zip": b"third"})
     assert seen(directory) == {NAME: b"1", "third.zip": b"third"}
     assert numbers(store, directory) == [4, 3, 2, 1]
+
+
+READ_SOME: Final = """
+import sys
+from pathlib import Path
+from cosyjit import publish
+from cosyjit.store import Store
+opened = set()
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, Path)) and arguments[1] in (None, "r", "rb"):
+        opened.add(Path(arguments[0]).name)
+sys.addaudithook(watch)
+store, directory = Store(sys.argv[1]), Path(sys.argv[2])
+if sys.argv[3] == "history":
+    publish.history(store, directory, last=3)
+else:
+    publish.rollback(store, directory)
+identities = {path.stem for path in Path(store.root, "publications").iterdir()}
+print(len(identities & {Path(name).stem for name in opened}))
+"""
+
+
+@pytest.mark.parametrize("command", ["history", "rollback"])
+def test_no_more_of_a_long_history_is_read_than_is_asked_for(command: str, store: Store, directory: Path) -> None:
+    versions(store, directory, 12)
+    with start(READ_SOME, store.root, directory, command) as reader:
+        out, err = reader.communicate(timeout=60)
+    assert err == ""
+    assert 0 < int(out) <= 4  # in the store; the directory has its own of the current one
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 100])
+def test_a_history_ends_after_as_many_as_are_asked_for(last: int, store: Store, directory: Path) -> None:
+    versions(store, directory, 3)
+    assert [each.number for each in history(store, directory, last)] == [3, 2, 1][:last]
+
+
+@pytest.mark.parametrize("last", [0, -1])
+def test_a_history_of_none_is_refused(last: int, store: Store, directory: Path) -> None:
+    versions(store, directory, 1)
+    message = one_line(SelectionError, lambda: history(store, directory, last))
+    assert message == f"--last {last}: give 1 or more"
 
 
 @pytest.mark.parametrize("number", [-1, 0, 3, 10**30])

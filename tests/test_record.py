@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cosyjit import documents, record
 from cosyjit.digests import TensorDigest
 from cosyjit.errors import LaterSchemaError, RecordError
+from cosyjit.files import sha256_of_folder
 from cosyjit.fingerprint import Fingerprint
 from cosyjit.record import Material, Record
 from cosyjit.store import Store
@@ -256,6 +257,43 @@ def test_a_record_of_an_object_with_no_digest_is_refused(digest: str) -> None:
 def test_a_statement_of_another_kind_is_refused() -> None:
     for name in ("_type", "predicateType"):
         assert type(refused(documents.seal({**statement(), name: "https://example.com/v9"}))) is RecordError
+
+
+OTHERS: list[tuple[Place, Any]] = [
+    ((*INTERNAL, "parts", "tensors", "count"), 2.0),
+    ((*INTERNAL, "tensors", "step"), {"int64": 0, "": 0, "0" * 32: 0}),
+    ((*INTERNAL, "tensors", "step"), ["int64", {}, "0" * 32]),
+    (("predicate", "cosyjit_schema"), True),
+    (("predicate", "cosyjit_schema"), 1.0),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), OTHERS, ids=str)
+def test_what_python_holds_equal_and_json_does_not_is_refused(place: Place, value: Any) -> None:
+    assert type(refused(changed(statement(), place, lambda _: value))) is RecordError
+
+
+def test_what_is_written_otherwise_than_it_was_sealed_is_refused() -> None:
+    content = documents.seal(record_of(DIGEST).statement)
+    for other in (content.replace(b": ", b":", 1), content.replace(b"\n", b"\n\n", 1), content + b" ", b" " + content):
+        assert type(refused(other)) is RecordError
+
+
+def test_the_objects_of_a_record_are_those_that_it_names() -> None:
+    store = Store(unique_url())
+    files = {"a": "1" * 64, "b": "2" * 64}
+    zip_, folder = record_of(DIGEST), record_of(sha256_of_folder(files), "folder", name="vllm", files=files)
+    for made in (zip_, folder):
+        assert record.objects(store, made.fingerprint.key) is None
+        record.save(store, made)
+        assert record.objects(store, made.fingerprint.key) == made.objects
+    content = store.read(record.name_of(zip_.fingerprint.key)) or b""
+    store.write(record.name_of(folder.fingerprint.key), content)
+    with pytest.raises(RecordError, match="another fingerprint's"):
+        record.objects(store, folder.fingerprint.key)
+    store.write(record.name_of(zip_.fingerprint.key), content[:-9])
+    with pytest.raises(RecordError, match="is damaged"):
+        record.objects(store, zip_.fingerprint.key)
 
 
 def test_a_later_schema_is_told_apart_whatever_else_it_has() -> None:

@@ -246,6 +246,7 @@ def test_a_history_tells_what_each_publication_changed_and_restored() -> None:
         ["", "", "", "b.zip", ""],
         ["1", "2026-01-01", "1", "a.zip", f"/{MARKUP}"],
     ]
+    assert cells(report.history_table(chain[:1], chain[1])) == cells(report.history_table(chain))[:3]
     found = json.loads(report.history_json(chain))["publications"]
     assert [each["identity"] for each in found] == [each.identity for each in chain]
     assert [(each["number"], each["restores"]) for each in found] == [(3, 1), (2, None), (1, None)]
@@ -308,6 +309,15 @@ def test_garbage_is_counted_by_folder_and_listed_in_json() -> None:
         "bytes": 5,
         "removed": False,
     }
+
+
+def test_the_largest_files_of_a_collection_are_named() -> None:
+    found = [Entry(f"objects/{MARKUP}\x1b{number}", 1000 * number, 1.0) for number in range(22, 0, -1)]
+    lines = report.garbage_lines(found)
+    assert lines[:2] == [f"objects/{MARKUP}\\x1b22 (22.0 kB)", f"objects/{MARKUP}\\x1b21 (21.0 kB)"]
+    assert lines[20:] == ["and 2 more; --json names all"]
+    assert report.garbage_lines(found[:20]) == lines[:20]
+    assert report.garbage_lines([]) == []
 
 
 def test_the_closing_lines_name_the_directory_once() -> None:
