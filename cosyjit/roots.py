@@ -5,6 +5,7 @@ folder, or exchanges one while another process looks, leads nobody out. What sta
 (a link, a pipe, a device) is not opened.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ class Root:
             try:
                 return files.plain(last, at=fd)
             except IsADirectoryError:
-                raise files.NoFileError("a folder in the place of a file") from None
+                raise files.NoFileError(errno.EISDIR, "a folder in the place of a file") from None
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a file.
@@ -88,7 +89,7 @@ class Root:
         with self.open(name) as file, self._named(name):
             content = file.read(most + 1)
             if len(content) > most:
-                raise files.NoFileError(f"more than {most:,} bytes")
+                raise files.NoFileError(errno.EFBIG, f"more than {most:,} bytes")
             return content
 
     @contextmanager
@@ -167,7 +168,7 @@ def _step(fd: int, part: str, *, make: bool) -> int:
             raise
     except OSError:
         if stat.S_ISLNK(os.stat(part, dir_fd=fd, follow_symlinks=False).st_mode):
-            raise files.NoFileError("a link in the place of a folder") from None
+            raise files.NoFileError(errno.ENOTDIR, "a link in the place of a folder") from None
         raise
     with suppress(FileExistsError):
         os.mkdir(part, _DIRECTORY, dir_fd=fd)
