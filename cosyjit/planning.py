@@ -263,7 +263,10 @@ def _since(store: Store, before: str | None, now: Fingerprint) -> tuple[Literal[
 
 
 def _load(store: Store, key: str) -> tuple[Record | None, str]:
-    """The record of a fingerprint, or why there is none; one that is damaged is set aside."""
+    """The record of a fingerprint, or why there is none.
+
+    A damaged one is left where it is: only who has the turn to build knows that no other process has replaced it since.
+    """
     try:
         return record.load(store, key), _MISSING
     except LaterSchemaError:
@@ -273,7 +276,6 @@ def _load(store: Store, key: str) -> tuple[Record | None, str]:
             raise
         return None, "record has no signature that is required"  # it is written anew with one; others may use this one
     except RecordError:
-        store.set_aside(record.name_of(key))
         return None, "record damaged"
 
 
