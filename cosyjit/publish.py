@@ -7,7 +7,6 @@ names in place. What is damaged here is copied again from the store.
 import errno
 import os
 import re
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -84,7 +83,7 @@ def obstacles(
         size: how many bytes will be copied into it.
         names: what will be shown, folders with a slash at the end.
         replace: see `publish`.
-        own: those of folders that stand there and are cosyjit's own; see `copies`.
+        own: those that stand there as copies of what was published; see `copies`.
         ways: by the names of folders, what else can be done where something stands in their way.
     """
     above = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
@@ -309,20 +308,20 @@ def _others(store: Store, directory: Path, shown: Publication | None) -> dict[st
     def is_wanted(path: Path, artifact: Published) -> bool:
         if artifact.files is None:
             return os.path.lexists(path)
-        return sets.is_ours(path) or _is_copy(store, path, artifact.files)
+        return sets.is_ours(path) or _is_copy(store, path, artifact)
 
     artifacts = shown.artifacts if shown else {}
     return {name: each for name, each in artifacts.items() if is_wanted(directory / name, each)}
 
 
 def copies(store: Store, directory: Path, names: Collection[str], artifacts: Mapping[str, Published]) -> frozenset[str]:
-    """The folders of a directory that are no links, and copies of published ones nevertheless: cosyjit's own.
+    """The names in a directory that are no links, but copies of published files and folders: cosyjit's own.
 
     That is how `cp -rL`, `rsync -L` and a download leave what a directory has shown. Such a folder has exactly the
     files of one that was published there, as far back as the directory and the store know, or that is going to be.
 
     Args:
-        names: the folders to look at.
+        names: those to look at.
         artifacts: what is going to be published, by its names.
     """
 
@@ -332,30 +331,27 @@ def copies(store: Store, directory: Path, names: Collection[str], artifacts: Map
         for last in (shown(store, directory), publication.head(store, directory)):
             yield from (each.artifacts[name] for each in publication.chain(store, last) if name in each.artifacts)
 
-    return frozenset(
-        name
-        for name in names
-        if _is_real(directory / name)
-        and any(each.files is not None and _is_copy(store, directory / name, each.files) for each in published(name))
-    )
+    there = [name for name in names if _is_real(directory / name)]
+    return frozenset(name for name in there if any(_is_copy(store, directory / name, each) for each in published(name)))
 
 
-def _is_real(folder: Path) -> bool:
-    """Whether a path is a folder itself, and no link to one."""
-    try:
-        return stat.S_ISDIR(folder.lstat().st_mode)
-    except OSError:
+def _is_real(path: Path) -> bool:
+    """Whether there is something at a path itself, and not a link."""
+    return os.path.lexists(path) and not path.is_symlink()
+
+
+def _is_copy(store: Store, path: Path, artifact: Published) -> bool:
+    """Whether a path is no link, and the file of an artifact, or a folder with exactly its files."""
+    if not _is_real(path):
         return False
-
-
-def _is_copy(store: Store, folder: Path, digests: Mapping[str, str]) -> bool:
-    """Whether a folder is no link, and has exactly the files of these digests."""
+    if artifact.files is None:
+        return condition(store, path, artifact.sha256, again=False) == "whole"
     try:
-        if not _is_real(folder) or {path.name for path in folder.iterdir()} != digests.keys():
-            return False
-    except OSError:  # one that cannot be read
+        names = {each.name for each in path.iterdir()}
+    except OSError:  # no folder, or one that cannot be read
         return False
-    return all(condition(store, folder / name, each, again=False) == "whole" for name, each in digests.items())
+    found = (condition(store, path / name, each, again=False) for name, each in artifact.files.items())
+    return names == artifact.files.keys() and all(each == "whole" for each in found)
 
 
 def shown(store: Store, directory: Path) -> Publication | None:
@@ -425,8 +421,10 @@ def _show(
     replace: bool = False,
 ) -> None:
     members = {path: digest for name, each in after.artifacts.items() for path, digest in each.members(name).items()}
+    before = shown(store, directory)
+    dropped = before.artifacts.keys() - after.artifacts.keys() if before else set()
     folders = {name for name, each in after.artifacts.items() if each.files is not None}
-    own = copies(store, directory, folders, after.artifacts)
+    own = copies(store, directory, folders | dropped, after.artifacts)
     sets.check_names(directory, members, replace=replace, own=own)
     digests = set(members.values())
     with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk

@@ -106,7 +106,8 @@ def show(
     if files.content(manifest, len(content)) != content:
         with files.replacing(manifest) as opened:
             opened.write(content)
-    _adopt(directory, names, {member.partition("/")[0] for member in members if "/" in member}, own)
+    folders = {member.partition("/")[0] for member in members if "/" in member}
+    _adopt(directory, dict.fromkeys((*names, *own)), folders, own)
     for member in names:
         _link(f"{STATE}/current/{member}", directory / member)
     _switch(directory, name)
@@ -119,7 +120,7 @@ def check_names(directory: Path, members: Collection[str], *, replace: bool = Fa
     Args:
         members: see `show`.
         replace: whether what stands where a folder is to be shown is put aside, under its name with a number.
-        own: the names of folders that are cosyjit's own, though they are not links; they are not put aside.
+        own: the names of files and folders that are cosyjit's own, though they are no links; none is put aside.
 
     Raises:
         OutputError: something else stands there, or, where a file is to be shown, something that is not a file.
@@ -194,14 +195,16 @@ def _adopt(directory: Path, names: Collection[str], folders: Collection[str], ow
             for each in _files_of(path):
                 files.make_directory(folder / path.name)
                 _repeat(each, folder / path.name / each.name)
-    aside = {name: _aside(directory / name) for name in strange if name in folders and name not in own}
-    for name in strange:
-        if name not in own:  # which nobody looks for in the set before it is there
-            _show_before(directory, name, folder, aside.get(name))
+    # A folder of cosyjit's own goes into the set itself, where nobody looks for it before.
+    aside = {name: folder / name for name in strange if name in own and _is_folder(directory / name)}
+    for name in (name for name in strange if name not in aside):
+        if name in folders:
+            aside[name] = _aside(directory / name)
+        _show_before(directory, name, folder, aside.get(name))
     _switch(directory, folder.name)
     for name in strange:
-        if name in folders:
-            _exchange(f"{STATE}/current/{name}", directory / name, aside.get(name, folder / name))
+        if name in aside:
+            _exchange(f"{STATE}/current/{name}", directory / name, aside[name])
         else:
             _link(f"{STATE}/current/{name}", directory / name)
 
