@@ -19,7 +19,7 @@ from cosyjit.digests import processors
 from cosyjit.errors import InputError, SignatureError, StoreError, line
 from cosyjit.files import absolute
 from cosyjit.memory import notes, reserved
-from cosyjit.planning import Planned, Target, compare_one, localize, plan, remember
+from cosyjit.planning import Planned, Target, check_apart, compare_one, localize, plan, remember
 from cosyjit.publication import Published
 from cosyjit.record import Material, Record
 from cosyjit.store import Store
@@ -242,6 +242,7 @@ def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iter
     size = sum(each.target.weight_bytes for each in planned if each.record is None)
     checks: list[Callable[[], None]] = [
         lambda: _check_signer([each.target for each in planned if each.record is None], store),
+        lambda: check_apart(store, directory),
         lambda: publish.check_others(store, directory, names),
         lambda: store.check_room(size) if size else None,
     ]
@@ -341,6 +342,7 @@ def export(
         InputError: the source, the store or the directory is not fit for it; what was published is as it was.
     """
     store = store or Store()
+    check_apart(store, source, directory)
     with store.in_use():
         planned = plan(source, components, precisions, store=store, force=force, exporting=True)
         directory = publication_directory(planned, directory)

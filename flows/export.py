@@ -163,6 +163,7 @@ def export(
     try:
         _check(sources, publish)
         store = Store(settings.store(), sign=settings.sign(), require=settings.require_signature())
+        planning.check_apart(store, *sources, publish)
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
             work = [

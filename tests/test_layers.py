@@ -30,6 +30,7 @@ LAYERS: Final = (
     {"findings", "folders", "lineage", "planning", "server", "verify"},
     {"publish"},
     {"audit", "building", "gc", "inspection", "trends"},
+    {"copying"},
     {"pipeline"},
     {"report", "terminal"},
     {"cli", "flows"},
@@ -58,6 +59,7 @@ OTHERS: Final = {
 PUBLIC: Final = [
     "Artifact",
     "BuildError",
+    "Copied",
     "CosyjitError",
     "Fault",
     "InputError",
@@ -74,6 +76,7 @@ PUBLIC: Final = [
     "audit_store",
     "build",
     "collect",
+    "copy_store",
     "export",
     "history",
     "obstacles",
