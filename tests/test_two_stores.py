@@ -15,7 +15,7 @@ from cosyjit import audit, gc, publication, publish, record, sets
 from cosyjit.errors import OutputError, SignatureError, StoreError
 from cosyjit.publication import Publication
 from cosyjit.store import Store
-from tests.calls import Ran, run_here, shown, snapshot
+from tests.calls import Ran, run_here, shown, snapshot, start
 from tests.keys import pair
 from tests.stored import files_of, location, object_of, put, put_folder, sha256, unique_url
 
@@ -348,6 +348,46 @@ def test_the_folder_of_a_copy_is_there_at_any_time_while_it_is_taken_over(
     assert [each for each in seen if each not in (OLD, NEW)] == []
     assert seen[-1] == NEW
     assert seen[0] == OLD
+
+
+@pytest.mark.stress
+def test_who_is_killed_while_a_copy_is_taken_over_leaves_one_whole_set(first: Store, directory: Path) -> None:
+    show(first, directory, {FP32: b"1"}, OLD)
+    code = """
+import shutil, sys
+from functools import partial
+from pathlib import Path
+from cosyjit import sets
+from cosyjit.store import Store
+from tests.calls import shown
+from tests.stored import die_at, forked
+from tests.test_two_stores import FP32, NEW, OLD, copied, is_as_published, show
+
+directory, store, step = Path(sys.argv[1]), Store(sys.argv[2]), 0
+sets._GRACE = 0  # nobody reads meanwhile
+
+def take_over(copy, step):
+    die_at(step)
+    show(store, copy, {FP32: b"2"}, NEW)
+
+while True:
+    copy = copied(directory, "cp -rL")
+    killed = forked(partial(take_over, copy, step)) < 0
+    assert shown(copy / "vllm") in (OLD, NEW), step
+    assert shown(copy) in ({FP32: b"1"}, {FP32: b"2"}), step
+    show(store, copy, {FP32: b"2"}, NEW)
+    assert (shown(copy), shown(copy / "vllm")) == ({FP32: b"2"}, NEW), step
+    assert is_as_published(copy, FP32, "vllm"), step
+    if not killed:
+        break
+    shutil.rmtree(copy)
+    step += 1
+print(step)
+"""
+    with start(code, directory, first.root) as process:
+        out, err = process.communicate(timeout=600)
+    assert (process.returncode, err) == (0, "")
+    assert int(out) > 20
 
 
 def test_a_publication_that_only_a_directory_has_keeps_its_objects_in_the_store(
