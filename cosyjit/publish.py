@@ -125,7 +125,8 @@ def publish(
 ) -> Publication:
     """Show artifacts in a directory, beside those of other names that it shows already: all of them or none.
 
-    If it shows them already, no new publication is made, and what is damaged is mended.
+    If it shows them already, no new publication is made, and what is damaged is mended. What it goes on showing from
+    another store is copied into this one.
 
     Args:
         store: where they are kept, entered with `Store.in_use`.
