@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -62,11 +61,7 @@ def copy_store(source: Store, to: Store) -> Copied:
         raise StoreError(f"{to}: is the store itself; name another place to copy it to")
     if not any(source.entries(folder) for folder in _FOLDERS):
         raise StoreError(f"{source}: has nothing of a store; name one that something was exported to")
-    with ExitStack() as held:
-        # In one order, whoever copies what where: who waits for the second holds up who collects the first.
-        for store in sorted((source, to), key=str):
-            with suppress(*([StoreError] if store is source else [])):  # one that is read-only is copied as it stands
-                held.enter_context(store.in_use())
+    with source.looked_at(), to.in_use():
         return _Copy(source, to).all()
 
 

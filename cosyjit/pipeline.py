@@ -242,6 +242,7 @@ def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iter
     names = {each.target.file_name for each in planned}
     size = sum(each.target.weight_bytes for each in planned if each.record is None)
     checks: list[Callable[[], None]] = [
+        lambda: _check_writable([each.target for each in planned if each.record is None], store),
         lambda: _check_signer([each.target for each in planned if each.record is None], store),
         lambda: check_apart(store, directory),
         lambda: publish.check_others(store, directory, names),
@@ -283,6 +284,12 @@ def _ways(planned: Sequence[Planned]) -> dict[str, str]:
         if part.published and others:
             found[part.published] = f"with {others}, which leaves it alone"
     return found
+
+
+def _check_writable(targets: Sequence[Target], store: Store) -> None:
+    if targets and store.read_only:
+        names = ", ".join(each.name for each in targets)
+        raise StoreError(f"{store}: is read-only, and {names} would be built into it; name another store")
 
 
 def _check_signer(targets: Sequence[Target], store: Store) -> None:

@@ -343,7 +343,8 @@ def localize(target: Target, store: Store) -> Target:
 
 def remember(store: Store, target: Target) -> None:
     """Let the next plan compare a target with what it is now."""
-    latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
+    if not store.read_only:
+        latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
 
 
 def _reference(target: Target) -> str:

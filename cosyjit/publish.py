@@ -5,6 +5,7 @@ names in place. What is damaged here is copied again from the store.
 """
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -31,6 +32,8 @@ from cosyjit.identity import Identity
 from cosyjit.publication import Publication, Published
 from cosyjit.record import check_signed, now
 from cosyjit.store import Store, object_name
+
+_LOG: Final = logging.getLogger("cosyjit")
 
 _LARGEST: Final = 1 << 20
 """In bytes, what a manifest may take that stands in a directory, and so may be anyone's."""
@@ -111,7 +114,7 @@ def bring(store: Store, directory: Path, artifact: Published, *, link: bool = Fa
         OutputError: the directory cannot be written to.
         StoreError: an object is missing or damaged, or cannot be linked.
     """
-    with sets.writing(directory, shared=True):
+    with sets.writing(directory, shared=True, wait=store.wait):
         for digest in artifact.objects:
             _bring(store, directory, digest, link=link)
 
@@ -143,7 +146,7 @@ def publish(
         SignatureError: an artifact has no record with a signature that the store requires.
         StoreError: an object is missing or damaged, or cannot be linked; the directory shows what it did.
     """
-    with sets.writing(directory):
+    with sets.writing(directory, wait=store.wait):
         wanted = shown(store, directory)
         others = {name: each for name, each in _others(store, directory, wanted).items() if name not in artifacts}
         merged = {**others, **artifacts}
@@ -154,7 +157,7 @@ def publish(
         elif _is_well(store, directory, wanted, link=link):
             if publication.head(store, directory) != wanted:  # it may be a copy of another directory
                 _renew(store, wanted, others.values())
-                publication.save(store, wanted, directory, shown=True)
+                _save(store, wanted, directory, shown=True)
             sets.clean(directory)
             return wanted
         _show(store, directory, wanted, others.values(), link=link, replace=replace)
@@ -173,7 +176,7 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
         StoreError: an object of it is missing or damaged. As after any error, the directory shows what it did.
     """
     current(store, directory)  # nothing is made where nothing was published
-    with store.in_use(), sets.writing(directory):
+    with store.in_use(), sets.writing(directory, wait=store.wait):
         last = current(store, directory)
         found = _earlier(store, directory, last, number)
         _check_signed(store, found.artifacts)
@@ -221,7 +224,8 @@ def _keep(store: Store, directory: Path, artifacts: Mapping[str, Published]) -> 
         StoreError: an object is whole neither in the store nor in the directory, or the store cannot be written to.
     """
     for path, digest in _lacking(store, directory, artifacts):
-        _take(store, path, digest)
+        if not store.read_only:
+            _take(store, path, digest)
 
 
 def _take(store: Store, path: Path, digest: str) -> None:
@@ -446,9 +450,17 @@ def _show(
         list(pool.map(lambda digest: _bring(store, directory, digest, link=link), digests))
     _renew(store, after, unrecorded)
     # The store has to know of it before anyone sees it, or its objects could be collected.
-    publication.save(store, after, directory, shown=False)
+    _save(store, after, directory, shown=False)
     sets.show(directory, after.identity, after.content, members, replace=replace, own=own)
-    publication.save(store, after, directory, shown=True)
+    _save(store, after, directory, shown=True)
+
+
+def _save(store: Store, published: Publication, directory: Path, *, shown: bool) -> None:
+    """Let a store know of a publication; of a read-only one the directory's own manifest alone does."""
+    if not store.read_only:
+        publication.save(store, published, directory, shown=shown)
+    elif shown:
+        _LOG.warning("%s: is read-only, so its history has not this publication; %s itself has", store, directory)
 
 
 def _renew(store: Store, after: Publication, unrecorded: Collection[Published]) -> None:

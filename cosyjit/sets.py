@@ -18,7 +18,6 @@ machine the digests of these files are taken anew, so that what a loss of power 
 """
 
 import ctypes
-import fcntl
 import itertools
 import os
 import re
@@ -26,11 +25,13 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from cosyjit import files
 from cosyjit.errors import OutputError
+from cosyjit.waits import Wait, holders
 
 MANIFEST: Final = "cosyjit.json"
 """The name of the document that describes a set, among its files."""
@@ -325,13 +326,17 @@ def _left(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
+def writing(directory: Path, *, shared: bool = False, wait: float | None = None) -> Iterator[None]:
     """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files.
 
+    Args:
+        wait: how long others are waited for at most, in s; None for as long as it takes.
+
     Raises:
+        BusyError: they were waited for so long.
         OutputError: the directory cannot be written to, or what is in that folder leads elsewhere.
     """
-    state = directory / STATE
+    state, patience = directory / STATE, Wait(directory, wait)
     try:
         while True:
             _check_own(directory)
@@ -341,7 +346,8 @@ def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
             except FileNotFoundError:  # another process has removed it right now
                 continue
             try:
-                fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                others = partial(holders, [os.fstat(fd).st_ino])
+                patience.poll(partial(files.taken, fd, shared=shared), others)
                 if _same(fd, state):  # else another process has removed it while we waited
                     _check_own(directory)
                     yield
