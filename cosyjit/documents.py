@@ -20,6 +20,12 @@ MEMBER: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}"
 
 _SEAL: Final = "checksum"
 
+_DEEPEST: Final = 100
+"""How many lists and objects may stand in one another. cosyjit writes 20; of a thousand, Python cannot write one."""
+
+LARGEST: Final = 1 << 63
+"""The numbers of documents are smaller: sizes in bytes, counts, seconds, and what is computed and shown of them."""
+
 
 def dump(document: dict[str, Any]) -> bytes:
     """A document as a file's content."""
@@ -59,7 +65,17 @@ def load(content: bytes, where: str) -> dict[str, Any]:
         raise damaged(where, str(error)) from None
     if not isinstance(document, dict):
         raise damaged(where, "no object")
+    if _is_deep(document):
+        raise damaged(where, f"more than {_DEEPEST} lists and objects stand in one another")
     return document
+
+
+def _is_deep(document: dict[str, Any]) -> bool:
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [one for each in inside for one in each]
+    return bool(level)
 
 
 def read(content: bytes, where: str) -> dict[str, Any]:
@@ -115,6 +131,17 @@ def text(value: object, pattern: str = "(?s).*") -> str:
     """
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
         raise ValueError(f"{value!r} in place of {pattern}")
+    return value
+
+
+def count(value: object) -> int:
+    """A number of things.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) is not int or not 0 <= value < LARGEST:
+        raise ValueError(f"{str(value)[:100]!r} in place of a number of things")
     return value
 
 

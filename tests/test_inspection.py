@@ -195,9 +195,19 @@ def test_nothing_published_is_an_error_that_names_directory_and_store(tmp_path: 
         status(tmp_path / "nowhere", store)
 
 
-def test_a_store_that_cannot_be_read_is_not_needed_where_nothing_has_changed(directory: Path, tmp_path: Path) -> None:
+def test_without_its_store_what_is_shown_is_looked_at_and_its_source_is_not_opened(
+    source: Path, directory: Path, store: Store, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    assert status(directory, Store(tmp_path / "file")).well
+    assert store.local is not None
+    rewrite(source, "num_blocks: 3", "num_blocks: 4")
+    for other in (Store(tmp_path / "file"), Store(tmp_path / "none")):
+        found = status(directory, other)
+        assert set(conditions(found).values()) == {"whole"}
+        ((state, (reason,)),) = set(states(found).values())
+        assert (state, found.compared_with) == ("unknown", None)
+        assert reason.startswith(f"{other}")
+    assert "give the directory and the store as they were when it was exported, or export into it" in reason
 
 
 def test_a_record_of_a_later_version_does_not_hide_that_all_is_well(directory: Path, store: Store) -> None:
