@@ -45,9 +45,9 @@ class CosyjitError(Exception):
 
 
 def line(error: BaseException) -> str:
-    """An error's text in one line, cut where it quotes much, or its name if it has none."""
+    """An error's text in one line, or its name if it has none; cut if it is not cosyjit's own and quotes much."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _LONGEST or isinstance(error, CosyjitError) else f"{text[:_LONGEST]}..."
 
 
 class TransientError(CosyjitError):

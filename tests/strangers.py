@@ -1,6 +1,12 @@
 """What strangers write where text is shown: each would do something if the medium took it for more than text."""
 
+from collections.abc import Iterator
 from typing import Final
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+MARKDOWN: Final = MarkdownIt("commonmark").enable("table")
 
 HOSTILE: Final = (
     "\x1b[2J\x1b[31mred",
@@ -27,5 +33,15 @@ HOSTILE: Final = (
     "\ud800 half of a pair",
 )
 
-MARKS: Final = ("\x1b", "\x07", "\x08", "\x7f", "\x9b", "\x9d", "\r", "\u202e", "\u2028", "\x0b")
-"""What may stand in no output. Of a line break it depends on whether the line is shown to its end."""
+
+def acting(page: str) -> list[str]:
+    """What in a page of Markdown is more than text, and no picture that the page has in itself."""
+
+    def within(tokens: list[Token]) -> Iterator[Token]:
+        for token in tokens:
+            yield token
+            yield from within(token.children or [])
+
+    kinds = {"link_open", "html_inline", "html_block", "image", "fence", "code_block", "blockquote_open"}
+    found = [token for token in within(MARKDOWN.parse(page)) if token.type in kinds]
+    return [token.type for token in found if not str(token.attrGet("src")).startswith("data:image/svg+xml;base64,")]

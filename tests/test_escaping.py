@@ -7,11 +7,10 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from cosyjit.escaping import markdown, plain, xml
-from tests.strangers import HOSTILE
+from tests.strangers import HOSTILE, MARKDOWN
 
 TEXTS: Final = st.text(st.characters(exclude_categories=())) | st.text("`|\\ *_[]()<>!#-\n\x1b\udc80a", max_size=12)
 PLACES: Final = {
@@ -31,7 +30,7 @@ def within(tokens: list[Token]) -> Iterator[Token]:
 
 
 def rendered(page: str) -> list[Token]:
-    return list(within(MarkdownIt("commonmark").enable("table").parse(page)))
+    return list(within(MARKDOWN.parse(page)))
 
 
 def elements(page: str) -> list[str]:
