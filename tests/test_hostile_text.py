@@ -317,7 +317,8 @@ def test_what_the_hub_answers_is_quoted_in_one_line(
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_what_prefects_server_answers_is_quoted_in_one_line(text: str, tiny: Path, run: Run) -> None:
     for version in (text, f"3.1 {text}", f"3.1{text * 1000}"):
-        with answering(lambda _, version=version: (200, json.dumps(version).encode())) as (url, _):
+        content = json.dumps(version).encode()
+        with answering(lambda _, content=content: (200, content)) as (url, _):  # type: ignore[misc]
             assert len(check(run("notify", tiny, "--server", url), 2).err) < 1000
 
 

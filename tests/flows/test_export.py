@@ -336,11 +336,11 @@ def test_what_a_record_says_and_what_directories_are_called_is_shown_as_text(
     place = Path(tmp_path, *(text.replace("\0", "").replace("\ud800", "") for text in HOSTILE))
     shutil.copytree(tiny, place / "model")
     monkeypatch.chdir(place)  # a parameter of a run is UTF-8, the directory that it is in need not be
-    one = {"components": ["flow.encoder"], "precisions": ["fp16"]}
+    one: dict[str, Any] = {"components": ["flow.encoder"], "precisions": ["fp16"]}
     built = run("model", **one)
     (made,) = [each.record for each in plan("model", **one)]
     assert made is not None
-    texts = {"name": STRANGE, "started": STRANGE, "finished": STRANGE, "component": STRANGE, "source": STRANGE}
+    texts: dict[str, Any] = dict.fromkeys(("name", "started", "finished", "component", "source"), STRANGE)
     materials, versions = (Material(STRANGE, STRANGE, "1" * 64, STRANGE),), {STRANGE: STRANGE}
     figures = {**made.figures, STRANGE: 1.0}
     record.save(store, replace(made, **texts, materials=materials, versions=versions, figures=figures))
