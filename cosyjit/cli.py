@@ -302,6 +302,8 @@ def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False)
         The store to copy: a directory or an fsspec URL.
     to
         The store to copy it to. It is used in place of the first with --store, or COSYJIT_STORE.
+    wait
+        As for export.
     json
         Print one JSON object and nothing else.
     """

@@ -200,6 +200,12 @@ class Digests:
         found = self._recall("sha256", path, identity) or self._recall(f"sha256 {_start()}", path, identity)
         return found if isinstance(found, str) else None
 
+    def tidy(self) -> None:
+        """Forget the digests of files that are gone."""
+        with suppress(OSError):  # a directory that cannot be written to costs time only
+            for path in self.of_missing():
+                self._root.remove(f"{self._folder}/{path.name}")
+
     def of_missing(self, going: Collection[str] = ()) -> Iterator[Path]:
         """Where digests are remembered of files that are gone, or whose paths are among those that are going to be."""
         names: list[str] = []

@@ -64,6 +64,7 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
         if remove:
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]
             memory.tidy(memory.notes())
+            store.digests.tidy()
     found += _copies(store, older_than, remove=remove)
     return sorted(found, key=lambda entry: -entry.size)
 

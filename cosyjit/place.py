@@ -29,7 +29,7 @@ _WORK: Final = "tmp"
 _GATE, _LOCK = Path("gate"), Path("lock")
 """The files of locks: whoever comes in passes the gate; whoever is in shares the lock, or has it for himself alone."""
 
-_CLOSED, _OPEN = 2.0, 1.0
+_CLOSED, _OPEN = 2.5, 1.0
 """In s, how long the gate is closed by someone who waits to be alone, and left open in between."""
 
 
@@ -178,7 +178,7 @@ class Place:
     def alone(self) -> Iterator[None]:
         """Wait until nobody uses the store, and keep others waiting. A remote store knows no such thing.
 
-        Others are kept waiting at the gate for two seconds, and then let pass for one, so that nobody waits for someone
+        Others are kept waiting at the gate for some two seconds, and then let pass for one, so that nobody waits for someone
         who himself waits for a process that may have been stopped.
 
         Raises:

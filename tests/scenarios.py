@@ -219,10 +219,12 @@ def _spoil(path: Path) -> None:
 
 
 def _elsewhere(place: Place) -> None:
+    """A store that others may write to, on another device than what this user has in hand."""
     place.export(OLD)
-    objects = place.folder / "store" / "objects"
-    shutil.move(objects, place.other / "objects")
-    objects.symlink_to(place.other / "objects")
+    root = place.folder / "store"
+    shutil.move(root, place.other / "store")
+    root.symlink_to(place.other / "store")
+    root.chmod(0o777)
 
 
 def _littered(place: Place) -> None:
@@ -239,8 +241,8 @@ def _littered(place: Place) -> None:
     store.digests.sha256(place.directory / "gone")
     (place.directory / "gone").unlink()
     root = place.folder / "store"
-    (root / "tmp" / "cosyjit-left" / "below").mkdir(parents=True)
-    (root / "tmp" / "cosyjit-left" / "below" / "half").write_bytes(b"ha")
+    (root / "tmp" / "cosyjit-leftover" / "below").mkdir(parents=True)
+    (root / "tmp" / "cosyjit-leftover" / "below" / "half").write_bytes(b"ha")
     for folder in ("records", "publications", "heads", "latest", "digests", "objects/00"):
         (root / folder).mkdir(exist_ok=True)
         (root / folder / f".{'0' * 32}{TEMPORARY}").write_bytes(b"{")

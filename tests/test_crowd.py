@@ -382,7 +382,7 @@ ENTER = """
 import sys
 from pathlib import Path
 from cosyjit.store import Store
-left = Path(sys.argv[1], "tmp", "cosyjit-left")
+left = Path(sys.argv[1], "tmp", "cosyjit-leftover")
 left.mkdir(parents=True)
 def build(event, arguments):
     if event == "os.rmdir" and not list(left.iterdir()):
@@ -396,7 +396,7 @@ with Store(sys.argv[1]).in_use():
 def test_what_the_builds_of_a_killed_process_still_write_keeps_nobody_out(tmp_path: Path) -> None:
     with start(ENTER, tmp_path / "store") as process:
         out, err = process.communicate()
-    assert (out, err) == (f"{tmp_path}/store/tmp/cosyjit-left/half\n", "")
+    assert (out, err) == (f"{tmp_path}/store/tmp/cosyjit-leftover/half\n", "")
 
 
 WRITE = """

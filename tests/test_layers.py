@@ -210,7 +210,7 @@ def test_a_public_name_has_a_docstring(name: str) -> None:
 @pytest.mark.parametrize("path", modules(), ids=ids)
 def test_a_module_says_what_it_is_for_and_is_no_longer_than_it_should_be(path: Path) -> None:
     assert ast.get_docstring(parsed(path))
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 500
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 600
 
 
 FAMILY_WORDS: Final = {word.casefold() for family in FAMILIES for word in (family.name, family.language_model)}
