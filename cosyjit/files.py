@@ -273,7 +273,7 @@ def _check_plain(mode: int) -> None:
         raise NoFileError("a link in the place of a file" if stat.S_ISLNK(mode) else "a pipe or a device")
 
 
-def plain(path: Path, *, at: int | None = None) -> FileIO:
+def plain(path: Path | str, *, at: int | None = None) -> FileIO:
     """An open file, unbuffered, that is one: no pipe and no device. To open it waits for nobody.
 
     Args:
