@@ -451,7 +451,7 @@ def test_a_folder_that_must_not_be_read_stops_all_before_anything_goes(folder: s
         finally:
             Path(store.root, folder).chmod(0o755)
         assert (out, err) == (
-            f"{store.root}: cannot be read or written (Permission denied); mend it, or name another store\n",
+            f"{store.root}: cannot be read or written ({folder}: Permission denied); mend it, or name another store\n",
             "",
         )
         assert is_whole(store, shown)
