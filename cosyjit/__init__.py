@@ -8,6 +8,7 @@ for outcome in cosyjit.export("CosyVoice-300M"):
 
 from cosyjit.audit import Fault, audit_directory, audit_store
 from cosyjit.building import Artifact, build
+from cosyjit.copying import Copied, copy_store
 from cosyjit.errors import BuildError, CosyjitError, InputError
 from cosyjit.gc import collect
 from cosyjit.inspection import Shown, Status, status
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "BuildError",
+    "Copied",
     "CosyjitError",
     "Fault",
     "InputError",
@@ -39,6 +41,7 @@ __all__ = [
     "audit_store",
     "build",
     "collect",
+    "copy_store",
     "export",
     "history",
     "obstacles",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cosyjit import __version__, audit, inspection, pipeline, planning, publication, report, settings
+from cosyjit import __version__, audit, copying, inspection, pipeline, planning, publication, report, settings
 from cosyjit import gc as collection
 from cosyjit import lineage as tracing
 from cosyjit import publish as publishing
@@ -274,6 +274,27 @@ def gc(
     if not json:
         show(*report.garbage_lines(found), report.garbage_line(found, removed=delete))
     return 0
+
+
+@app.command
+def copy_store(source: str, to: str, *, json: _Json = False) -> int:
+    """Copy a store to another place, such as a bucket or back, with all that was published from it.
+
+    Exits with 0 if all of it is there then, 1 after a list of what was left out, such as what is damaged. What is there
+    already stays, so that it can be run again.
+
+    Parameters
+    ----------
+    source
+        The store to copy: a directory or an fsspec URL.
+    to
+        The store to copy it to. It is used in place of the first with --store, or COSYJIT_STORE.
+    json
+        Print one JSON object and nothing else.
+    """
+    done = copying.copy_store(Store(source), Store(to))
+    show(*([report.copied_json(done)] if json else report.copied_lines(done)))
+    return FAILED if done.left_out else 0
 
 
 @app.command

@@ -247,7 +247,7 @@ def lock_file(path: Path, *, shared: bool = False, at: int | None = None) -> Ite
             raise
         fd = os.open(path, os.O_RDONLY | _PLAIN | os.O_NOFOLLOW, dir_fd=at)
     try:
-        _check_plain(os.fstat(fd).st_mode)
+        _check_plain(os.fstat(fd).st_mode, path)
         yield fd
     finally:
         os.close(fd)
@@ -266,11 +266,12 @@ class NoFileError(OSError):
     """A link, a pipe, a device or a socket in the place of a file, which may let whoever reads it wait for ever."""
 
 
-def _check_plain(mode: int) -> None:
+def _check_plain(mode: int, path: Path | str) -> None:
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
-        raise NoFileError("a link in the place of a file" if stat.S_ISLNK(mode) else "a pipe or a device")
+        kind = "a link in the place of a file" if stat.S_ISLNK(mode) else "a pipe or a device"
+        raise NoFileError(errno.EINVAL, kind, str(path))
 
 
 def plain(path: Path | str, *, at: int | None = None) -> FileIO:
@@ -283,10 +284,10 @@ def plain(path: Path | str, *, at: int | None = None) -> FileIO:
         NoFileError: it is something else.
         OSError: it cannot be read.
     """
-    _check_plain(os.stat(path, dir_fd=at, follow_symlinks=at is None).st_mode)  # to open a device may change it
+    _check_plain(os.stat(path, dir_fd=at, follow_symlinks=at is None).st_mode, path)  # to open a device may change it
     fd = os.open(path, os.O_RDONLY | _PLAIN | (0 if at is None else os.O_NOFOLLOW), dir_fd=at)
     try:
-        _check_plain(os.fstat(fd).st_mode)
+        _check_plain(os.fstat(fd).st_mode, path)
         return FileIO(fd)
     except BaseException:
         os.close(fd)

@@ -53,10 +53,8 @@ def _count(folder: Path) -> int:
 def condition(store: Store, path: Path, digest: str, *, again: bool) -> Condition:
     try:
         path = Path(os.path.realpath(path, strict=True))
-        if not path.is_file():
-            return "damaged"
         if again:
-            with path.open("rb") as file:
+            with files.plain(path) as file:
                 found = files.sha256_of(file)
         else:
             found = store.digests.sha256(path)

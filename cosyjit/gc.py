@@ -38,8 +38,8 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
     """Find, and remove if asked to, what no publication in reach refers to.
 
     In reach are the publications that directories show, and the last ones of each directory. What is younger than
-    `older_than` stays as well. A local store is collected while nobody uses it: exports under way are waited for. With
-    a remote one go the copies of objects that this machine has had for as long, in reach or not.
+    `older_than` stays as well. A local store is collected while nobody uses it: exports under way are waited for, but
+    not to look only. With a remote one go the copies of objects that this machine has had for as long, in reach or not.
 
     Args:
         keep: how many publications of each directory are in reach, at least 1.
@@ -59,7 +59,7 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
         raise SelectionError(f"--keep {keep} --older-than {older_than:g}: keep 1 or more, for 0 seconds or longer")
     older_than = older_than if store.local else max(older_than, store.grace)
     oldest = time.time() - older_than
-    with store.alone():
+    with store.alone() if remove else store.looked_at():
         found = list(_Search(store, oldest).found(keep))
         if remove:
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]

@@ -26,12 +26,11 @@ def read(store: Store, name: str) -> str | None:
     Raises:
         LaterSchemaError: a later version has written it.
     """
-    content = store.read(name)
-    if content is None:
-        return None
-    where = f"{store}/{name}"
     try:
-        document = documents.read_sealed(content, where)
+        content = store.read(name)
+        if content is None:
+            return None
+        document = documents.read_sealed(content, f"{store}/{name}")
         if name_of(document["source"], document["target"]) != name:
             return None
         return documents.digest(document["fingerprint"], 32)

@@ -19,7 +19,7 @@ from cosyjit.digests import processors
 from cosyjit.errors import InputError, SignatureError, StoreError, line
 from cosyjit.files import absolute
 from cosyjit.memory import notes, reserved
-from cosyjit.planning import Planned, Target, compare_one, localize, plan, remember
+from cosyjit.planning import Planned, Target, check_apart, compare_one, localize, plan, remember
 from cosyjit.publication import Published
 from cosyjit.record import Material, Record
 from cosyjit.store import Store
@@ -79,6 +79,8 @@ def make(
         run: the identifiers of the run that this is part of, for the record.
 
     Raises:
+        SignatureError: it has to be built, and there is no key for the signature that the store requires; or the store
+            has a signed record of another artifact, which one without a signature does not replace.
         InputError: the model directory has changed since it was planned, or the store or the directory cannot be
             written to.
         BuildError: the process that built it was killed.
@@ -92,6 +94,7 @@ def make(
                 found = compare_one(store, target).record  # another process may have built it while we waited
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
+                _check_signer([target], store)
                 with reserved(notes(), target.memory_bytes, memory, wait=Wait("memory", store.wait, worker.check_open)):
                     found = _make(localize(target, store), store, progress, run or {})
     else:
@@ -141,8 +144,7 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
         )
         for path, digest in artifact.objects.items():
             store.add(path, digest)
-        record.save(store, made)
-    return made
+        return record.save(store, made)
 
 
 def _materials(target: Target, store: Store) -> tuple[Material, ...]:
@@ -206,7 +208,8 @@ def ready(planned: Sequence[Planned], store: Store, directory: Path, *, replace_
     """
     for error in _refusals(planned, store, directory):
         raise error
-    with publish.opened(directory, *_needs(planned, directory), replace=replace_others, ways=_ways(planned)):
+    needs, own, ways = _needs(planned, directory), _copies(planned, store, directory), _ways(planned)
+    with publish.opened(directory, *needs, replace=replace_others, own=own, ways=ways):
         yield
 
 
@@ -228,9 +231,10 @@ def obstacles(
     Returns:
         The errors, of which `export` would raise the first; none if nothing is in the way.
     """
-    directory = publication_directory(planned, directory)
-    found = publish.obstacles(directory, *_needs(planned, directory), replace=replace_others, ways=_ways(planned))
-    return (*_refusals(planned, store or Store(), directory), *found)
+    directory, store = publication_directory(planned, directory), store or Store()
+    refusals = tuple(_refusals(planned, store, directory))
+    needs, own, ways = _needs(planned, directory), _copies(planned, store, directory), _ways(planned)
+    return (*refusals, *publish.obstacles(directory, *needs, replace=replace_others, own=own, ways=ways))
 
 
 def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator[InputError]:
@@ -238,7 +242,9 @@ def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iter
     names = {each.target.file_name for each in planned}
     size = sum(each.target.weight_bytes for each in planned if each.record is None)
     checks: list[Callable[[], None]] = [
-        lambda: _check_signer(planned, store),
+        lambda: _check_writable([each.target for each in planned if each.record is None], store),
+        lambda: _check_signer([each.target for each in planned if each.record is None], store),
+        lambda: check_apart(store, directory),
         lambda: publish.check_others(store, directory, names),
         lambda: store.check_room(size) if size else None,
     ]
@@ -262,6 +268,13 @@ def _needs(planned: Sequence[Planned], directory: Path) -> tuple[int, list[str]]
     return size, [each.target.file_name + "/" * (each.target.component.kind == "vllm") for each in planned]
 
 
+def _copies(planned: Sequence[Planned], store: Store, directory: Path) -> frozenset[str]:
+    """The folders that stand where others are to be shown and are cosyjit's own, copied with all links."""
+    folders = {each.target.file_name for each in planned if each.target.component.kind == "vllm"}
+    reused = {each.target.file_name: _published(each.target, each.record) for each in planned if each.record}
+    return publish.copies(store, directory, folders, reused)
+
+
 def _ways(planned: Sequence[Planned]) -> dict[str, str]:
     """How what stands in the way of a folder can be left alone: by exporting the other components."""
     parts = dict.fromkeys(each.target.component for each in planned)
@@ -273,12 +286,18 @@ def _ways(planned: Sequence[Planned]) -> dict[str, str]:
     return found
 
 
-def _check_signer(planned: Sequence[Planned], store: Store) -> None:
-    unsigned = [each.target.name for each in planned if each.record is None]
-    if unsigned and store.trusted and not store.signer:
+def _check_writable(targets: Sequence[Target], store: Store) -> None:
+    if targets and store.read_only:
+        names = ", ".join(each.name for each in targets)
+        raise StoreError(f"{store}: is read-only, and {names} would be built into it; name another store")
+
+
+def _check_signer(targets: Sequence[Target], store: Store) -> None:
+    """Make sure that what is going to be built can be signed, if it has to be."""
+    if targets and store.trusted and not store.signer:
         raise SignatureError(
-            f"{', '.join(unsigned)}: would be built, and {store.trusted.path} requires a signature; "
-            "export where that key is, with --sign"
+            f"{', '.join(each.name for each in targets)}: would be built, and {store.trusted.path} requires a "
+            "signature; export where that key is, with --sign"
         )
 
 
@@ -331,6 +350,7 @@ def export(
         InputError: the source, the store or the directory is not fit for it; what was published is as it was.
     """
     store = store or Store()
+    check_apart(store, source, directory)
     with store.in_use():
         planned = plan(source, components, precisions, store=store, force=force, exporting=True)
         directory = publication_directory(planned, directory)

@@ -104,9 +104,10 @@ class Place:
 
     def _where(self, path: object) -> str:
         """What of a store an error is about, if that is not all of it."""
-        if self.local is None or not isinstance(path, str) or not Path(path).is_relative_to(self.local):
+        if self.local is None or not isinstance(path, str | Path) or Path(path) == self.local:
             return ""
-        return "" if Path(path) == self.local else f"{Path(path).relative_to(self.local)}: "
+        below = Path(path).is_relative_to(self.local)
+        return f"{Path(path).relative_to(self.local) if below else path}: "
 
     def waits(self, check: Callable[[], None] = lambda: None) -> Wait:
         """How others are waited for here.
@@ -124,22 +125,17 @@ class Place:
         directory that is read-only nothing is written for it.
 
         Args:
-            joining: pass by who waits to be alone: nothing is going to be written, or another process holds the store
-                and waits for this one.
+            joining: pass by who waits to be alone: another process holds the store and waits for this one.
 
         Raises:
             BusyError: someone who is alone was waited for as long as `wait` says.
             StoreError: the store cannot be written to, or, a remote one, is not there.
         """
         with ExitStack() as held:
-            if not isinstance(self._storage, Local):
-                with self._reached():
-                    self._storage.check()
-            elif self.read_only:
-                with self._reached(), suppress(FileNotFoundError), self._storage.below.folder() as fd:
-                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
+            if self.local is None or self.read_only:
+                held.enter_context(self.looked_at())
             else:
-                with self._reached(), self._storage.below.folder(make=True) as fd, ExitStack() as entering:
+                with self._reached(), self._local.below.folder(make=True) as fd, ExitStack() as entering:
                     if not joining:  # who waits to be alone has the gate, for a while
                         entering.enter_context(files.locked(_GATE, wait=self.waits(), at=fd))
                         self._clean(fd)
@@ -147,6 +143,22 @@ class Place:
             if self.workshop is not self:
                 with _optional():
                     held.enter_context(self.workshop.in_use(joining=joining))
+            yield
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Keep `alone` of other processes waiting while this one only looks; nobody else waits for that.
+
+        Raises:
+            BusyError: someone who is alone was waited for as long as `wait` says.
+            StoreError: the store is not there.
+        """
+        with ExitStack() as held, self._reached():
+            if self.local is None:
+                self._storage.check()
+            else:
+                with self._local.below.folder() as fd, suppress(FileNotFoundError):  # of a read-only one without locks
+                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
             yield
 
     def _clean(self, fd: int) -> None:

@@ -1,14 +1,16 @@
 """What is to be exported, and what of it the store has already: without torch, where nothing has changed."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cosyjit import latest, record, worker
+from cosyjit import latest, record, sets, worker
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.errors import BuildError, InputError, LaterSchemaError, RecordError, SignatureError
+from cosyjit.errors import BuildError, InputError, LaterSchemaError, RecordError, SignatureError, StoreError
 from cosyjit.families import PRECISIONS, Component, Precision, select
 from cosyjit.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.fit import PLAIN, EncoderNeed, Reading, check
@@ -28,6 +30,9 @@ _FOLDER_MEMORY: Final = 900_000_000
 """What writing a folder and reading it back takes, torch included, whatever its size."""
 
 _MISSING: Final = "record missing"
+
+_STORES: Final = ("objects", "records", "latest", "publications", "heads", "damaged", "tmp", "digests", "locks")
+"""The folders of a store."""
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -174,6 +179,32 @@ def plan(
     return planned
 
 
+def check_apart(store: Store, *directories: str | Path | None) -> None:
+    """Make sure, before anything is written, that a store is not mixed with a model, or with what is published.
+
+    Args:
+        directories: model directories, and those to publish into; what is not a path of this machine is passed over.
+
+    Raises:
+        StoreError: the store is such a directory, or in its folder `.cosyjit`, or the directory is among its files.
+    """
+    if store.local is None:
+        return
+    root = Path(os.path.realpath(store.local))
+    for given in (each for each in directories if each is not None):
+        with suppress(ValueError):  # a NUL in it, which is told of where it is opened
+            path = Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111  (which raises nothing)
+            inside = path / sets.STATE in (root, *root.parents)
+            if inside or path == root:
+                place = f"in {path / sets.STATE}, which is" if inside else "a model's directory, or one that is"
+                raise StoreError(
+                    f"{store}: is {place} published into; name another store, "
+                    "to which `cosyjit copy-store` brings what this one has"
+                )
+            if any(root / folder in (path, *path.parents) for folder in _STORES):
+                raise StoreError(f"{path}: is among the files of the store {store}; name another directory")
+
+
 def compare(
     source: str | Path,
     components: Sequence[str] | None = None,
@@ -188,7 +219,9 @@ def compare(
     Args:
         ready: see `find_targets`.
     """
-    targets = find_targets(source, components, precisions, store=store, ready=ready)
+    opened = open_source(source)
+    check_apart(store, opened.directory)
+    targets = find_targets(opened, components, precisions, store=store, ready=ready)
     return tuple(compare_one(store, target, force=force) for target in targets)
 
 
@@ -263,7 +296,10 @@ def _since(store: Store, before: str | None, now: Fingerprint) -> tuple[Literal[
 
 
 def _load(store: Store, key: str) -> tuple[Record | None, str]:
-    """The record of a fingerprint, or why there is none; one that is damaged is set aside."""
+    """The record of a fingerprint, or why there is none.
+
+    A damaged one is left where it is: only who has the turn to build knows that no other process has replaced it since.
+    """
     try:
         return record.load(store, key), _MISSING
     except LaterSchemaError:
@@ -273,7 +309,6 @@ def _load(store: Store, key: str) -> tuple[Record | None, str]:
             raise
         return None, "record has no signature that is required"  # it is written anew with one; others may use this one
     except RecordError:
-        store.set_aside(record.name_of(key))
         return None, "record damaged"
 
 
@@ -308,7 +343,8 @@ def localize(target: Target, store: Store) -> Target:
 
 def remember(store: Store, target: Target) -> None:
     """Let the next plan compare a target with what it is now."""
-    latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
+    if not store.read_only:
+        latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
 
 
 def _reference(target: Target) -> str:

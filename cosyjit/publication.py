@@ -196,7 +196,7 @@ def read_head(store: Store, directory: Path) -> Head | None:
         RecordError: it is damaged.
     """
     content = store.read(_head(directory))
-    return None if content is None else _parse_head(content, store, _head(directory))
+    return None if content is None else parse_head(content, store, _head(directory))
 
 
 def heads(store: Store) -> Iterator[Head]:
@@ -204,10 +204,16 @@ def heads(store: Store) -> Iterator[Head]:
     for entry in store.entries("heads"):
         content = store.read(entry.name)
         if content is not None:
-            yield _parse_head(content, store, entry.name)
+            yield parse_head(content, store, entry.name)
 
 
-def _parse_head(content: bytes, store: Store, name: str) -> Head:
+def parse_head(content: bytes, store: Store, name: str) -> Head:
+    """The head that a document of a store describes.
+
+    Raises:
+        LaterSchemaError: a later version has written it.
+        RecordError: it is damaged, or another directory's.
+    """
     where = f"{store}/{name}"
     document = documents.read_sealed(content, where)
     try:

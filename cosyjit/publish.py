@@ -5,6 +5,7 @@ names in place. What is damaged here is copied again from the store.
 """
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -17,19 +18,15 @@ from typing import Final
 
 from cosyjit import files, publication, record, sets
 from cosyjit.digests import processors
-from cosyjit.errors import (
-    LaterSchemaError,
-    OutputError,
-    PublicationError,
-    RecordError,
-    SelectionError,
-    StoreError,
-)
+from cosyjit.errors import LaterSchemaError, OutputError, PublicationError, RecordError, SelectionError, StoreError
+from cosyjit.families import FAMILIES
 from cosyjit.findings import Finding, condition, inspect
 from cosyjit.identity import Identity
 from cosyjit.publication import Publication, Published
 from cosyjit.record import check_signed, now
 from cosyjit.store import Store, object_name
+
+_LOG: Final = logging.getLogger("cosyjit")
 
 _LARGEST: Final = 1 << 20
 """In bytes, what a manifest may take that stands in a directory, and so may be anyone's."""
@@ -42,18 +39,19 @@ def opened(
     names: Collection[str] = (),
     *,
     replace: bool = False,
+    own: Collection[str] = (),
     ways: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Make sure that a directory can be published into, before the work; what was brought is removed if that fails.
 
     Args:
         directory: made if missing.
-        size, names, replace, ways: see `obstacles`.
+        size, names, replace, own, ways: see `obstacles`.
 
     Raises:
         OutputError: it cannot be made or written to, has too little room, or something else in the place of a name.
     """
-    for error in obstacles(directory, size, names, replace=replace, ways=ways):
+    for error in obstacles(directory, size, names, replace=replace, own=own, ways=ways):
         raise error
     with sets.writing(directory, shared=True):
         pass
@@ -71,6 +69,7 @@ def obstacles(
     names: Collection[str] = (),
     *,
     replace: bool = False,
+    own: Collection[str] = (),
     ways: Mapping[str, str] | None = None,
 ) -> Iterator[OutputError]:
     """The errors that publishing into a directory would end with, as far as that can be told without writing.
@@ -82,13 +81,14 @@ def obstacles(
         size: how many bytes will be copied into it.
         names: what will be shown, folders with a slash at the end.
         replace: see `publish`.
+        own: those that stand there as copies of what was published; see `copies`.
         ways: by the names of folders, what else can be done where something stands in their way.
     """
     above = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
     try:
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{above.name} is not a directory")
-        yield from sets.obstacles(directory, names, ways or {}, replace=replace)
+        yield from sets.obstacles(directory, names, ways or {}, replace=replace, own=own)
     except OSError as error:
         yield OutputError(f"{directory}: cannot be written to ({error.strerror}); publish into another directory")
         return
@@ -107,7 +107,7 @@ def bring(store: Store, directory: Path, artifact: Published, *, link: bool = Fa
         OutputError: the directory cannot be written to.
         StoreError: an object is missing or damaged, or cannot be linked.
     """
-    with sets.writing(directory, shared=True):
+    with sets.writing(directory, shared=True, wait=store.wait):
         for digest in artifact.objects:
             _bring(store, directory, digest, link=link)
 
@@ -123,7 +123,8 @@ def publish(
 ) -> Publication:
     """Show artifacts in a directory, beside those of other names that it shows already: all of them or none.
 
-    If it shows them already, no new publication is made, and what is damaged is mended.
+    If it shows them already, no new publication is made, and what is damaged is mended. What it goes on showing from
+    another store is copied into this one.
 
     Args:
         store: where they are kept, entered with `Store.in_use`.
@@ -138,20 +139,21 @@ def publish(
         SignatureError: an artifact has no record with a signature that the store requires.
         StoreError: an object is missing or damaged, or cannot be linked; the directory shows what it did.
     """
-    with sets.writing(directory):
+    with sets.writing(directory, wait=store.wait):
         wanted = shown(store, directory)
-        others = _others(directory, wanted)
+        others = {name: each for name, each in _others(store, directory, wanted).items() if name not in artifacts}
         merged = {**others, **artifacts}
         _check_signed(store, merged)
+        _keep(store, directory, others)
         if wanted is None or (wanted.artifacts, wanted.source) != (merged, source):
             wanted = _following(wanted, source, merged)
         elif _is_well(store, directory, wanted, link=link):
             if publication.head(store, directory) != wanted:  # it may be a copy of another directory
-                _renew(store, wanted, others)
-                publication.save(store, wanted, directory, shown=True)
+                _renew(store, wanted, others.values())
+                _save(store, wanted, directory, shown=True)
             sets.clean(directory)
             return wanted
-        _show(store, directory, wanted, others, link=link, replace=replace)
+        _show(store, directory, wanted, others.values(), link=link, replace=replace)
     return wanted
 
 
@@ -167,12 +169,15 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
         StoreError: an object of it is missing or damaged. As after any error, the directory shows what it did.
     """
     current(store, directory)  # nothing is made where nothing was published
-    with store.in_use(), sets.writing(directory):
+    with store.in_use(), sets.writing(directory, wait=store.wait):
         last = current(store, directory)
         found = _earlier(store, directory, last, number)
         _check_signed(store, found.artifacts)
+        _keep(
+            store, directory, {name: each for name, each in found.artifacts.items() if last.artifacts.get(name) == each}
+        )
         after = _following(last, found.source, found.artifacts, found.restores or found.number)
-        _show(store, directory, after, last.artifacts)
+        _show(store, directory, after, found.artifacts.values())
     return after
 
 
@@ -190,17 +195,77 @@ def _earlier(store: Store, directory: Path, last: Publication, number: int | Non
 
 
 def check_others(store: Store, directory: Path, names: Collection[str]) -> None:
-    """Make sure, before the work, that what else a directory shows has the signatures that a store requires.
+    """Make sure, before the work, that what else a directory shows can be shown further, out of a store.
 
     Args:
         names: those that are going to be shown anew.
 
     Raises:
-        SignatureError: one has none.
+        SignatureError: one has not the signature that the store requires.
+        StoreError: one is whole neither in the store nor in the directory.
     """
-    if store.trusted is not None:
-        others = _others(directory, shown(store, directory))
-        _check_signed(store, {name: each for name, each in others.items() if name not in names})
+    found = _others(store, directory, shown(store, directory))
+    others = {name: each for name, each in found.items() if name not in names}
+    _check_signed(store, others)
+    list(_lacking(store, directory, others))
+
+
+def _keep(store: Store, directory: Path, artifacts: Mapping[str, Published]) -> None:
+    """Let a store have what a directory goes on showing, where it was published from another store.
+
+    Raises:
+        StoreError: an object is whole neither in the store nor in the directory, or the store cannot be written to.
+    """
+    for path, digest in _lacking(store, directory, artifacts):
+        if not store.read_only:
+            _take(store, path, digest)
+
+
+def _take(store: Store, path: Path, digest: str) -> None:
+    """Copy a file into a store, where it is checked before it is an object."""
+    try:
+        with store.staging() as work:
+            with (work / digest).open("wb+") as file:
+                files.copy(path, file)
+                file.seek(0)
+                changed = files.sha256_of(file) != digest
+            if changed:
+                raise StoreError(f"{path}: was changed while it was copied into {store}; run again")
+            store.add(work / digest, digest)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be copied into {store} ({error.strerror}); make room there, or name another store"
+        ) from None
+
+
+def _lacking(store: Store, directory: Path, artifacts: Mapping[str, Published]) -> Iterator[tuple[Path, str]]:
+    """The objects of artifacts that a store has not: where a directory has them, whole, and their digests.
+
+    Raises:
+        StoreError: it has one neither.
+    """
+    for name, artifact in artifacts.items():
+        for member, digest in artifact.members(name).items():
+            if store.condition(digest) == "whole":
+                continue
+            for path in (sets.file(directory, digest), directory / member):
+                if condition(store, path, digest, again=False) == "whole":
+                    yield path, digest
+                    break
+            else:
+                raise StoreError(
+                    f"{directory / member}: is not as it was published, and {store} has no object {digest}; "
+                    f"export it again with this store{_options(name)}, or remove {directory / name}"
+                )
+
+
+def _options(name: str) -> str:
+    """How the component that is published under a name is named to an export; nothing for a name that none has."""
+    parts = [part for family in FAMILIES for part in family.components]
+    for made, precision in ((part, each) for part in parts for each in part.tolerances):
+        if made.file_name(precision) == name:
+            return f", --component {made.name}" + (f" --precision {precision}" if made.published is None else "")
+    return ""
 
 
 def _check_signed(store: Store, artifacts: Mapping[str, Published]) -> None:
@@ -238,14 +303,14 @@ def history(store: Store, directory: Path, last: int | None = None) -> list[Publ
 
 
 def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) -> bool:
-    """Whether a publication is shown, whole, and not by links into the store unless these are asked for."""
+    """Whether a publication is shown, whole, as a set, and not by links into the store unless these are asked for."""
     objects = [digest for each in wanted.artifacts.values() for digest in each.objects]
     linked = any(store.is_linked(digest, sets.file(directory, digest)) for digest in objects)
     whole = all(found.condition == "whole" for found in inspect(store, directory, wanted))
-    return whole and (link or not linked)
+    return whole and sets.current(directory) == wanted.identity and (link or not linked)
 
 
-def _others(directory: Path, shown: Publication | None) -> dict[str, Published]:
+def _others(store: Store, directory: Path, shown: Publication | None) -> dict[str, Published]:
     """What was published in a directory and is to be shown further.
 
     What someone has taken away, or with it the whole directory, is not wanted back; nor is a folder that he has put
@@ -253,34 +318,77 @@ def _others(directory: Path, shown: Publication | None) -> dict[str, Published]:
     """
 
     def is_wanted(path: Path, artifact: Published) -> bool:
-        return os.path.lexists(path) if artifact.files is None else sets.is_ours(path)
+        if artifact.files is None:
+            return os.path.lexists(path)
+        return sets.is_ours(path) or _is_copy(store, path, artifact)
 
     artifacts = shown.artifacts if shown else {}
     return {name: each for name, each in artifacts.items() if is_wanted(directory / name, each)}
 
 
+def copies(store: Store, directory: Path, names: Collection[str], artifacts: Mapping[str, Published]) -> frozenset[str]:
+    """The names in a directory that are no links, but copies of published files and folders: cosyjit's own.
+
+    That is how `cp -rL`, `rsync -L` and a download leave what a directory has shown. Such a folder has exactly the
+    files of one that was published there, as far back as the directory and the store know, or that is going to be.
+
+    Args:
+        names: those to look at.
+        artifacts: what is going to be published, by its names.
+    """
+
+    def published(name: str) -> Iterator[Published]:
+        if name in artifacts:
+            yield artifacts[name]
+        for last in (shown(store, directory), publication.head(store, directory)):
+            yield from (each.artifacts[name] for each in publication.chain(store, last) if name in each.artifacts)
+
+    there = [name for name in names if _is_real(directory / name)]
+    return frozenset(name for name in there if any(_is_copy(store, directory / name, each) for each in published(name)))
+
+
+def _is_real(path: Path) -> bool:
+    """Whether there is something at a path itself, and not a link."""
+    return os.path.lexists(path) and not path.is_symlink()
+
+
+def _is_copy(store: Store, path: Path, artifact: Published) -> bool:
+    """Whether a path is no link, and the file of an artifact, or a folder with exactly its files."""
+    if not _is_real(path):
+        return False
+    if artifact.files is None:
+        return condition(store, path, artifact.sha256, again=False) == "whole"
+    try:
+        names = {each.name for each in path.iterdir()}
+    except OSError:  # no folder, or one that cannot be read
+        return False
+    found = (condition(store, path / name, each, again=False) for name, each in artifact.files.items())
+    return names == artifact.files.keys() and all(each == "whole" for each in found)
+
+
 def shown(store: Store, directory: Path) -> Publication | None:
     """The publication that a directory shows, or showed when it was last whole; None if there is none."""
     identity = sets.current(directory)
-    if identity is not None and re.fullmatch("[0-9a-f]{64}", identity):
-        found = _document(directory, identity) or publication.load(store, identity)
-        if found is not None:
-            return found
-    return publication.head(store, directory)
+    if identity is None:
+        found = _parsed(directory / sets.MANIFEST)  # in a copy of a directory, whose links have become files
+    elif re.fullmatch("[0-9a-f]{64}", identity):
+        found = _parsed(sets.document(directory, identity), identity) or publication.load(store, identity)
+    else:
+        found = None
+    return found or publication.head(store, directory)
 
 
-def _document(directory: Path, identity: str) -> Publication | None:
-    """The publication in a set's document; None if it is not what the set's name says."""
-    path = sets.document(directory, identity)
+def _parsed(path: Path, identity: str | None = None) -> Publication | None:
+    """The publication in a document; None if it is none, or another one than is looked for."""
     content = files.content(path, _LARGEST)
-    if content is None or sha256(content).hexdigest() != identity:
+    if content is None or identity not in (None, sha256(content).hexdigest()):
         return None
     try:
         return publication.parse(content, str(path))
     except LaterSchemaError:
         raise
     except RecordError:
-        return None  # a stranger's, who has named it for its digest
+        return None  # a stranger's, who may have named it for its digest
 
 
 def discard(directory: Path) -> None:
@@ -319,36 +427,50 @@ def _show(
     store: Store,
     directory: Path,
     after: Publication,
-    before: Mapping[str, Published],
+    unrecorded: Collection[Published],
     *,
     link: bool = False,
     replace: bool = False,
 ) -> None:
     members = {path: digest for name, each in after.artifacts.items() for path, digest in each.members(name).items()}
-    sets.check_names(directory, members, replace=replace)
+    before = shown(store, directory)
+    dropped = before.artifacts.keys() - after.artifacts.keys() if before else set()
+    folders = {name for name, each in after.artifacts.items() if each.files is not None}
+    own = copies(store, directory, folders | dropped, after.artifacts)
+    sets.check_names(directory, members, replace=replace, own=own)
     digests = set(members.values())
     with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk
         list(pool.map(lambda digest: _bring(store, directory, digest, link=link), digests))
-    _renew(store, after, before)
+    _renew(store, after, unrecorded)
     # The store has to know of it before anyone sees it, or its objects could be collected.
-    publication.save(store, after, directory, shown=False)
-    sets.show(directory, after.identity, after.content, members, replace=replace)
-    publication.save(store, after, directory, shown=True)
+    _save(store, after, directory, shown=False)
+    sets.show(directory, after.identity, after.content, members, replace=replace, own=own)
+    _save(store, after, directory, shown=True)
 
 
-def _renew(store: Store, after: Publication, before: Mapping[str, Published]) -> None:
+def _save(store: Store, published: Publication, directory: Path, *, shown: bool) -> None:
+    """Let a store know of a publication; of a read-only one the directory's own manifest alone does."""
+    if not store.read_only:
+        publication.save(store, published, directory, shown=shown)
+    elif shown:
+        _LOG.warning("%s: is read-only, so its history has not this publication; %s itself has", store, directory)
+
+
+def _renew(store: Store, after: Publication, unrecorded: Collection[Published]) -> None:
     """Keep what a publication names from being collected by another machine before that can see it.
 
     Args:
-        before: what is shown already, and goes on being shown even if the store has lost it.
+        unrecorded: artifacts of which the store may have no record: those from another store never had one here.
 
     Raises:
         StoreError: something else is missing.
     """
 
     def renew(artifact: Published) -> None:
-        for name in (*map(object_name, artifact.objects), record.name_of(artifact.fingerprint)):
-            if not store.renew(name) and artifact not in before.values():
+        made = record.name_of(artifact.fingerprint)
+        missing = [name for name in (*map(object_name, artifact.objects), made) if not store.renew(name)]
+        for name in missing:
+            if name != made or artifact not in unrecorded:
                 raise StoreError(f"{store}/{name}: is missing; export its checkpoint again to build it anew")
 
     with ThreadPoolExecutor(processors()) as pool:  # one asks while another waits for the answer

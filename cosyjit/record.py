@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit import documents, signing
 from cosyjit.digests import TensorDigest
-from cosyjit.errors import RecordError, SignatureError
+from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
 from cosyjit.files import sha256_of_folder
 from cosyjit.fingerprint import Fingerprint, canonical
 from cosyjit.signing import Envelope, Trusted
@@ -309,10 +309,7 @@ def load(store: Store, key: str) -> Record | None:
     if content is None:
         return None
     where = f"{store}/{name_of(key)}"
-    record = parse(content, where, store.trusted)
-    if record.fingerprint.key != key:
-        raise _of_another(where)
-    return record
+    return _named(parse(content, where, store.trusted), key, where)
 
 
 def objects(store: Store, key: str) -> tuple[str, ...] | None:
@@ -340,11 +337,56 @@ def _of_another(where: str) -> RecordError:
     return documents.damaged(where, "another fingerprint's")
 
 
-def save(store: Store, record: Record) -> None:
-    """Write a record, after the object that it names; signed, where the store has a key for that."""
+def save(store: Store, record: Record) -> Record:
+    """Write a record, after the object that it names; signed, where the store has a key for that.
+
+    Without a key, a signed record stays: that of an equal artifact says all that there is to say, and that of another
+    artifact is not given up for one that nobody has signed. A damaged record is set aside. To be called within
+    `Store.turn`, in which nobody else writes a record of the same fingerprint.
+
+    Returns:
+        The record that the store has then.
+
+    Raises:
+        LaterSchemaError: a later version has written the record that is there.
+        SignatureError: a key has signed the record that is there, of another artifact, and the store has no key.
+    """
+    name = name_of(record.fingerprint.key)
+    before = _before(store, record.fingerprint.key)
+    if before is not None and before.signed_by and store.signer is None:
+        if (before.name, before.sha256, before.bytes) == (record.name, record.sha256, record.bytes):
+            return before
+        signers = ", ".join(keyid[:16] for keyid in before.signed_by)
+        raise SignatureError(
+            f"{store}/{name}: is signed by {signers}, and another artifact was built here, without a signature; "
+            "export where that key is, with --sign, or name another store"
+        )
     statement = record.statement
     document = store.signer.sign(canonical(statement)).document if store.signer else statement
-    store.write(name_of(record.fingerprint.key), documents.seal(document))
+    store.write(name, documents.seal(document))
+    return record
+
+
+def _before(store: Store, key: str) -> Record | None:
+    """The record that another one is going to replace, whoever signed it; None if there is none, or a damaged one."""
+    name = name_of(key)
+    content = store.read(name)
+    if content is None:
+        return None
+    try:
+        return _named(parse(content, f"{store}/{name}"), key, f"{store}/{name}")
+    except LaterSchemaError:
+        raise
+    except RecordError:
+        store.set_aside(name)
+        return None
+
+
+def _named(record: Record, key: str, where: str) -> Record:
+    """A record, which has to be that of a fingerprint."""
+    if record.fingerprint.key != key:
+        raise _of_another(where)
+    return record
 
 
 def check_signed(store: Store, name: str, sha256: str, size: int, key: str) -> None:

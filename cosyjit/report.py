@@ -12,6 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cosyjit.audit import Fault
+from cosyjit.copying import Copied
 from cosyjit.errors import InputError, printable
 from cosyjit.inspection import Status
 from cosyjit.lineage import Trace
@@ -297,6 +298,26 @@ def lineage_json(trace: Trace) -> str:
 def faults_json(faults: Sequence[Fault]) -> str:
     """One object, `{"faults": [...]}`."""
     return _json({"faults": [each._asdict() for each in faults]})
+
+
+def copied_lines(done: Copied) -> list[str]:
+    """What was left out, a line each, and what was copied."""
+    counts = f"{len(done.copied)} files copied, {decimal(sum(each.size for each in done.copied))}"
+    return [
+        *(printable(f"{each.name}: {each.problem}") for each in done.left_out),
+        f"{counts}; {len(done.present)} were there already, {len(done.left_out)} left out",
+    ]
+
+
+def copied_json(done: Copied) -> str:
+    """One object: the files that were copied, those that were there already, and those that were left out."""
+    return _json(
+        {
+            "copied": [{"name": each.name, "bytes": each.size} for each in done.copied],
+            "present": list(done.present),
+            "left_out": [each._asdict() for each in done.left_out],
+        }
+    )
 
 
 def garbage_table(found: Sequence[Entry]) -> Table:

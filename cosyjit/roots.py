@@ -5,6 +5,7 @@ folder, or exchanges one while another process looks, leads nobody out. What sta
 (a link, a pipe, a device) is not opened.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -87,6 +88,8 @@ class Root:
         try:
             with self._named(name):
                 return files.plain(last, at=fd)
+        except IsADirectoryError:
+            raise files.NoFileError(errno.EISDIR, "a folder in the place of a file", str(self.path / name)) from None
         finally:
             os.close(fd)
 
@@ -100,7 +103,7 @@ class Root:
             # Memory for `most` bytes would take longer than all the rest.
             content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
             if len(content) > most:
-                raise files.NoFileError(f"more than {most:,} bytes")
+                raise files.NoFileError(errno.EFBIG, f"more than {most:,} bytes")
             return content
 
     @contextmanager
@@ -179,7 +182,7 @@ def _step(fd: int, part: str, *, make: bool) -> int:
             raise
     except OSError:
         if stat.S_ISLNK(os.stat(part, dir_fd=fd, follow_symlinks=False).st_mode):
-            raise files.NoFileError("a link in the place of a folder") from None
+            raise files.NoFileError(errno.ENOTDIR, "a link in the place of a folder") from None
         raise
     with suppress(FileExistsError):
         os.mkdir(part, _DIRECTORY, dir_fd=fd)

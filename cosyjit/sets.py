@@ -18,7 +18,6 @@ machine the digests of these files are taken anew, so that what a loss of power 
 """
 
 import ctypes
-import fcntl
 import itertools
 import os
 import re
@@ -26,11 +25,13 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from cosyjit import files
 from cosyjit.errors import OutputError
+from cosyjit.waits import Wait, holders
 
 MANIFEST: Final = "cosyjit.json"
 """The name of the document that describes a set, among its files."""
@@ -72,21 +73,29 @@ def file(directory: Path, digest: str) -> Path:
     return directory / STATE / "files" / digest
 
 
-def show(directory: Path, name: str, content: bytes, members: Mapping[str, str], *, replace: bool = False) -> None:
+def show(
+    directory: Path,
+    name: str,
+    content: bytes,
+    members: Mapping[str, str],
+    *,
+    replace: bool = False,
+    own: Collection[str] = (),
+) -> None:
     """Make a set of files that are there, and switch to it. To be called within `writing`, alone.
 
     Args:
         name: of the set.
         content: of its document.
         members: the names to show, and the digests of their files; "vllm/config.json" is a file in a folder.
-        replace: see `check_names`.
+        replace, own: see `check_names`.
 
     Raises:
         OutputError: something stands under a name that is not to be replaced; nothing was changed.
         OSError: the directory cannot be written to; it shows one whole set.
     """
     names = [*dict.fromkeys(member.partition("/")[0] for member in members), MANIFEST]
-    check_names(directory, members, replace=replace)
+    check_names(directory, members, replace=replace, own=own)
     manifest = document(directory, name)
     files.make_directory(manifest.parent)
     for member, digest in members.items():
@@ -98,7 +107,8 @@ def show(directory: Path, name: str, content: bytes, members: Mapping[str, str],
     if files.content(manifest, len(content)) != content:
         with files.replacing(manifest) as opened:
             opened.write(content)
-    _adopt(directory, names, {member.partition("/")[0] for member in members if "/" in member})
+    folders = {member.partition("/")[0] for member in members if "/" in member}
+    _adopt(directory, dict.fromkeys((*names, *own)), folders, own)
     for member in names:
         _link(f"{STATE}/current/{member}", directory / member)
     _switch(directory, name)
@@ -106,38 +116,44 @@ def show(directory: Path, name: str, content: bytes, members: Mapping[str, str],
     clean(directory)
 
 
-def check_names(directory: Path, members: Collection[str], *, replace: bool = False) -> None:
+def check_names(directory: Path, members: Collection[str], *, replace: bool = False, own: Collection[str] = ()) -> None:
     """
     Args:
         members: see `show`.
         replace: whether what stands where a folder is to be shown is put aside, under its name with a number.
+        own: the names of files and folders that are cosyjit's own, though they are no links; none is put aside.
 
     Raises:
         OutputError: something else stands there, or, where a file is to be shown, something that is not a file.
     """
-    for error in _taken(directory, members, {}, replace=replace):
+    for error in _taken(directory, members, {}, replace=replace, own=own):
         raise error
 
 
 def obstacles(
-    directory: Path, members: Collection[str], ways: Mapping[str, str], *, replace: bool = False
+    directory: Path,
+    members: Collection[str],
+    ways: Mapping[str, str],
+    *,
+    replace: bool = False,
+    own: Collection[str] = (),
 ) -> Iterator[OutputError]:
     """The errors that `writing` and `show` would raise of what stands in a directory; nothing is written.
 
     Args:
-        members, replace: see `check_names`.
+        members, replace, own: see `check_names`.
         ways: by names, what else can be done where something stands in the way of a folder.
     """
-    yield from _taken(directory, members, ways, replace=replace)
+    yield from _taken(directory, members, ways, replace=replace, own=own)
     yield from (_not_own(path) for path in _foreign(directory))
 
 
 def _taken(
-    directory: Path, members: Collection[str], ways: Mapping[str, str], *, replace: bool
+    directory: Path, members: Collection[str], ways: Mapping[str, str], *, replace: bool, own: Collection[str]
 ) -> Iterator[OutputError]:
     for name in (*members, MANIFEST):
         path = directory / name.partition("/")[0]
-        if not os.path.lexists(path) or is_ours(path):
+        if not os.path.lexists(path) or is_ours(path) or path.name in own:
             continue
         if "/" in name and not replace:
             way = "move it away, or export with --replace, which puts it aside"
@@ -163,11 +179,11 @@ def _drop_others(folder: Path, members: Collection[str]) -> None:
             files.remove(path)
 
 
-def _adopt(directory: Path, names: Collection[str], folders: Collection[str]) -> None:
+def _adopt(directory: Path, names: Collection[str], folders: Collection[str], own: Collection[str]) -> None:
     """Turn files that stand under these names into links, while each name goes on showing what it does.
 
-    They are left by other exporters, or by cosyjit's own earlier publications if someone replaced a link. What stands
-    under the name of a folder is put aside.
+    They are left by other exporters, or by cosyjit's own earlier publications if someone replaced a link or copied the
+    directory. What stands under the name of a folder is put aside; one of cosyjit's own goes with the set before.
     """
     strange = [name for name in names if os.path.lexists(directory / name) and not is_ours(directory / name)]
     if not strange:
@@ -180,21 +196,29 @@ def _adopt(directory: Path, names: Collection[str], folders: Collection[str]) ->
             for each in _files_of(path):
                 files.make_directory(folder / path.name)
                 _repeat(each, folder / path.name / each.name)
-    aside = {name: _aside(directory / name) for name in strange if name in folders}
-    for name in strange:
-        path = directory / name
-        if name in aside:
-            (folder / name).symlink_to(f"../../../{aside[name].name}")
-        elif path.is_symlink():
-            (folder / name).symlink_to(directory.absolute() / path.readlink())
-        else:
-            _keep(path, folder / name)
+    # A folder of cosyjit's own goes into the set itself, where nobody looks for it before.
+    aside = {name: folder / name for name in strange if name in own and _is_folder(directory / name)}
+    for name in (name for name in strange if name not in aside):
+        if name in folders:
+            aside[name] = _aside(directory / name)
+        _show_before(directory, name, folder, aside.get(name))
     _switch(directory, folder.name)
     for name in strange:
         if name in aside:
             _exchange(f"{STATE}/current/{name}", directory / name, aside[name])
         else:
             _link(f"{STATE}/current/{name}", directory / name)
+
+
+def _show_before(directory: Path, name: str, folder: Path, aside: Path | None) -> None:
+    """Let a set show what stands under a name, which may be going to be put aside."""
+    path = directory / name
+    if aside is not None:
+        (folder / name).symlink_to(f"../../../{aside.name}")
+    elif path.is_symlink():
+        (folder / name).symlink_to(directory.absolute() / path.readlink())
+    else:
+        _keep(path, folder / name)
 
 
 def _repeat(path: Path, to: Path) -> None:
@@ -302,13 +326,17 @@ def _left(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
+def writing(directory: Path, *, shared: bool = False, wait: float | None = None) -> Iterator[None]:
     """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files.
 
+    Args:
+        wait: how long others are waited for at most, in s; None for as long as it takes.
+
     Raises:
+        BusyError: they were waited for so long.
         OutputError: the directory cannot be written to, or what is in that folder leads elsewhere.
     """
-    state = directory / STATE
+    state, patience = directory / STATE, Wait(directory, wait)
     try:
         while True:
             _check_own(directory)
@@ -318,7 +346,8 @@ def writing(directory: Path, *, shared: bool = False) -> Iterator[None]:
             except FileNotFoundError:  # another process has removed it right now
                 continue
             try:
-                fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                others = partial(holders, [os.fstat(fd).st_ino])
+                patience.poll(partial(files.taken, fd, shared=shared), others)
                 if _same(fd, state):  # else another process has removed it while we waited
                     _check_own(directory)
                     yield

@@ -167,7 +167,7 @@ class Remote(Storage):
         with suppress(RangeError), self._asked():
             content = self._system.cat_file(self._path(name), start=0, end=_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise NoFileError(f"more than {_LARGEST:,} bytes")
+            raise NoFileError(errno.EFBIG, f"more than {_LARGEST:,} bytes")
         return content
 
     def write(self, name: str, content: bytes) -> None:

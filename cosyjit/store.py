@@ -28,7 +28,7 @@ from typing import BinaryIO, Final, Literal
 
 from cosyjit import documents, files
 from cosyjit.digests import Digests
-from cosyjit.errors import CheckpointError, SelectionError, StoreError, line
+from cosyjit.errors import CheckpointError, SelectionError, StoreError
 from cosyjit.identity import Identity
 from cosyjit.place import OWN, Place
 from cosyjit.signing import Signer, Trusted
@@ -108,7 +108,7 @@ class Store(Place):
             except FileNotFoundError:
                 return None
             except files.NoFileError as error:
-                raise documents.damaged(f"{self}/{name}", line(error)) from None
+                raise documents.damaged(f"{self}/{name}", str(error.strerror)) from None
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""

@@ -165,6 +165,7 @@ def export(
         store = Store(
             settings.store(), sign=settings.sign(), require=settings.require_signature(), wait=settings.wait()
         )
+        planning.check_apart(store, *sources, publish)
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
             work = [

@@ -32,6 +32,7 @@ LAYERS: Final = (
     {"findings", "folders", "lineage", "planning", "server", "verify"},
     {"publish"},
     {"audit", "building", "gc", "inspection", "trends"},
+    {"copying"},
     {"pipeline"},
     {"report", "terminal"},
     {"cli", "flows"},
@@ -60,6 +61,7 @@ OTHERS: Final = {
 PUBLIC: Final = [
     "Artifact",
     "BuildError",
+    "Copied",
     "CosyjitError",
     "Fault",
     "InputError",
@@ -76,6 +78,7 @@ PUBLIC: Final = [
     "audit_store",
     "build",
     "collect",
+    "copy_store",
     "export",
     "history",
     "obstacles",

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import pytest
 
-from cosyjit import Planned, Published, Store, documents, plan, publish, record
+from cosyjit import Outcome, Planned, Published, Store, Target, documents, export, plan, publish, record
 from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
 from cosyjit.fingerprint import canonical
 from cosyjit.signing import Signer
 from tests.calls import Ran, run_here, shown, snapshot
-from tests.kept import change, keep, object_of, record_of
+from tests.kept import change, flip, keep, object_of, record_of
 from tests.keys import Pair, pair
 
 Run = Callable[..., Ran]
@@ -394,3 +394,110 @@ def test_work_in_hand_stands_where_others_may_not_write(tmp_path: Path) -> None:
     own.parent.chmod(0o777)
     with Store(path).staging() as work:
         assert work.parent == Path(tempfile.gettempdir())
+
+
+# What is signed is not lost.
+
+
+def signed_for_real(tiny2: Path, keys: Pair, store: Store, out: Path) -> Outcome:
+    """What a build comes to whose record a key has signed."""
+    signing = Store(store.root, sign=keys.private)
+    (outcome,) = export(tiny2, components=["flow.encoder"], precisions=["fp16"], directory=out, store=signing)
+    return outcome
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["copied", "linked"])
+def test_an_object_that_is_damaged_after_the_plan_is_not_built_again_where_it_cannot_be_signed(
+    tiny2: Path, keys: Pair, store: Store, tmp_path: Path, *, link: bool
+) -> None:
+    made = signed_for_real(tiny2, keys, store, tmp_path / "first").record
+    assert made is not None
+    path = record_of(store, made.fingerprint.key)
+    before = path.read_bytes()
+
+    def damage(_: Target, stage: str) -> None:
+        assert stage == "cached"
+        flip(object_of(store, made.sha256))
+
+    (outcome,) = export(
+        tiny2,
+        components=["flow.encoder"],
+        precisions=["fp16"],
+        directory=tmp_path / "out",
+        store=Store(store.root, require=keys.public),
+        link=link,
+        progress=damage,
+    )
+    assert outcome.state == "failed"
+    assert outcome.error == (
+        f"flow.encoder.fp16: would be built, and {keys.public} requires a signature; "
+        "export where that key is, with --sign"
+    )
+    assert path.read_bytes() == before
+    assert (store.objects(), shown(tmp_path / "out")) == (set(), {})
+
+
+@pytest.mark.parametrize("option", [[], ["--force"]], ids=["object damaged", "forced"])
+def test_an_equal_artifact_that_is_built_without_the_key_keeps_its_signed_record(
+    option: list[str], tiny2: Path, keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    made = signed_for_real(tiny2, keys, store, tmp_path / "first").record
+    assert made is not None
+    path = record_of(store, made.fingerprint.key)
+    before = path.read_bytes()
+    if not option:
+        flip(object_of(store, made.sha256))
+    ran = run("export", tiny2, *ONE, *option, "--publish", tmp_path / "out", "--json")
+    assert [each["state"] for each in json.loads(ran.out)["targets"]] == ["built"]
+    assert path.read_bytes() == before
+    assert run("verify", tmp_path / "out", "--require-signature", keys.public).status == 0
+    assert run("verify", "--require-signature", keys.public).status == 0
+
+
+def test_a_signed_record_of_another_artifact_is_not_given_up_for_an_unsigned_one(
+    tiny2: Path, signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "out"
+    publish.publish(store, out, signed, "/models/a")
+    key = signed[NAME].fingerprint
+    before = record_of(store, key).read_bytes(), shown(out)
+    ran = run("export", tiny2, *ONE, "--force", "--publish", out, "--json")
+    (target,) = json.loads(ran.out)["targets"]
+    assert (ran.status, target["state"]) == (1, "failed")
+    signer = Signer(keys.private).keyid[:16]
+    assert target["error"] == (
+        f"{store.root}/records/{key}.json: is signed by {signer}, and another artifact was built here, without a "
+        "signature; export where that key is, with --sign, or name another store"
+    )
+    assert (record_of(store, key).read_bytes(), shown(out)) == before
+    assert run("export", tiny2, *ONE, "--force", "--publish", out, "--sign", keys.private).status == 0
+    assert run("verify", out, "--require-signature", keys.public).status == 0
+
+
+def test_a_record_that_is_signed_while_the_same_is_built_without_a_key_stays(
+    tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path
+) -> None:
+    """As by a machine that has lost the turn: it writes while this one still builds."""
+
+    def sign(_: Target, stage: str) -> None:
+        if stage == "verify":
+            keep(Store(store.root, sign=keys.private), planned)
+
+    (outcome,) = export(
+        tiny2, components=["flow.encoder"], precisions=["fp16"], directory=tmp_path / "out", progress=sign
+    )
+    assert outcome.state == "failed"
+    found = record.load(Store(store.root, require=keys.public), planned[0].target.fingerprint.key)
+    assert found is not None
+    assert found.signed_by == (Signer(keys.private).keyid,)
+
+
+@pytest.mark.usefixtures("signed")
+def test_a_signed_record_is_replaced_by_what_is_signed_anew(
+    planned: tuple[Planned, ...], store: Store, tmp_path: Path
+) -> None:
+    new = pair(tmp_path, "new")
+    keep(Store(store.root, sign=new.private), planned)
+    found = record.load(Store(store.root, require=new.public), planned[0].target.fingerprint.key)
+    assert found is not None
+    assert found.signed_by == (Signer(new.private).keyid,)

@@ -227,6 +227,17 @@ def test_what_is_no_source_or_no_single_place_is_one_line_as_well(tiny: Path, tm
     assert listing(tmp_path) == []
 
 
+def test_a_store_in_the_place_of_what_is_published_is_refused_before_anything_is_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSYJIT_STORE", str(tmp_path))
+    state = run(tiny, publish=str(tmp_path))
+
+    assert state.name == "Failed"
+    assert "name another store, to which `cosyjit copy-store` brings what this one has" in str(state.message)
+    assert listing(tmp_path) == []
+
+
 @pytest.mark.parametrize("memory", ["much", "-1", "0", "1e400"])
 def test_a_setting_that_is_none_is_one_line_as_well(
     memory: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
