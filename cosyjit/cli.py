@@ -19,7 +19,7 @@ from cosyjit.errors import BuildError, CosyjitError, ServerError
 from cosyjit.files import absolute
 from cosyjit.source import open_source
 from cosyjit.store import Store
-from cosyjit.terminal import Told, errors, show, stages
+from cosyjit.terminal import Told, show, show_json, stages, tell
 from cosyjit.worker import ignore_missing_numpy
 
 FAILED = 1
@@ -110,9 +110,10 @@ def export(
             memory=settings.memory(),
             progress=progress,
         )
-    show(report.outcomes_json(outcomes) if json else report.outcomes_table(outcomes))
-    if not json:
-        show(*report.closing(outcomes))
+    if json:
+        show_json(report.outcomes_json(outcomes))
+    else:
+        show(report.outcomes_table(outcomes), *report.closing(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
@@ -140,32 +141,40 @@ def plan(
     kept = Store(store, sign=sign, require=require_signature)
     planned = planning.plan(source, component, precision, store=kept)
     obstacles = pipeline.obstacles(planned, publish, store=kept)
-    show(report.plan_json(planned, obstacles) if json else report.plan_table(planned))
-    if not json:
-        show(*report.plan_lines(obstacles))
+    if json:
+        show_json(report.plan_json(planned, obstacles))
+    else:
+        show(report.plan_table(planned), *report.plan_lines(obstacles))
     return 0
 
 
 @app.command
-def status(directory: Path, *, store: _Store = None, json: _Json = False) -> int:
+def status(
+    directory: Path,
+    *,
+    check_source: Annotated[bool, Parameter(negative="")] = False,
+    store: _Store = None,
+    json: _Json = False,
+) -> int:
     """Show what a directory has published, from what, and whether that is current and undamaged.
 
-    Exits with 0 if it is, 1 if something is damaged, missing or out of date.
+    Exits with 0 if it is, 1 if something is damaged, missing, out of date or unknown.
 
     Parameters
     ----------
     directory
-        Where it is published.
+        Where it is published, by the path that it was exported to.
+    check_source
+        Ask the hub what an id that was exported into the directory is now; otherwise nobody is asked, and it is
+        compared with as it was when it was last planned or exported here.
     store, json
         As for export.
     """
-    found = inspection.status(absolute(directory), Store(store))
+    found = inspection.status(absolute(directory), Store(store), check_source=check_source)
     if json:
-        show(report.status_json(found))
+        show_json(report.status_json(found))
     else:
-        shown = found.publication
-        show(report.status_table(found))
-        show(f"Publication {shown.number} of {shown.published}, from {shown.source}; manifest {found.manifest}")
+        show(report.status_table(found), *report.status_lines(found, checked=check_source))
     return 0 if found.well else FAILED
 
 
@@ -184,7 +193,10 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     """
     kept = Store(store)
     found = publishing.history(kept, absolute(directory), last)
-    show(report.history_json(found) if json else report.history_table(found, publication.before(kept, found[-1])))
+    if json:
+        show_json(report.history_json(found))
+    else:
+        show(report.history_table(found, publication.before(kept, found[-1])))
     return 0
 
 
@@ -238,7 +250,7 @@ def verify(
     else:
         faults = audit.audit_directory(kept, absolute(Path(place)))
     if json:
-        show(report.faults_json(faults))
+        show_json(report.faults_json(faults))
     else:
         show(*[f"{fault.name}: {fault.problem}" for fault in faults] or ["Nothing is wrong"])
     return FAILED if faults else 0
@@ -270,14 +282,15 @@ def gc(
         As for export.
     """
     found = collection.collect(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), remove=delete)
-    show(report.garbage_json(found, removed=delete) if json else report.garbage_table(found))
-    if not json:
-        show(*report.garbage_lines(found), report.garbage_line(found, removed=delete))
+    if json:
+        show_json(report.garbage_json(found, removed=delete))
+    else:
+        show(report.garbage_table(found), *report.garbage_lines(found), report.garbage_line(found, removed=delete))
     return 0
 
 
 @app.command
-def copy_store(source: str, to: str, *, json: _Json = False) -> int:
+def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False) -> int:
     """Copy a store to another place, such as a bucket or back, with all that was published from it.
 
     Exits with 0 if all of it is there then, 1 after a list of what was left out, such as what is damaged. What is there
@@ -292,8 +305,11 @@ def copy_store(source: str, to: str, *, json: _Json = False) -> int:
     json
         Print one JSON object and nothing else.
     """
-    done = copying.copy_store(Store(source), Store(to))
-    show(*([report.copied_json(done)] if json else report.copied_lines(done)))
+    done = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
+    if json:
+        show_json(report.copied_json(done))
+    else:
+        show(*report.copied_lines(done))
     return FAILED if done.left_out else 0
 
 
@@ -313,7 +329,10 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
         Print the record as it is kept: an in-toto statement.
     """
     found = tracing.trace(Store(store, require=require_signature), artifact)
-    show(report.lineage_json(found) if json else report.lineage_tree(found))
+    if json:
+        show_json(report.lineage_json(found))
+    else:
+        show(report.lineage_tree(found))
     return FAILED if found.record and not found.same_bytes else 0
 
 
@@ -382,6 +401,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (CosyjitError, CycloptsError) as error:
-        errors.print(f"cosyjit: {' '.join(str(error).split())}", markup=False)
+        tell(" ".join(str(error).split()))
         status = FAILED if isinstance(error, BuildError) else BAD_INPUT
     sys.exit(status)

@@ -22,6 +22,12 @@ _SEAL: Final = "checksum"
 _END: Final = b"\n}\n"
 _SEAL_LENGTH: Final = len(f',\n "{_SEAL}": "{"0" * 64}"')
 
+_DEEPEST: Final = 100
+"""How many lists and objects may stand in one another. cosyjit writes 20; of a thousand, Python cannot write one."""
+
+LARGEST: Final = 1 << 63
+"""The numbers of documents are smaller: sizes in bytes, counts, seconds, and what is computed and shown of them."""
+
 
 def dump(document: dict[str, Any]) -> bytes:
     """A document as a file's content."""
@@ -69,7 +75,17 @@ def load(content: bytes, where: str) -> dict[str, Any]:
         raise damaged(where, str(error)) from None
     if not isinstance(document, dict):
         raise damaged(where, "no object")
+    if _is_deep(document):
+        raise damaged(where, f"more than {_DEEPEST} lists and objects stand in one another")
     return document
+
+
+def _is_deep(document: dict[str, Any]) -> bool:
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [one for each in inside for one in each]
+    return bool(level)
 
 
 def read(content: bytes, where: str) -> dict[str, Any]:
@@ -125,6 +141,17 @@ def text(value: object, pattern: str | None = None) -> str:
     """
     if not isinstance(value, str) or (pattern is not None and not re.fullmatch(pattern, value)):
         raise ValueError(f"{value!r} in place of {pattern or 'a string'}")
+    return value
+
+
+def count(value: object) -> int:
+    """A number of things.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) is not int or not 0 <= value < LARGEST:
+        raise ValueError(f"{str(value)[:100]!r} in place of a number of things")
     return value
 
 

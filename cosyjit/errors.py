@@ -29,6 +29,8 @@ constructor passes its own arguments on to `Exception`.
 from collections.abc import Sequence
 from typing import Final
 
+from cosyjit.escaping import plain
+
 _LONGEST: Final = 300
 """The most characters of another error's text in one of ours."""
 
@@ -37,21 +39,16 @@ class CosyjitError(Exception):
     """The root of all errors that cosyjit raises on purpose. As text, each is one line, whatever names it quotes."""
 
     def __str__(self) -> str:
-        return printable(self._text())
+        return plain(self._text())  # whoever catches it shows it, and so does Python if nobody does
 
     def _text(self) -> str:
         return super().__str__()
 
 
-def printable(text: str) -> str:
-    """Text as one line that does nothing to a terminal: what is no printable character stands as Python escapes it."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
-
-
 def line(error: BaseException) -> str:
-    """An error's text in one line, cut where it quotes much, or its name if it has none."""
+    """An error's text in one line, or its name if it has none; cut if it is not cosyjit's own and quotes much."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _LONGEST or isinstance(error, CosyjitError) else f"{text[:_LONGEST]}..."
 
 
 class TransientError(CosyjitError):

@@ -66,12 +66,15 @@ def absolute(path: Path) -> Path:
     """A path from the root on, `~` and `~name` replaced by the home directories of users.
 
     Raises:
-        InputError: there is no such user.
+        InputError: there is no such user, or a file system can have no such name.
     """
     try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:
+        found = path.expanduser().absolute()
+        if b"\0" in os.fsencode(found):
+            raise ValueError("a NUL in its name")  # noqa: TRY301
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"{path}: is no path ({error}); name a directory") from None
+    return found
 
 
 def write(path: Path, content: bytes) -> None:

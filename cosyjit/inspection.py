@@ -1,12 +1,16 @@
-"""Whether what a directory shows is undamaged, and what its source would give now."""
+"""Whether what a directory shows is undamaged, and what its source would give now.
+
+A directory says itself where its artifacts are from, and may be a stranger's. A source is opened only if the store
+knows the publication as one of this directory's, and a hub is asked only if the caller wants that.
+"""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cosyjit import publish, record
+from cosyjit import publication, publish, record
 from cosyjit.checkpoint import Checkpoint, open_checkpoint
 from cosyjit.errors import InputError, RecordError, StoreError
 from cosyjit.families import Component
@@ -14,7 +18,7 @@ from cosyjit.fingerprint import differences
 from cosyjit.planning import Target, find_targets
 from cosyjit.publication import Publication, Published
 from cosyjit.record import Record
-from cosyjit.source import reopen
+from cosyjit.source import Source, reopen
 from cosyjit.store import Condition, Store
 
 
@@ -24,7 +28,7 @@ class Shown:
 
     Attributes:
         condition: of its file.
-        state: "current" if its source would give the same now; "unknown" if that cannot be told.
+        state: "current" if its source would give the same; "unknown" if that cannot be told.
         reasons: what has changed since, or why it cannot be told; or which component it is, of one made on request.
     """
 
@@ -42,28 +46,40 @@ class Status:
         publication: the one that it shows, or showed when it was last whole.
         names: its artifacts.
         manifest: the condition of the document beside them.
+        compared_with: what its source is: a directory, or an id at a commit; None if it was not opened.
     """
 
     publication: Publication
     names: tuple[Shown, ...]
     manifest: Condition
+    compared_with: str | None = None
 
     @property
     def well(self) -> bool:
-        """Whether all of it is undamaged, and what the source would give now."""
+        """Whether all of it is undamaged, and what the source would give."""
         whole = all(each.condition == "whole" and each.state == "current" for each in self.names)
         return whole and self.manifest == "whole"
 
 
-def status(directory: Path, store: Store) -> Status:
+def status(directory: Path, store: Store, *, check_source: bool = False) -> Status:
     """Look at what a directory shows. Nothing is changed, and nothing that has not changed is read.
+
+    A source that is a directory of this machine is compared with as it is. One that is a model of a hub is compared
+    with as it was when it was last planned or exported here, and as it is now if `check_source` is set. No source is
+    opened of a publication that the store does not know as one of this directory's: its artifacts are "unknown".
+
+    Args:
+        directory: where it is published, by the path that it was exported to.
+        store: the one that it was exported with.
+        check_source: whether a hub may be asked, with this user's token, what the source is now.
 
     Raises:
         PublicationError: nothing was published there with this store.
         StoreError: the store cannot be read.
     """
     shown, (*found, manifest) = publish.look(store, directory)
-    targets = _targets(shown, store)
+    source = _source(shown, directory, store, ask=check_source)
+    targets = dict.fromkeys(shown.artifacts, source) if isinstance(source, str) else _targets(source, shown, store)
     names = tuple(
         Shown(
             each.name,
@@ -72,15 +88,26 @@ def status(directory: Path, store: Store) -> Status:
         )
         for each in found
     )
-    return Status(shown, names, manifest.condition)
+    return Status(shown, names, manifest.condition, None if isinstance(source, str) else source.pinned)
 
 
-def _targets(shown: Publication, store: Store) -> dict[str, list[Target] | str]:
-    """By each name, what the source would be exported to now, of all components that have the name; or why nothing."""
+def _source(shown: Publication, directory: Path, store: Store, *, ask: bool) -> Source | str:
+    """The source of what is shown, or why it is not opened."""
     try:
-        checkpoint = open_checkpoint(reopen(shown.source, download=False))
-    except StoreError:
-        raise
+        if publication.is_of(store, directory, shown):
+            return reopen(shown.source, ask=ask)
+    except InputError as error:
+        return str(error)
+    return (
+        f"{store} does not know this as published here, and so its source is not opened; give the directory and the "
+        "store as they were when it was exported, or export into it"
+    )
+
+
+def _targets(source: Source, shown: Publication, store: Store) -> Mapping[str, list[Target] | str]:
+    """By each name, what the source would be exported to, of all components that have the name; or why nothing."""
+    try:
+        checkpoint = open_checkpoint(source)
     except InputError as error:
         return dict.fromkeys(shown.artifacts, str(error))
     found: defaultdict[str, list[Target]] = defaultdict(list)

@@ -103,6 +103,15 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _member(archive: zipfile.ZipFile) -> str:
+    """The name of the one member of an artifact that says what it is."""
+    wanted = f"extra/{record.SHORT_FORM}"
+    names = [name for name in archive.namelist() if name.partition("/")[2] == wanted]
+    if len(names) != 1:
+        raise ValueError(f"it has {len(names) or 'no'} members {wanted}")
+    return names[0]
+
+
 def _content(archive: zipfile.ZipFile, name: str) -> bytes:
     with archive.open(name) as member:
         content = member.read(_LARGEST + 1)
@@ -115,8 +124,7 @@ def _short_form(path: Path) -> dict[str, Any]:
     """What an artifact says of itself: schema, fingerprint and parts."""
     try:
         with zipfile.ZipFile(path) as archive:
-            (name,) = (name for name in archive.namelist() if name.partition("/")[2] == f"extra/{record.SHORT_FORM}")
-            document = documents.read(_content(archive, name), str(path))
+            document = documents.read(_content(archive, _member(archive)), str(path))
     except RecordError:
         raise
     except Exception as error:  # noqa: BLE001  (a damaged archive makes zipfile raise almost anything)

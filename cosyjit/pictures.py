@@ -3,8 +3,9 @@
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Final, NamedTuple
+
+from cosyjit.escaping import xml
 
 _WIDTH: Final = 240
 _HEIGHT: Final = 130
@@ -47,7 +48,7 @@ def svg(charts: Sequence[Chart], positions: Sequence[str]) -> str:
     for number, name in enumerate(names):
         x, y = 12 + number % columns * width / columns, height + 14 + number // columns * _ROW
         parts.append(f'<rect x="{x:.0f}" y="{y - 9}" width="10" height="10" fill="{colours[name]}"/>')
-        parts.append(f'<text x="{x + 15:.0f}" y="{y}">{escape(name)}</text>')
+        parts.append(f'<text x="{x + 15:.0f}" y="{y}">{xml(name)}</text>')
     height += 8 + math.ceil(len(names) / columns) * _ROW
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
@@ -71,12 +72,12 @@ def _chart(chart: Chart, positions: Sequence[str], colours: Mapping[str, str], l
     def x(number: int) -> float:
         return round(left + _WIDTH * (number + 0.5) / len(positions), 1)
 
-    parts = [f'<text x="{left}" y="15" font-weight="bold">{escape(chart.title)}</text>']
+    parts = [f'<text x="{left}" y="15" font-weight="bold">{xml(chart.title)}</text>']
     for value in (bottom, top):
         parts.append(f'<path d="M{left} {y(value)}h{_WIDTH}" stroke="#ccc"/>')
         parts.append(f'<text x="{left - 4}" y="{y(value) + 4}" text-anchor="end">{_label(value)}</text>')
     for number, position in enumerate(positions):
-        parts.append(f'<text x="{x(number)}" y="{_TOP + _HEIGHT + 15}" text-anchor="middle">{escape(position)}</text>')
+        parts.append(f'<text x="{x(number)}" y="{_TOP + _HEIGHT + 15}" text-anchor="middle">{xml(position)}</text>')
     for name, line in chart.lines.items():
         points = [(x(number), y(value)) for number, value in enumerate(line) if value is not None]
         path = " ".join(f"{across},{down}" for across, down in points)

@@ -120,12 +120,12 @@ def parse(content: bytes, where: str) -> Publication:
 def _publication(document: Mapping[str, Any]) -> Publication:
     previous, restores = document["previous"], document["restores"]
     return Publication(
-        number=int(document["number"]),
+        number=documents.count(document["number"]),
         published=documents.text(document["published"]),
         source=documents.text(document["source"]),
         artifacts={name: _published(name, each) for name, each in document["artifacts"].items()},
         previous=None if previous is None else documents.digest(previous, 64),
-        restores=None if restores is None else int(restores),
+        restores=None if restores is None else documents.count(restores),
     )
 
 
@@ -133,13 +133,13 @@ def _published(name: str, document: Mapping[str, Any]) -> Published:
     sha256, fingerprint = documents.digest(document["sha256"], 64), documents.digest(document["fingerprint"], 32)
     documents.text(name, _FOLDER if "files" in document else _ZIP)
     if "files" not in document:
-        return Published(sha256, int(document["bytes"]), fingerprint)
+        return Published(sha256, documents.count(document["bytes"]), fingerprint)
     files = {
         documents.text(each, documents.MEMBER): documents.digest(found, 64) for each, found in document["files"].items()
     }
     if sha256_of_folder(files) != sha256:
         raise ValueError("the digest of a folder is not that of its files")
-    return Published(sha256, int(document["bytes"]), fingerprint, files)
+    return Published(sha256, documents.count(document["bytes"]), fingerprint, files)
 
 
 def name_of(identity: str) -> str:
@@ -197,6 +197,19 @@ def read_head(store: Store, directory: Path) -> Head | None:
     """
     content = store.read(_head(directory))
     return None if content is None else parse_head(content, store, _head(directory))
+
+
+def is_of(store: Store, directory: Path, publication: Publication) -> bool:
+    """Whether a store knows a publication as one of a directory's: the last that was written for it, or one before.
+
+    A directory's own word for it does not count, which may be a stranger's.
+
+    Raises:
+        StoreError: the store cannot be read, or what it has of this directory is damaged.
+    """
+    found = read_head(store, directory)
+    last = None if found is None else load(store, found.publication)
+    return any(each.identity == publication.identity for each in chain(store, last))
 
 
 def heads(store: Store) -> Iterator[Head]:

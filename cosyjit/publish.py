@@ -446,14 +446,14 @@ def _show(
     _save(store, after, directory, shown=False)
     sets.show(directory, after.identity, after.content, members, replace=replace, own=own)
     _save(store, after, directory, shown=True)
+    if store.read_only:
+        _LOG.warning("%s: is read-only, so its history has not this publication; %s itself has", store, directory)
 
 
 def _save(store: Store, published: Publication, directory: Path, *, shown: bool) -> None:
     """Let a store know of a publication; of a read-only one the directory's own manifest alone does."""
     if not store.read_only:
         publication.save(store, published, directory, shown=shown)
-    elif shown:
-        _LOG.warning("%s: is read-only, so its history has not this publication; %s itself has", store, directory)
 
 
 def _renew(store: Store, after: Publication, unrecorded: Collection[Published]) -> None:

@@ -245,12 +245,13 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
         details["metadata"],
     )
     parts = internal["parts"]
+    _check_parts(parts)
     record = Record(
         name=subject[0],
         sha256=subject[1],
         fingerprint=Fingerprint(
             tensors={
-                name: TensorDigest(dtype, tuple(shape), digest)
+                name: TensorDigest(documents.text(dtype), tuple(map(documents.count, shape)), documents.text(digest))
                 for name, (dtype, shape, digest) in internal["tensors"].items()
             },
             precision=documents.text(parts["precision"]),
@@ -286,10 +287,26 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
     return record
 
 
+def _check_parts(parts: Mapping[str, Any]) -> None:
+    """See that what plans compare part by part has the form that they rely on."""
+    config = parts["config"]
+    documents.text(config["class"])
+    mappings = config["options"], config.get("overrides", {}), parts["recipe"]
+    if not all(isinstance(each, dict) for each in mappings):
+        raise TypeError("options, overrides or a recipe that are no objects")
+    for name in ("precision", "device", "torch"):
+        documents.text(parts[name])
+    documents.count(parts["encoders"])
+
+
 def _number(value: object) -> int | float:
-    if type(value) not in (int, float):
-        raise TypeError(f"{value!r} is no number")
-    return value  # type: ignore[return-value]
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not -documents.LARGEST < value < documents.LARGEST
+    ):
+        raise TypeError(f"{str(value)[:100]!r} is no number")
+    return value
 
 
 def name_of(key: str) -> str:

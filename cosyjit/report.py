@@ -1,8 +1,10 @@
-"""Results for people (tables, lines) and for programs (JSON)."""
+"""Results for people (tables, lines, the pages of a run) and for programs (JSON).
+
+Lines are as they are: who shows them passes them through the function of `cosyjit.escaping` that his medium has.
+"""
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console
@@ -13,7 +15,8 @@ from rich.tree import Tree
 
 from cosyjit.audit import Fault
 from cosyjit.copying import Copied
-from cosyjit.errors import InputError, printable
+from cosyjit.errors import InputError
+from cosyjit.escaping import markdown, plain
 from cosyjit.inspection import Status
 from cosyjit.lineage import Trace
 from cosyjit.pictures import Chart, as_image, svg
@@ -38,7 +41,7 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     for each in outcomes:
         size = decimal(each.record.bytes) if each.record else ""
         seconds = f"{each.seconds:.1f}" if each.state == "built" else ""
-        table.add_row(*_names(each.target), each.state, _words(each.reasons), size, *_errors(each.record), seconds)
+        _row(table, *_names(each.target), each.state, each.reasons, size, *_errors(each.record), seconds)
     return table
 
 
@@ -54,7 +57,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     console = Console(width=120, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
         console.print(outcomes_table(outcomes))
-    return "\n".join([capture.get().rstrip(), *closing(outcomes)])
+    return "\n".join([capture.get().rstrip(), *map(plain, closing(outcomes))])
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:
@@ -63,15 +66,19 @@ def counts(outcomes: Sequence[Outcome]) -> str:
     return ", ".join(f"{count} {state}" for state, count in found.items() if count)
 
 
-def closing(outcomes: Sequence[Outcome]) -> list[str]:
-    """Each error in a line, and whether and where anything was published."""
-    failed = [f"{each.target.name}: {each.error}" for each in outcomes if each.state == "failed"]
+def closing(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = str) -> list[str]:
+    """Each error in a line, and whether and where anything was published.
+
+    Args:
+        escaped: what errors and directories pass through, for a medium in which the rest of a line needs none of it.
+    """
+    failed = [f"{each.target.name}: {escaped(each.error or '')}" for each in outcomes if each.state == "failed"]
     if failed:
         return [*failed, "Nothing was published; what was published before is as it was. What could be built is kept."]
     lost = {each.target.name: each.record.figures.get("underflows", 0) for each in outcomes if each.record}
     notes = [f"{name}: {count:,.0f} numbers became 0 in the cast" for name, count in lost.items() if count]
     directories = {str(each.path.parent): None for each in outcomes if each.path}
-    return [*notes, *(f"Published in {directory}" for directory in directories)]
+    return [*notes, *(f"Published in {escaped(directory)}" for directory in directories)]
 
 
 def outcomes_json(outcomes: Sequence[Outcome]) -> str:
@@ -95,9 +102,12 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 
 def run_rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """What became of each target, as a run's page in Prefect shows it; what is long stands on the right."""
+    """What became of each target, as a run's page in Prefect shows it; what is long stands on the right.
+
+    Prefect's UI takes the text of each cell for Markdown.
+    """
     several = len({each.target.source.name for each in outcomes}) > 1
-    return [({"source": each.target.source.name} if several else {}) | _run_row(each) for each in outcomes]
+    return [({"source": markdown(each.target.source.name)} if several else {}) | _run_row(each) for each in outcomes]
 
 
 def _run_row(outcome: Outcome) -> dict[str, str]:
@@ -113,7 +123,7 @@ def _run_row(outcome: Outcome) -> dict[str, str]:
         "error": error,
         "decode speed-up": f"{speedup:.2f}" if speedup else "",
         "sha256": made.sha256[:12] if made else "",
-        "why": outcome.error or "; ".join(outcome.reasons),
+        "why": "; ".join(map(markdown, [outcome.error] if outcome.error else outcome.reasons)),
     }
 
 
@@ -125,7 +135,7 @@ def run_page(source: str, outcomes: Sequence[Outcome], known: Mapping[str, Seque
         outcomes: of its targets.
         known: the trends of the directory that it is published in.
     """
-    lines = [f"# {_cell(source)}", "", _cell(counts(outcomes)), *(f"- {_cell(each)}" for each in closing(outcomes)), ""]
+    lines = [f"# {markdown(source)}", "", counts(outcomes), *(f"- {each}" for each in closing(outcomes, markdown)), ""]
     lines += _markdown_table(
         ("artifact", "sha256", "fingerprint", "made from", "built with", "finished"),
         [_lineage_row(each.record) for each in outcomes if each.record],
@@ -145,6 +155,11 @@ def run_page(source: str, outcomes: Sequence[Outcome], known: Mapping[str, Seque
     return "\n".join(lines)
 
 
+def failed_page(source: str, problem: str) -> str:
+    """The same of a source of which nothing was exported, with the reason."""
+    return f"# {markdown(source)}\n\n{markdown(problem)}"
+
+
 def _lines(
     known: Mapping[str, Sequence[Point]], numbers: Sequence[int], figure: str, unit: float = 1.0
 ) -> dict[str, list[float | None]]:
@@ -159,25 +174,20 @@ def _lines(
 
 def _lineage_row(made: Record) -> tuple[str, ...]:
     digests = f"`{made.sha256[:12]}`", f"`{made.fingerprint.key[:12]}`"
-    materials = ", ".join(f"{_cell(each.name)} `{each.sha256[:12]}`" for each in made.materials)
-    versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
-    return _cell(made.name), *digests, materials, _cell(versions), made.finished
+    materials = ", ".join(f"{markdown(each.name)} `{each.sha256[:12]}`" for each in made.materials)
+    versions = markdown(", ".join(f"{name} {version}" for name, version in made.versions.items()))
+    return markdown(made.name), *digests, materials, versions, markdown(made.finished)
 
 
 def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~!])", r"\\\1", " ".join(text.split()))
-
-
 def plan_table(planned: Sequence[Planned]) -> Table:
     """A row for each target of a plan."""
     table = Table("component", "precision", "state", "why")
     for each in planned:
-        table.add_row(*_names(each.target), each.state, _words(each.reasons))
+        _row(table, *_names(each.target), each.state, each.reasons)
     return table
 
 
@@ -212,21 +222,35 @@ def _names(target: Target) -> tuple[str, str]:
     return target.component.name, target.precision.name
 
 
-def _words(reasons: Iterable[str]) -> Text:
-    return Text("\n".join(map(printable, reasons)))
+def _row(table: Table, *cells: str | Iterable[str]) -> None:
+    """Add a row to a table for a terminal or a log. A cell of several texts has a line for each."""
+    table.add_row(*(_text(*([cell] if isinstance(cell, str) else cell)) for cell in cells))
 
 
-def _line(text: str) -> Text:
-    """A line of what a file says, which may be anybody's."""
-    return Text(printable(text))
+def _text(*lines: str) -> Text:
+    return Text("\n".join(map(plain, lines)))
 
 
 def status_table(status: Status) -> Table:
     """A row for each published name."""
     table = Table("name", "file", "state", "why")
     for each in status.names:
-        table.add_row(each.name, each.condition, each.state, _words(each.reasons))
+        _row(table, each.name, each.condition, each.state, each.reasons)
     return table
+
+
+def status_lines(status: Status, *, checked: bool) -> list[str]:
+    """Which publication it is, from what, and of an id, what that was taken for.
+
+    Args:
+        checked: whether a hub was to be asked.
+    """
+    shown, source = status.publication, status.compared_with
+    lines = [f"Publication {shown.number} of {shown.published}, from {shown.source}; manifest {status.manifest}"]
+    if source is not None and source != shown.source:
+        way = "" if checked else ", the last commit on this machine; --check-source asks the hub"
+        lines.append(f"Compared with {source}{way}")
+    return lines
 
 
 def status_json(status: Status) -> str:
@@ -235,6 +259,7 @@ def status_json(status: Status) -> str:
         {
             "publication": _publication(status.publication),
             "manifest": status.manifest,
+            "compared_with": status.compared_with,
             "names": [
                 {"name": each.name, "file": each.condition, "state": each.state, "reasons": list(each.reasons)}
                 for each in status.names
@@ -256,7 +281,7 @@ def history_table(publications: Sequence[Publication], earlier: Publication | No
         changed = [name for name in {**known, **each.artifacts} if known.get(name) != each.artifacts.get(name)]
         back = f" (as {each.restores})" if each.restores else ""
         count = str(len(each.artifacts))
-        table.add_row(f"{each.number}{back}", _line(each.published), count, _words(changed), _line(each.source))
+        _row(table, f"{each.number}{back}", each.published, count, changed, each.source)
     return table
 
 
@@ -273,12 +298,12 @@ def lineage_tree(trace: Trace) -> Tree:
     """What an artifact was made from, as a tree."""
     made = trace.record
     if made is None:
-        tree = Tree(_line(f"{trace.sha256} (of no record in this store)"))
+        tree = Tree(_text(f"{trace.sha256} (of no record in this store)"))
         _branch(tree, "says of itself", trace.short_form or {})
         return tree
-    tree = Tree(_line(made.name if trace.same_bytes else f"{made.name} (the file's own bytes are {trace.sha256})"))
-    tree.add(_line(f"sha256 {made.sha256}"))
-    tree.add(_line(f"component {made.component}"))
+    tree = Tree(_text(made.name if trace.same_bytes else f"{made.name} (the file's own bytes are {trace.sha256})"))
+    tree.add(_text(f"sha256 {made.sha256}"))
+    tree.add(_text(f"component {made.component}"))
     _branch(tree, f"fingerprint {made.fingerprint.key}", made.fingerprint.parts)
     read = {f"{each.name} read": each.reading for each in made.materials if each.reading}
     _branch(tree, f"source {made.source}", {f"{each.name} sha256": each.sha256 for each in made.materials} | read)
@@ -304,7 +329,7 @@ def copied_lines(done: Copied) -> list[str]:
     """What was left out, a line each, and what was copied."""
     counts = f"{len(done.copied)} files copied, {decimal(sum(each.size for each in done.copied))}"
     return [
-        *(printable(f"{each.name}: {each.problem}") for each in done.left_out),
+        *(f"{each.name}: {each.problem}" for each in done.left_out),
         f"{counts}; {len(done.present)} were there already, {len(done.left_out)} left out",
     ]
 
@@ -327,7 +352,7 @@ def garbage_table(found: Sequence[Entry]) -> Table:
     table.add_column("bytes", justify="right")
     for folder in sorted({each.name.split("/")[0] for each in found}):
         sizes = [each.size for each in found if each.name.split("/")[0] == folder]
-        table.add_row(folder, str(len(sizes)), decimal(sum(sizes)))
+        _row(table, folder, str(len(sizes)), decimal(sum(sizes)))
     return table
 
 
@@ -339,7 +364,7 @@ def garbage_lines(found: Sequence[Entry]) -> list[str]:
     """
     more = len(found) - _NAMED
     left = [f"and {more:,} more; --json names all"] if more > 0 else []
-    return [*(f"{printable(each.name)} ({decimal(each.size)})" for each in found[:_NAMED]), *left]
+    return [*(f"{each.name} ({decimal(each.size)})" for each in found[:_NAMED]), *left]
 
 
 def garbage_line(found: Sequence[Entry], *, removed: bool) -> str:
@@ -359,13 +384,13 @@ def garbage_json(found: Sequence[Entry], *, removed: bool) -> str:
 
 
 def _branch(tree: Tree, label: str, values: Any) -> None:
-    branch = tree.add(_line(label))
+    branch = tree.add(_text(label))
     for name, value in values.items():
         if isinstance(value, dict):
             _branch(branch, name, value)
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            branch.add(_line(f"{name} {shown}"))
+            branch.add(_text(f"{name} {shown}"))
 
 
 def _json(document: Any) -> str:

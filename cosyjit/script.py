@@ -1,5 +1,6 @@
 """From an encoder to a TorchScript zip: cast, script, freeze, optimize, save."""
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,9 +146,31 @@ def _fill(module: torch.jit.ScriptModule, weights: Mapping[str, Tensor]) -> None
 def save(module: torch.jit.ScriptModule, directory: Path, extra: Mapping[str, bytes] | None = None) -> Path:
     """Save as `ARCHIVE` in a directory, with extra files inside. Returns the file's path."""
     path = directory / ARCHIVE
-    with deprecations_ignored():
-        torch.jit.save(module, path, _extra_files=dict(extra or {}))
+    with deprecations_ignored(), name_for_torch(path) as name:
+        torch.jit.save(module, name, _extra_files=dict(extra or {}))
     return path
+
+
+@contextmanager
+def name_for_torch(path: Path) -> Iterator[str]:
+    """A file's name as torch.jit takes it, which wants UTF-8: a name of a directory above it may be other bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with _directory(path.parent) as name:
+            yield f"{name}/{path.name}"
+    else:
+        yield str(path)
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[str]:
+    """Another name of a directory."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}"
+    finally:
+        os.close(directory)
 
 
 @contextmanager

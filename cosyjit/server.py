@@ -55,8 +55,15 @@ class Server(NamedTuple):
             family: the name of its family, by which deployments choose what they export.
 
         Raises:
-            ServerError: there is no such server, it is too old, or it does not let us in.
+            ServerError: there is no such server, it is too old, or it does not let us in; or the source cannot be named
+                in JSON that others read.
         """
+        try:
+            source.encode()
+        except UnicodeEncodeError:
+            raise ServerError(
+                f"{source}: is not UTF-8, and cannot be told to a server; give the directory another name"
+            ) from None
         check_version(self.shown, self._call("GET", "admin/version").text.strip('"\n'))
         event = {
             "id": str(uuid.uuid4()),
@@ -115,7 +122,9 @@ def check_version(url: str, version: str) -> None:
         raise ServerError(f"{url}: is no Prefect server (its version is {version[:40]!r}); name one's API")
     if (int(found[1]), int(found[2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise ServerError(f"{url}: Prefect {version} is older than {oldest}, which cosyjit needs; upgrade the server")
+        raise ServerError(
+            f"{url}: Prefect {version[:40]} is older than {oldest}, which cosyjit needs; upgrade the server"
+        )
 
 
 def _why(error: Exception) -> str:

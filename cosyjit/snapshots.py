@@ -195,13 +195,25 @@ def resolve(model: Model, *, download: bool = True) -> Snapshot:
     try:
         found = hub.listing(model, NAMES)
     except SourceUnavailableError as error:
-        last = next(iter(_known(model)), None)
-        if last is None:
+        known = next(iter(_known(model)), None)
+        if known is None:
             raise SourceUnavailableError(f"{error}, or give a model directory that is there") from None
         problem, _, _ = str(error).partition("; ")
-        _LOG.warning("%s; commit %s is used, which it was at %s", problem, last.snapshot.revision, last.resolved)
-        return replace(last.snapshot, download=download)
+        _LOG.warning("%s; commit %s is used, which it was at %s", problem, known.snapshot.revision, known.resolved)
+        return replace(known.snapshot, download=download)
     return Snapshot(model, found.revision, found.endpoint, found.files, download)
+
+
+def last(model: Model) -> Snapshot:
+    """The last commit of a model that was planned or exported here. Nobody is asked, and nothing can be downloaded.
+
+    Raises:
+        SourceError: there is none.
+    """
+    known = _known(model)
+    if not known:
+        raise SourceError(f"{model}: no commit of it is on this machine; export {model} again")
+    return replace(known[0].snapshot, download=False)
 
 
 def home(model: Model) -> Path:

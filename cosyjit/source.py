@@ -85,14 +85,11 @@ class Source:
                 self.snapshot.keep()
 
 
-def open_source(source: str | Path, *, download: bool = True) -> Source:
+def open_source(source: str | Path) -> Source:
     """Find the configuration of a model directory, or get it from the hub; `obtain` gets the weights.
 
     A directory that exists is never taken for an id. Of configurations with the same bytes under several names it is
     the one whose name comes first in `CONFIG_FILES`.
-
-    Args:
-        download: whether what is missing here may be downloaded; the hub is asked in any case.
 
     Raises:
         SourceUnavailableError: the hub cannot be reached, or is busy, and nothing of the model is at hand.
@@ -112,23 +109,28 @@ def open_source(source: str | Path, *, download: bool = True) -> Source:
     if model is None:
         raise SourceError(f"{source}: {missing}; {_WAYS}")
     try:
-        snapshot = snapshots.resolve(model, download=download)
+        snapshot = snapshots.resolve(model)
     except SourceError as error:
         said = str(error).removeprefix(f"{model}: ")
         raise type(error)(f"{source}: {missing}; as a ModelScope id: {said}") from None
     return _from_hub(snapshot)
 
 
-def reopen(name: str, *, download: bool = True) -> Source:
+def reopen(name: str, *, ask: bool) -> Source:
     """The source that a `Source.name` is of, wherever the caller stands: a directory's is absolute, others are ids.
 
+    Nothing is downloaded.
+
     Args:
-        download: see `open_source`, which says as well what is raised.
+        ask: whether the hub is asked what a model is now; else it is the last commit that was planned or exported here.
+
+    Raises:
+        SourceError, OutputError: see `open_source`.
     """
     model = hub.parse(name)
     if model is None:
-        return open_source(name, download=download)
-    return _from_hub(snapshots.resolve(model, download=download))
+        return open_source(name)
+    return _from_hub(snapshots.resolve(model, download=False) if ask else snapshots.last(model))
 
 
 def _in(directory: Path, source: str | Path) -> Source:

@@ -328,7 +328,7 @@ def _modified(info: dict[str, Any]) -> float:
 
 def storage(root: str) -> Storage:
     """The storage at a path or URL."""
-    if "\0" in root:
+    if b"\0" in os.fsencode(root):
         raise ValueError("a NUL in its name")
     root = root.removeprefix("file://")
     if re.match(r"[^/]*://[^/@]*:[^/@]*@", root):

@@ -1,26 +1,49 @@
-"""What stands on a terminal: results on standard output, the rest on standard error."""
+"""What stands on a terminal: results on standard output, the rest on standard error.
+
+All text passes through `escaping.plain` here, or through it into a table's cell.
+"""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Final
 
 from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cosyjit import pipeline
+from cosyjit.escaping import plain
 from cosyjit.planning import Target
 
-errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+_errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)
 
 
 def show(*things: RenderableType) -> None:
-    """On standard output: text as it is, tables as wide as a terminal is, or as they need where there is none."""
-    console = Console(highlight=False, emoji=False)
+    """On standard output: texts, a line each; tables as wide as a terminal is, or as they need where there is none."""
+    console = _output()
     if not console.is_terminal:
         console.width = 300
     for thing in things:
-        console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
+        console.print(plain(thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
+
+
+def show_json(document: str) -> None:
+    """On standard output: JSON as it is, in ASCII."""
+    _output().print(document, soft_wrap=True)
+
+
+def _output() -> Console:
+    # A terminal of another encoding than UTF-8 has not all characters that are printable.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(highlight=False, emoji=False, markup=False)
+
+
+def tell(text: str) -> None:
+    """On standard error: a line."""
+    _errors.print(f"cosyjit: {plain(text)}")
 
 
 @contextmanager
@@ -29,16 +52,16 @@ def stages() -> Iterator[pipeline.Progress]:
     tasks: dict[Target, TaskID] = {}
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[stage]}"),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[stage]}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
 
         def draw(target: Target, stage: str) -> None:
             if target not in tasks:
                 tasks[target] = bar.add_task(target.name, total=1, stage=stage)
-            bar.update(tasks[target], stage=stage, completed=int(stage in {"built", "cached"}))
+            bar.update(tasks[target], stage=plain(stage), completed=int(stage in {"built", "cached"}))
 
         yield draw
 
@@ -47,4 +70,4 @@ class Told(logging.Handler):
     """Shows what cosyjit tells of itself, such as that something is downloaded, on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(f"cosyjit: {record.getMessage()}", markup=False)
+        tell(record.getMessage())

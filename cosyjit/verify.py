@@ -199,8 +199,8 @@ class _Gate:
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch does not look at the checksums
-            with script.deprecations_ignored():
-                module = torch.jit.load(path, map_location="cpu")
+            with script.deprecations_ignored(), script.name_for_torch(path) as name:
+                module = torch.jit.load(name, map_location="cpu")
         except Exception as error:  # noqa: BLE001  (torch raises what it likes over a damaged archive)
             raise self.fail(f"the artifact does not load ({_lines(error)[0]})") from None
         if damaged:

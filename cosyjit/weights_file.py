@@ -21,7 +21,8 @@ from typing import BinaryIO, Final
 
 from cosyjit import files, safetensors, torch_files
 from cosyjit.archives import Member, blocks
-from cosyjit.errors import CheckpointError, printable
+from cosyjit.errors import CheckpointError
+from cosyjit.escaping import plain
 from cosyjit.forms import BEGINNING, UnsupportedFormError, mistaken_for
 from cosyjit.pickles import ForbiddenError
 from cosyjit.tensors import Contents, StoredTensor
@@ -179,7 +180,7 @@ def _quoted(path: Path) -> str:
 
 def _brief(text: str, longest: int = _LONGEST) -> str:
     """The beginning of a text that may be a stranger's, in one line that a terminal can show."""
-    return printable(" ".join(text[:longest].split())) + "…" * (len(text) > longest)
+    return plain(" ".join(text[:longest].split())) + "…" * (len(text) > longest)
 
 
 @contextmanager

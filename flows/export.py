@@ -11,8 +11,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -30,7 +31,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.filesize import decimal
 
 from cosyjit import pipeline, planning, report, settings, worker
-from cosyjit.errors import CosyjitError, SelectionError, TransientError, line
+from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line
+from cosyjit.escaping import plain
 from cosyjit.pipeline import Outcome, Pending
 from cosyjit.planning import Planned, Target
 from cosyjit.server import check_version
@@ -79,26 +81,45 @@ class _Work:
 def build(work: _Work) -> State[Outcome]:
     """See to it that the store has one target's artifact."""
     _listen()
-    logger = get_run_logger()
     planned, store, directory = work.planned, work.store, work.directory
     target = planned.target
     memory = settings.memory()  # each machine has its own
-    if planned.reasons:
-        logger.info("%s: %s", planned.state, "; ".join(planned.reasons))
+    reasons = "; ".join(planned.reasons)
+    if reasons:
+        _log(logging.INFO, f"{planned.state}: {reasons}")
     if planned.record is None:
-        logger.info("needs %s of memory", decimal(target.memory_bytes))
+        _log(logging.INFO, f"needs {decimal(target.memory_bytes)} of memory")
     run = {"prefect_flow_run": str(runtime.flow_run.id), "prefect_task_run": str(runtime.task_run.id)}
     # On a worker of Dask's the flow's process is another one, which holds the store itself.
-    with store.in_use(joining=True) if directory is None else nullcontext():
-        outcome = pipeline.make(planned, store, directory, memory=memory, progress=logger.info, run=run)
+    with _explained(), store.in_use(joining=True) if directory is None else nullcontext():
+        outcome = pipeline.make(
+            planned, store, directory, memory=memory, progress=lambda stage: _log(logging.INFO, stage), run=run
+        )
     if outcome.record:
+        figures = {plain(name): value for name, value in outcome.record.figures.items()}
         add_asset_metadata(
-            _asset(target),
-            {"sha256": outcome.record.sha256, "fingerprint": target.fingerprint.key, **outcome.record.figures},
+            _asset(target), {**figures, "sha256": outcome.record.sha256, "fingerprint": target.fingerprint.key}
         )
     # The store alone knows what is cached; Prefect's own caching would not see an object that is gone.
     name = "Cached" if outcome.state == "cached" else "Completed"
-    return Completed(name=name, message="; ".join(planned.reasons) or planned.state, data=outcome)
+    return Completed(name=name, message=plain(reasons) or planned.state, data=outcome)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Let each error be one of cosyjit's, whose text is a line: Prefect shows it in the log and in the state."""
+    try:
+        yield
+    except CosyjitError:
+        raise
+    except Exception as error:  # noqa: BLE001  (of torch, for one)
+        _log(logging.ERROR, *"".join(traceback.format_exception(error)).splitlines())
+        raise BuildError(line(error)) from None
+
+
+def _log(level: int, *lines: str) -> None:
+    """Write to the log of the run that this thread works for."""
+    get_run_logger().log(level, "%s", "\n".join(map(plain, lines)))
 
 
 def _task(target: Target) -> Task[..., Any]:
@@ -178,12 +199,12 @@ def export(
                 next(each)  # all of it is under way before any of it is waited for
             exported = [next(each) for each in work]
     except CosyjitError as error:
-        return Failed(message=str(error))
+        return Failed(message=plain(str(error)))
     outcomes = [outcome for each in exported for outcome in each.outcomes]
     _show(exported, outcomes)
     problems = [f"{_before(each, sources)}{each.problem}" for each in exported if each.problem]
     if problems:
-        return Failed(message="; ".join(problems))
+        return Failed(message=plain("; ".join(problems)))
     return Completed(message=report.counts(outcomes), data=outcomes)
 
 
@@ -229,10 +250,10 @@ def _export(
             yield begun
             outcomes = pipeline.gather(planned, pending)
             done = _patiently(lambda: pipeline.conclude(outcomes, store, directory, replace_others=replace))
-        get_run_logger().info("%s\n%s", source, report.summary(done))
+        _log(logging.INFO, source, *report.summary(done).splitlines())
         yield _Exported(source, done, report.run_page(source, done, _trends(store, directory)))
     except CosyjitError as error:
-        get_run_logger().error("%s", error)
+        _log(logging.ERROR, str(error))
         failed = _Exported(source, error=str(error))
         yield from (failed, failed)
 
@@ -251,7 +272,7 @@ def _patiently(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
     except TransientError as error:
         if not delays:
             raise
-        get_run_logger().warning("%s (tried again in %d s)", error, delays[0])
+        _log(logging.WARNING, f"{error} (tried again in {delays[0]} s)")
     time.sleep(delays[0])
     return _patiently(call, delays[1:])
 
@@ -261,7 +282,7 @@ class _RunHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(MissingContextError):
-            get_run_logger().log(record.levelno, record.getMessage())
+            _log(record.levelno, record.getMessage())
 
 
 def _listen() -> None:
@@ -285,11 +306,11 @@ def _show(exported: Sequence[_Exported], outcomes: Sequence[Outcome]) -> None:
     """Leave a table and a page for those who look at the run; a server that does not take them fails nothing."""
     name = exported[0].source if len(exported) == 1 else f"{len(exported)} sources"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-80:]
-    page = "\n\n".join(each.page or f"# {each.source}\n\n{each.problem}" for each in exported)
+    page = "\n\n".join(each.page or report.failed_page(each.source, each.problem or "") for each in exported)
     try:
         create_table_artifact(
             report.run_rows(outcomes), key=f"targets-{slug}", description="What became of each target"
         )
         create_markdown_artifact(page, key=f"lineage-{slug}", description="Lineage, and figures by publication")
     except Exception as error:  # noqa: BLE001  (whatever the client raises)
-        get_run_logger().warning("no artifacts were left for this run: %s", line(error))
+        _log(logging.WARNING, f"no artifacts were left for this run: {line(error)}")

@@ -374,7 +374,7 @@ def test_status_ends_with_1_when_the_source_has_changed(published: Path, run: Ru
     status, out, err = run("status", published, "--json")
     document = json.loads(out)
     assert (status, err) == (1, "")
-    assert list(document) == ["publication", "manifest", "names"]
+    assert list(document) == ["publication", "manifest", "compared_with", "names"]
     assert document["publication"]["number"] == 1
     assert document["manifest"] == "whole"
     (name,) = document["names"]

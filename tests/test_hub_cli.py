@@ -82,13 +82,19 @@ def test_an_id_is_exported_looked_at_traced_and_exported_again(
 
     moved = retrain(directory, "flow.pt", "encoder.")
     second = publish(hub, directory)
-    before = cosyjit("status", place)
+    hub.requests.clear()
+    quiet = cosyjit("status", place)
+    assert (quiet.status, hub.requests) == (0, [])
+    assert f"Compared with {MODEL}@{first}, the last commit on this machine; --check-source asks the hub" in quiet.out
+    before = cosyjit("status", place, "--check-source")
     assert before.status == 1
     assert f"{MODEL}@{second}: flow.pt of this revision is not on this machine yet" in " ".join(before.out.split())
     planned = target(answer("plan", MODEL, *ONE))
     assert planned["state"] == "stale"
     assert f"{moved} of {moved} tensors changed" in planned["reasons"][0]
+    hub.requests.clear()
     assert "stale" in cosyjit("status", place).out
+    assert hub.requests == []
     built = target(answer("export", MODEL, *ONE))
     assert (built["state"], built["path"]) == ("built", str(place / ZIP))
     assert cosyjit("status", place).status == 0

@@ -2,15 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cosyjit import Status, Store, audit_directory, publish, status
+from cosyjit import Status, Store, audit_directory, plan, publish, status
 from cosyjit.errors import PublicationError
 from cosyjit.planning import compare
 from tests.calls import shown, snapshot
+from tests.hubs import MODEL, Hub
 from tests.kept import flip, keep, object_of, record_of, retrain, rewrite
 
 Copy = Callable[[Path], Path]
@@ -195,9 +196,19 @@ def test_nothing_published_is_an_error_that_names_directory_and_store(tmp_path: 
         status(tmp_path / "nowhere", store)
 
 
-def test_a_store_that_cannot_be_read_is_not_needed_where_nothing_has_changed(directory: Path, tmp_path: Path) -> None:
+def test_without_its_store_what_is_shown_is_looked_at_and_its_source_is_not_opened(
+    source: Path, directory: Path, store: Store, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    assert status(directory, Store(tmp_path / "file")).well
+    assert store.local is not None
+    rewrite(source, "num_blocks: 3", "num_blocks: 4")
+    for other in (Store(tmp_path / "file"), Store(tmp_path / "none")):
+        found = status(directory, other)
+        assert set(conditions(found).values()) == {"whole"}
+        ((state, (reason,)),) = set(states(found).values())
+        assert (state, found.compared_with) == ("unknown", None)
+        assert reason.startswith(f"{other}")
+    assert "give the directory and the store as they were when it was exported, or export into it" in reason
 
 
 def test_a_record_of_a_later_version_does_not_hide_that_all_is_well(directory: Path, store: Store) -> None:
@@ -216,3 +227,106 @@ def test_what_a_name_does_not_need_does_not_count_for_it(source: Path, directory
     flow = [each for name, each in found.items() if name.startswith("flow.")]
     assert [state for state, _ in flow] == ["unknown"] * len(flow)
     assert all(f"{source}/flow.pt: " in reason for _, (reason,) in flow)
+
+
+# A hub is asked by those who want it to be, and never for what a directory of strangers names.
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.use(monkeypatch)
+        yield hub
+
+
+def published(source: str, store: Store, directory: Path) -> Path:
+    """Where the flow's encoder of a source is published, without a build."""
+    directory.mkdir()
+    planned = plan(source, ["flow.encoder"], ["fp16"], store=store)
+    publish.publish(store, directory, keep(store, planned), planned[0].target.source.name)
+    return directory
+
+
+def test_an_id_is_compared_with_as_this_machine_knows_it_and_the_hub_is_asked_if_wanted(
+    hub: Hub, source: Path, store: Store, tmp_path: Path
+) -> None:
+    first = hub.publish(MODEL, {path.name: path for path in source.iterdir()})
+    path = published(MODEL, store, tmp_path / "out")
+    retrain(source, "flow.pt", "encoder.")
+    second = hub.publish(MODEL, {"flow.pt": source / "flow.pt"})
+    hub.requests.clear()
+
+    found = status(path, store)
+    assert (found.well, found.compared_with) == (True, f"{MODEL}@{first}")
+    assert hub.requests == []
+
+    asked = status(path, store, check_source=True)
+    ((state, (reason,)),) = states(asked).values()
+    assert (state, asked.compared_with) == ("unknown", f"{MODEL}@{second}")
+    assert reason.startswith(f"{MODEL}@{second}: flow.pt of this revision is not on this machine yet; export {MODEL}")
+    assert {each.kind for each in hub.requests} == {"listing"}
+
+    plan(MODEL, ["flow.encoder"], store=store)  # which downloads it
+    hub.requests.clear()
+    ((state, _),) = states(status(path, store)).values()
+    assert (state, hub.requests) == ("stale", [])
+
+
+def test_an_id_that_this_machine_has_nothing_of_is_unknown_with_the_way_out(
+    hub: Hub, source: Path, store: Store, tmp_path: Path, home: Path
+) -> None:
+    hub.publish(MODEL, {path.name: path for path in source.iterdir()})
+    path = published(MODEL, store, tmp_path / "out")
+    shutil.rmtree(home / ".cache" / "cosyjit" / "modelscope")
+    hub.requests.clear()
+    assert set(states(status(path, store)).values()) == {
+        ("unknown", (f"{MODEL}: no commit of it is on this machine; export {MODEL} again",))
+    }
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("named", ["hub", "directory"])
+@pytest.mark.parametrize("check_source", [False, True])
+def test_a_manifest_that_the_store_does_not_know_names_a_source_that_is_not_opened(
+    named: str, check_source: bool, hub: Hub, source: Path, store: Store, tmp_path: Path
+) -> None:
+    hub.publish(MODEL, {path.name: path for path in source.iterdir()})
+    path = published(MODEL if named == "hub" else str(source), Store(tmp_path / "strangers"), tmp_path / "out")
+    published(str(source), store, tmp_path / "own")  # the store is in use, for another directory
+    hub.requests.clear()
+
+    found = status(path, store, check_source=check_source)
+    assert (found.well, found.manifest, found.compared_with) == (False, "whole", None)
+    assert found.publication.source == (MODEL if named == "hub" else str(source))
+    ((state, (reason,)),) = states(found).values()
+    assert state == "unknown"
+    assert reason.startswith(f"{store} does not know this as published here, and so its source is not opened; ")
+    assert hub.requests == []
+
+
+def test_another_publication_in_the_place_of_ones_own_is_not_believed(
+    hub: Hub, source: Path, store: Store, tmp_path: Path
+) -> None:
+    hub.publish(MODEL, {path.name: path for path in source.iterdir()})
+    path = published(str(source), store, tmp_path / "out")
+    assert status(path, store).well
+    shutil.rmtree(path)
+    published(MODEL, Store(tmp_path / "strangers"), path)
+    hub.requests.clear()
+    found = status(path, store, check_source=True)
+    assert (found.publication.source, found.compared_with, found.well) == (MODEL, None, False)
+    assert hub.requests == []
+
+
+def test_an_earlier_set_of_the_same_directory_is_still_ones_own_and_a_copy_elsewhere_is_not(
+    source: Path, store: Store, tmp_path: Path
+) -> None:
+    path = published(str(source), store, tmp_path / "out")
+    shutil.copytree(path, tmp_path / "copy", symlinks=True)
+    rewrite(source, "dropout_rate: 0.1", "dropout_rate: 0.2")
+    publish.publish(store, path, keep(store, plan(source, ["flow.encoder"], ["fp16"], store=store)), str(source))
+    shutil.rmtree(path)
+    shutil.copytree(tmp_path / "copy", path, symlinks=True)
+    ((state, reasons),) = states(status(path, store)).values()
+    assert (state, reasons[0]) == ("stale", "dropout_rate 0.1 -> 0.2")
+    assert status(tmp_path / "copy", store).compared_with is None

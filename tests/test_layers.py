@@ -16,6 +16,7 @@ PACKAGE: Final = ROOT / "cosyjit"
 FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
+    {"escaping"},
     {"errors", "forms", "identity", "nodes", "pictures", "services"},
     {"archives", "cutting", "documents", "families", "pickles", "settings", "signing", "waits"},
     {"files"},
@@ -187,7 +188,7 @@ def test_nothing_is_printed_but_by_the_command_line() -> None:
         if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).split(".")[-1] == "print"
     }
     # The report's console is captured, for the text that it draws.
-    assert {name for name, _ in printing} == {"cli", "report", "terminal"}
+    assert {name for name, _ in printing} == {"report", "terminal"}
     assert {text for name, text in printing if name == "report"} == {"console.print"}
 
 

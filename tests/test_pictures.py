@@ -7,10 +7,13 @@ from xml.etree import ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosyjit.escaping import plain
 from cosyjit.pictures import Chart, as_image, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
-NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="￾￿"), min_size=1, max_size=20)
+NAMES = st.text(st.characters(exclude_categories=()), min_size=1, max_size=20) | st.sampled_from(
+    ["</text></svg><script>alert(1)</script>", '" onload="alert(1)', "<!--", "]]>", "&#60;", "\x1b[31m", "\udc80"]
+)
 
 
 def drawn(picture: str) -> ET.Element:
@@ -82,7 +85,8 @@ def test_whatever_is_drawn_is_well_formed_and_within_the_picture(
     width, height = float(root.get("width") or 0), float(root.get("height") or 0)
     for line in points(picture):
         assert all(0 <= x <= width and 0 <= y <= height for x, y in line)
-    assert {" ".join(name.split()) for name in lines} <= {" ".join(word.split()) for word in words(picture)}
+    assert {plain(name) for name in lines} | {plain(title)} <= set(words(picture))
+    assert {each.tag.removeprefix(SVG) for each in root.iter()} <= {"svg", "rect", "text", "path", "polyline", "circle"}
 
 
 def test_an_image_in_markdown_holds_the_picture() -> None:

@@ -25,12 +25,11 @@ NAMES = st.from_regex(r"[a-z][a-z.]{0,8}\.zip", fullmatch=True)
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
 FILES = st.dictionaries(st.from_regex(r"[a-z][a-z.]{0,8}", fullmatch=True), HEX, min_size=1, max_size=4)
-ZIPS = st.dictionaries(NAMES, st.builds(Published, HEX, st.integers(0), KEYS, st.none()), max_size=4)
+SIZES = st.integers(0, documents.LARGEST - 1)
+ZIPS = st.dictionaries(NAMES, st.builds(Published, HEX, SIZES, KEYS, st.none()), max_size=4)
 FOLDERS = st.dictionaries(
     st.from_regex(r"[a-z]{1,8}", fullmatch=True),
-    st.builds(
-        lambda files, size, key: Published(sha256_of_folder(files), size, key, files), FILES, st.integers(0), KEYS
-    ),
+    st.builds(lambda files, size, key: Published(sha256_of_folder(files), size, key, files), FILES, SIZES, KEYS),
     max_size=2,
 )
 PUBLICATIONS = st.builds(

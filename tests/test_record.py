@@ -96,15 +96,18 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(ODD, inner, max_size=2),
     max_leaves=5,
 )
-TENSORS = st.builds(TensorDigest, ODD, st.lists(st.integers(0), max_size=3).map(tuple), ODD)
+COUNTS = st.integers(0, documents.LARGEST - 1)
+NUMBERS = st.integers(-documents.LARGEST + 1, documents.LARGEST - 1) | st.floats(-9e18, 9e18)
+OBJECTS = st.dictionaries(ODD, JSON, max_size=3)
+TENSORS = st.builds(TensorDigest, ODD, st.lists(COUNTS, max_size=3).map(tuple), ODD)
 FINGERPRINTS = st.builds(
     Fingerprint,
     tensors=st.dictionaries(ODD, TENSORS, max_size=3),
-    config=st.dictionaries(ODD, JSON, max_size=3),
+    config=st.fixed_dictionaries({"class": ODD, "options": OBJECTS}, optional={"overrides": OBJECTS}),
     precision=ODD,
     device=ODD,
-    recipe=st.dictionaries(ODD, JSON, max_size=3),
-    encoders=st.integers(),
+    recipe=OBJECTS,
+    encoders=COUNTS,
     torch=ODD,
 )
 RECORDS = st.builds(
@@ -117,9 +120,7 @@ RECORDS = st.builds(
     materials=st.lists(st.builds(Material, ODD, ODD, HEX), max_size=3).map(tuple),
     started=ODD,
     finished=ODD,
-    figures=st.dictionaries(ODD, st.integers() | st.floats(allow_nan=False), max_size=2).map(
-        lambda more: {**more, "bytes": 5}
-    ),
+    figures=st.dictionaries(ODD, NUMBERS, max_size=2).map(lambda more: {**more, "bytes": 5}),
     run=st.dictionaries(ODD, ODD, max_size=2),
     versions=st.dictionaries(ODD, ODD, max_size=2),
 )

@@ -229,11 +229,23 @@ def test_a_status_has_each_name_in_its_table_and_its_json() -> None:
     assert json.loads(report.status_json(found)) == {
         "publication": {"identity": one.identity, **json.loads(one.content)},
         "manifest": "missing",
+        "compared_with": None,
         "names": [
             {"name": "a.zip", "file": "damaged", "state": "stale", "reasons": [MARKUP]},
             {"name": "b.zip", "file": "whole", "state": "current", "reasons": []},
         ],
     }
+
+
+def test_a_status_says_what_an_id_was_taken_for_and_who_tells_what_it_is_now() -> None:
+    one = Publication(2, "2026-01-02", "iic/a", {})
+    line = "Publication 2 of 2026-01-02, from iic/a; manifest whole"
+    found = Status(one, (), "whole", "iic/a@abc")
+    hint = "Compared with iic/a@abc, the last commit on this machine; --check-source asks the hub"
+    assert report.status_lines(found, checked=False) == [line, hint]
+    assert report.status_lines(found, checked=True) == [line, "Compared with iic/a@abc"]
+    assert report.status_lines(Status(one, (), "whole", "iic/a"), checked=False) == [line]
+    assert report.status_lines(Status(one, (), "whole"), checked=False) == [line]
 
 
 def test_a_history_tells_what_each_publication_changed_and_restored() -> None:
@@ -373,7 +385,7 @@ def test_a_row_of_a_run_has_what_the_table_of_its_page_shows() -> None:
         "component": "llm.llm",
         "precision": "fp16",
         "state": "built",
-        "why": "torch 1 -> 2; forced",
+        "why": "`torch 1 -> 2`; `forced`",
         "size": "4.0 MB",
         "error": "1.2e-02",
         "decode speed-up": "2.35",
@@ -382,13 +394,13 @@ def test_a_row_of_a_run_has_what_the_table_of_its_page_shows() -> None:
     assert [row["state"] for row in rows] == ["built", "cached", "failed"]
     assert rows[1]["decode speed-up"] == ""
     assert (
-        rows[2] | {"why": "the build process was killed by SIGKILL", "size": "", "error": "", "sha256": ""} == rows[2]
+        rows[2] | {"why": "`the build process was killed by SIGKILL`", "size": "", "error": "", "sha256": ""} == rows[2]
     )
 
 
 def test_rows_of_several_sources_begin_with_the_source() -> None:
     rows = report.run_rows([built("llm.llm", directory="/models/a"), built("llm.llm", directory="/models/b")])
-    assert [row["source"] for row in rows] == ["/models/a", "/models/b"]
+    assert [row["source"] for row in rows] == ["`/models/a`", "`/models/b`"]
     assert [next(iter(row)) for row in rows] == ["source", "source"]
 
 
@@ -396,13 +408,13 @@ def test_the_page_says_what_was_made_from_what_and_draws_how_it_went() -> None:
     points = [Point(3, FIGURES), Point(4, {**FIGURES, "step_seconds": 0.02})]
     page = report.run_page("/models/m", [built("llm.llm"), cached("flow.encoder")], {"llm.llm.fp32.zip": points})
     lines = page.splitlines()
-    assert lines[0] == "# /models/m"
+    assert lines[0] == "# `/models/m`"
     assert "1 built, 1 cached" in lines
-    assert "- Published in /models/m" in lines
-    row = next(line for line in lines if line.startswith("| llm.llm.fp32.zip |"))
+    assert "- Published in `/models/m`" in lines
+    row = next(line for line in lines if line.startswith("| `llm.llm.fp32.zip` |"))
     assert row == (
-        f"| llm.llm.fp32.zip | `{DIGEST[:12]}` | `{target('llm.llm').fingerprint.key[:12]}` | llm.pt `111111111111` "
-        "| cosyjit 1, torch 2, python 3 | 2026-01-02T03:04:06.789Z |"
+        f"| `llm.llm.fp32.zip` | `{DIGEST[:12]}` | `{target('llm.llm').fingerprint.key[:12]}` "
+        "| `llm.pt` `111111111111` | `cosyjit 1, torch 2, python 3` | `2026-01-02T03:04:06.789Z` |"
     )
     assert "## Publications 3 to 4" in lines
     picture = base64.b64decode(page.rpartition("base64,")[2].rstrip(")")).decode()
@@ -411,12 +423,14 @@ def test_the_page_says_what_was_made_from_what_and_draws_how_it_went() -> None:
 
 def test_the_page_of_a_failure_without_publications_has_no_picture() -> None:
     page = report.run_page("/models/m", [failed("llm.llm", "it broke")], {})
-    assert "- llm.llm.fp32: it broke" in page.splitlines()
+    assert "- llm.llm.fp32: `it broke`" in page.splitlines()
     assert "Nothing was published" in page
     assert "base64" not in page
 
 
 def test_nothing_in_a_page_is_taken_for_markup() -> None:
     page = report.run_page("a|b `c` <img src=x> [d](e) **f** # g", [failed("llm.llm", MARKUP)], {})
-    assert page.splitlines()[0] == r"# a\|b \`c\` \<img src=x\> \[d\](e) \*\*f\*\* \# g"
-    assert r"\[red\]x\[/red\] :smile: \[link=y\] \\\[z\] {0} %s".replace("{0}", r"\{0\}") in page
+    assert page.splitlines()[0] == r"# `a`\|``b `c` <img src=x> [d](e) **f** # g``"
+    assert f"- llm.llm.fp32: `{MARKUP}`" in page.splitlines()
+    failure = report.failed_page("[d](e)", "no\n\n# ![such](http://example.com/x.png)")
+    assert failure == "# `[d](e)`\n\n`no\\n\\n# ![such](http://example.com/x.png)`"

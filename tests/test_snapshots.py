@@ -15,7 +15,7 @@ import pytest
 from cosyjit import files
 from cosyjit.errors import OutputError, SourceError, SourceUnavailableError
 from cosyjit.hub import Model
-from cosyjit.source import Source, open_source
+from cosyjit.source import Source, open_source, reopen
 from tests.calls import start, wait_for
 from tests.hubs import MODEL, Hub, digest_of
 
@@ -26,7 +26,7 @@ TOKEN = "ms-0123456789"  # noqa: S105  (nobody's)
 
 FETCH = """
 import sys
-from cosyjit.source import open_source
+from cosyjit.source import open_source, reopen
 source = open_source(sys.argv[1])
 source.obtain(["llm.pt"])
 print(source.pinned)
@@ -369,7 +369,7 @@ def test_a_look_downloads_nothing_and_says_what_is_new(hub: Hub) -> None:
     got()
     hub.publish(MODEL, {"llm.pt": b"new"})
     hub.requests.clear()
-    source = open_source(MODEL, download=False)
+    source = reopen(MODEL, ask=True)
     source.obtain(["flow.pt"])
     with pytest.raises(SourceError) as error:
         source.obtain(["llm.pt", "flow.pt"])
@@ -383,18 +383,18 @@ def test_a_look_at_another_configuration_says_so(hub: Hub) -> None:
     got()
     commit = hub.publish(MODEL, {"cosyvoice.yaml": b"new"})
     with pytest.raises(SourceError, match=f"{commit}: cosyvoice.yaml of this revision is not on this machine"):
-        open_source(MODEL, download=False)
+        reopen(MODEL, ask=True)
 
 
 def test_a_look_is_not_what_is_used_while_the_hub_is_down(hub: Hub) -> None:
     before = got()
     hub.publish(MODEL, {"README.md": b"read me again"})
-    looked = open_source(MODEL, download=False)
+    looked = reopen(MODEL, ask=True)
     looked.obtain(["llm.pt"])
     assert looked.pinned != before.pinned
     hub.down()
     assert open_source(MODEL).pinned == before.pinned
-    assert open_source(MODEL, download=False).pinned == before.pinned
+    assert reopen(MODEL, ask=True).pinned == before.pinned
 
 
 # What goes wrong.

@@ -14,7 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cosyjit import documents, files, snapshots
-from cosyjit.errors import SelectionError, SourceError, SourceUnavailableError, printable
+from cosyjit.errors import SelectionError, SourceError, SourceUnavailableError
+from cosyjit.escaping import plain
 from cosyjit.families import CONFIG_FILES, FAMILIES, select
 from cosyjit.hub import File, Model, parse
 from cosyjit.snapshots import Snapshot
@@ -37,7 +38,7 @@ def refused(source: str | Path) -> str:
     with pytest.raises(SourceError) as error:
         open_source(source)
     message = str(error.value)
-    assert message.startswith(f"{printable(str(source))}: ")
+    assert message.startswith(f"{plain(str(source))}: ")
     assert len(message.splitlines()) == 1
     return message
 
@@ -145,7 +146,7 @@ def test_a_directory_is_named_for_itself_and_has_all_of_it_at_hand(tmp_path: Pat
     source.obtain(["llm.pt"])
     assert [path.name for path in tmp_path.iterdir()] == ["cosyvoice.yaml"]
     assert pickle.loads(pickle.dumps(source)) == source
-    assert reopen(source.name) == source
+    assert reopen(source.name, ask=True) == source
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "circle"])
@@ -209,7 +210,7 @@ def test_of_a_model_there_are_the_files_that_are_listed_and_no_others(name: str)
 def test_whatever_a_source_is_called_what_comes_is_an_error_of_one_line(name: str) -> None:
     assume(parse(name) is None)
     with pytest.raises(SourceError) as error:
-        open_source(name, download=False)
+        open_source(name)
     assert str(error.value).isprintable()
 
 
@@ -285,9 +286,10 @@ def test_a_directory_that_is_there_is_no_id(hub: Hub, tmp_path: Path, monkeypatc
 
 def test_what_was_named_an_id_once_stays_one(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(MODEL)
+    assert source.snapshot is not None
     (tmp_path / MODEL).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert reopen(source.name) == source
+    assert reopen(source.name, ask=True).snapshot == replace(source.snapshot, download=False)
     assert hub.count("listing") == 2
 
 
@@ -373,7 +375,7 @@ def test_of_a_directory_that_is_not_there_it_is_said_first_that_it_is_not_there(
 def test_of_what_was_an_id_once_no_directory_is_said_to_be_missing(hub: Hub) -> None:
     hub.down()
     with pytest.raises(SourceUnavailableError) as error:
-        reopen("iic/other")
+        reopen("iic/other", ask=True)
     assert str(error.value).startswith(f"iic/other: {hub.endpoint.removeprefix('http://')} cannot be reached")
 
 

@@ -14,7 +14,8 @@ import pytest
 from fsspec.config import conf
 
 from cosyjit import audit, gc, publish
-from cosyjit.errors import StoreError, StoreUnavailableError, TransientError, printable
+from cosyjit.errors import StoreError, StoreUnavailableError, TransientError
+from cosyjit.escaping import plain
 from cosyjit.store import DEFAULT_ROOT, Store
 from tests.calls import snapshot, start, wait_for
 from tests.s3 import SECRET, Service
@@ -619,7 +620,7 @@ def test_what_is_no_store_is_refused_in_one_line(root: str) -> None:
     with pytest.raises(StoreError) as error:
         Store(root)
     message = str(error.value)
-    assert message.startswith(f"{printable(root)}: is no store (")
+    assert message.startswith(f"{plain(root)}: is no store (")
     assert message.endswith("); give a directory or an fsspec URL")
     assert len(message.splitlines()) == 1
 

@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,14 +33,16 @@ from prefect.events import ReceivedEvent
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cosyjit import Store, history, plan, worker
+from cosyjit import Store, history, plan, record, worker
+from cosyjit.record import Material
 from flows.export import export
 from tests import s3 as s3_server
 from tests.calls import wait_for
 from tests.hubs import MODEL, Hub
-from tests.kept import retrain
+from tests.kept import change, retrain
 from tests.keys import pair
 from tests.servers import Asked, answering
+from tests.strangers import HOSTILE, acting
 
 TARGETS = [
     f"{component}.{precision}"
@@ -302,6 +306,60 @@ def test_a_run_that_fails_leaves_them_too(tmp_path: Path) -> None:
 
     assert json.loads(str(failed["table"].data)) == []
     assert "missing: does not exist" in str(failed["markdown"].data)
+
+
+STRANGE = "".join(HOSTILE)
+"""A text of strangers that is all of them in one."""
+
+
+def check_shown(state: State[Any]) -> None:
+    """See that a run shows texts of strangers as text: in its page, its table, the messages of states, and its log."""
+    left = artifacts(state)
+    rows = json.loads(str(left["table"].data))
+    assert [acting(cell) for row in rows for cell in row.values() if acting(cell)] == []
+    assert acting(str(left["markdown"].data)) == []
+    assert str(left["markdown"].data).replace("\n", "").isprintable()
+    messages = [run.state.message for run in task_runs(state) if run.state]
+    for text in (state.message, *messages, *(line for entry in logged(state) for line in entry.split("\n"))):
+        assert text is None or text.isprintable()
+
+
+def test_what_stands_in_the_files_of_a_source_that_fails_is_shown_as_text(
+    tiny: Path, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    directory, missing = (
+        copy_of(tiny),
+        f"{tmp_path}/{STRANGE.translate({0: None, 0xDCFF: None, 0xDC80: None, 0xD800: None})}",
+    )
+    change(directory, "flow.pt", lambda state: state.update({f"encoder.{STRANGE}": state["encoder.embed.out.0.bias"]}))
+    failed = run(directory, components=["flow.encoder"], precisions=["fp16"])
+    several = export([str(directory), missing], components=["flow.encoder"], precisions=["fp16"], return_state=True)
+
+    assert "1 unexpected" in str(failed.message)
+    assert "does not exist" in str(several.message)
+    for state in (failed, several):
+        check_shown(state)
+
+
+def test_what_a_record_says_and_what_directories_are_called_is_shown_as_text(
+    tiny: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(tmp_path, *(text.replace("\0", "").replace("\ud800", "") for text in HOSTILE))
+    shutil.copytree(tiny, place / "model")
+    monkeypatch.chdir(place)  # a parameter of a run is UTF-8, the directory that it is in need not be
+    one: dict[str, Any] = {"components": ["flow.encoder"], "precisions": ["fp16"]}
+    built = run("model", **one)
+    (made,) = [each.record for each in plan("model", **one)]
+    assert made is not None
+    texts: dict[str, Any] = dict.fromkeys(("name", "started", "finished", "component", "source"), STRANGE)
+    materials, versions = (Material(STRANGE, STRANGE, "1" * 64, STRANGE),), {STRANGE: STRANGE}
+    figures = {**made.figures, STRANGE: 1.0}
+    record.save(store, replace(made, **texts, materials=materials, versions=versions, figures=figures))
+    cached = run("model", **one)
+
+    assert (built.message, cached.message) == ("1 built", "1 cached")
+    for state in (built, cached):
+        check_shown(state)
 
 
 def test_the_server_hears_of_the_assets_that_were_built_and_of_no_others(
