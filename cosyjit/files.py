@@ -269,7 +269,7 @@ class NoFileError(OSError):
     """A link, a pipe, a device or a socket in the place of a file, which may let whoever reads it wait for ever."""
 
 
-def _check_plain(mode: int, path: Path) -> None:
+def _check_plain(mode: int, path: Path | str) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
@@ -277,7 +277,7 @@ def _check_plain(mode: int, path: Path) -> None:
         raise NoFileError(errno.EINVAL, kind, str(path))
 
 
-def plain(path: Path, *, at: int | None = None) -> FileIO:
+def plain(path: Path | str, *, at: int | None = None) -> FileIO:
     """An open file, unbuffered, that is one: no pipe and no device. To open it waits for nobody.
 
     Args:

@@ -18,14 +18,7 @@ from typing import Final
 
 from cosyjit import files, publication, record, sets
 from cosyjit.digests import processors
-from cosyjit.errors import (
-    LaterSchemaError,
-    OutputError,
-    PublicationError,
-    RecordError,
-    SelectionError,
-    StoreError,
-)
+from cosyjit.errors import LaterSchemaError, OutputError, PublicationError, RecordError, SelectionError, StoreError
 from cosyjit.families import FAMILIES
 from cosyjit.findings import Finding, condition, inspect
 from cosyjit.identity import Identity

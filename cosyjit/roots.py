@@ -44,16 +44,25 @@ class Root:
         Args:
             make: make it, and those that it is in, if they are missing.
         """
-        with ExitStack() as opened:
-            with self._named(name):
-                if make:
-                    files.make_directory(self.path)
-                fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                opened.callback(os.close, fd)
-                for part in PurePosixPath(name).parts:
-                    fd = _step(fd, part, make=make)
-                    opened.callback(os.close, fd)
+        fd = self._folder(name, make=make)
+        try:
             yield fd
+        finally:
+            os.close(fd)
+
+    def _folder(self, name: str, *, make: bool = False) -> int:
+        """A descriptor of a folder, which the caller closes."""
+        with self._named(name):
+            if make:
+                files.make_directory(self.path)
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for part in name.split("/") if name else ():
+                outside = fd
+                try:
+                    fd = _step(outside, part, make=make)
+                finally:
+                    os.close(outside)
+        return fd
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
@@ -74,11 +83,15 @@ class Root:
 
     def open(self, name: str) -> FileIO:
         """A file, unbuffered."""
-        with self._in_folder(name) as (fd, last):
-            try:
+        parent, _, last = name.rpartition("/")
+        fd = self._folder(parent)
+        try:
+            with self._named(name):
                 return files.plain(last, at=fd)
-            except IsADirectoryError:
-                raise files.NoFileError(errno.EISDIR, "a folder in the place of a file") from None
+        except IsADirectoryError:
+            raise files.NoFileError(errno.EISDIR, "a folder in the place of a file", str(self.path / name)) from None
+        finally:
+            os.close(fd)
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a file.
@@ -87,7 +100,8 @@ class Root:
             NoFileError: it has more than so many bytes.
         """
         with self.open(name) as file, self._named(name):
-            content = file.read(most + 1)
+            # Memory for `most` bytes would take longer than all the rest.
+            content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
             if len(content) > most:
                 raise files.NoFileError(errno.EFBIG, f"more than {most:,} bytes")
             return content

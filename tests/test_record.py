@@ -334,12 +334,13 @@ import sys
 from cosyjit import record
 from cosyjit.store import Store
 store = Store(sys.argv[1])
+record.load(store, sys.argv[2])  # with whatever is imported for it
 opened = []
 sys.addaudithook(lambda event, arguments: opened.append(f"{event} {arguments[0]}") if event in (
-    "open", "os.scandir", "os.listdir") else None)
+    "open", "os.scandir", "os.listdir") and not isinstance(arguments[0], int) else None)
 found = record.load(store, sys.argv[2])
 assert found.fingerprint.key == sys.argv[2]
-print(*[line for line in opened if sys.argv[1] in line], sep="\\n")
+print(*opened, sep="\\n")
 """
 
 
@@ -352,4 +353,4 @@ def test_to_read_one_of_a_thousand_records_opens_that_one(tmp_path: Path) -> Non
     key = fingerprint().key
     with start(READ_ONE, tmp_path, key) as reader:
         out, err = reader.communicate(timeout=60)
-    assert (out.splitlines(), err) == ([f"open {tmp_path}/records/{key}.json"], "")
+    assert (out.splitlines(), err) == ([f"open {tmp_path}", "open records", f"open {key}.json"], "")
