@@ -1,7 +1,6 @@
 """The command line: parse, call, print."""
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,7 +14,7 @@ from cosyjit import gc as collection
 from cosyjit import lineage as tracing
 from cosyjit import publish as publishing
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.errors import BuildError, CosyjitError, ServerError
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError
 from cosyjit.files import absolute
 from cosyjit.source import open_source
 from cosyjit.store import Store
@@ -23,14 +22,10 @@ from cosyjit.terminal import Told, errors, show, stages
 from cosyjit.worker import ignore_missing_numpy
 
 FAILED = 1
-"""The exit status when a target could not be built."""
+"""The exit status when a target could not be built, or the system did not give what that takes."""
 
 BAD_INPUT = 2
 """The exit status when what was given cannot be exported as it is."""
-
-INTERRUPTED = 130
-TERMINATED = 143
-"""The exit statuses after Ctrl-C and SIGTERM, as shells have them."""
 
 app = App(
     name="cosyjit",
@@ -338,13 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logger = logging.getLogger("cosyjit")
     logger.handlers = [Told()]
     logger.setLevel(logging.INFO)
-    # As for Ctrl-C: what is under way is ended, and what is half written is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         status: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except KeyboardInterrupt:
-        status = INTERRUPTED
     except (CosyjitError, CycloptsError) as error:
         errors.print(f"cosyjit: {' '.join(str(error).split())}", markup=False)
-        status = FAILED if isinstance(error, BuildError) else BAD_INPUT
+        status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
     sys.exit(status)

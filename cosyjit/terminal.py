@@ -9,18 +9,28 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cosyjit import pipeline
+from cosyjit.errors import OutputError
 from cosyjit.planning import Target
 
 errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def show(*things: RenderableType) -> None:
-    """On standard output: text as it is, tables as wide as a terminal is, or as they need where there is none."""
+    """On standard output: text as it is, tables as wide as a terminal is, or as they need where there is none.
+
+    Raises:
+        OutputError: it cannot be written to.
+    """
     console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 300
-    for thing in things:
-        console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
+    try:
+        for thing in things:
+            console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
+    except OSError as error:
+        raise OutputError(
+            f"standard output: cannot be written to ({error.strerror}); what was done is done, run again to see it"
+        ) from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ PACKAGE: Final = ROOT / "cosyjit"
 FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
-    {"errors", "forms", "identity", "nodes", "pictures", "services"},
+    {"errors", "forms", "identity", "limits", "nodes", "pictures", "services"},
     {"archives", "cutting", "documents", "families", "files", "pickles", "settings", "signing"},
     {"encoders", "hub", "memory", "pretrained", "sets", "storage", "tensors"},
     {"config", "leases", "safetensors", "torch_files"},
