@@ -66,14 +66,16 @@ _HOMES = {
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """A public name, imported when it is first used."""
-        from importlib import import_module  # noqa: PLC0415
+        """A public name or a module, imported when it is first used."""
+        from importlib import import_module, util  # noqa: PLC0415
 
         for module, names in _HOMES.items():
             if name in names:
                 found = globals()[name] = getattr(import_module(f"cosyjit.{module}"), name)
                 return found
-        raise AttributeError(f"module 'cosyjit' has no attribute {name!r}")
+        if name.startswith("_") or util.find_spec(f"cosyjit.{name}") is None:
+            raise AttributeError(f"module 'cosyjit' has no attribute {name!r}")
+        return import_module(f"cosyjit.{name}")
 
     def __dir__() -> list[str]:
         return [*globals(), *__all__]

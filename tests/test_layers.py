@@ -17,7 +17,7 @@ FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
     {"errors", "forms", "identity", "limits", "nodes", "pictures", "services"},
-    {"archives", "cutting", "documents", "families", "files", "pickles", "settings", "signing"},
+    {"answers", "archives", "cutting", "documents", "families", "files", "pickles", "settings", "signing"},
     {"encoders", "hub", "memory", "pretrained", "sets", "storage", "tensors"},
     {"config", "leases", "safetensors", "torch_files"},
     {"weights_file"},
@@ -44,8 +44,8 @@ OTHERS: Final = {
     },
     "fsspec": {"storage"},
     "modelscope_hub": {"hub"},
-    "requests": {"hub", "server"},
-    "urllib3": {"server"},
+    "requests": {"answers", "hub", "server"},
+    "urllib3": {"answers", "server"},
     "xxhash": {"digests", "fingerprint", "latest", "publication"},
     "hyperpyyaml": {"config"},
     "ruamel": {"config", "cutting", "nodes"},
