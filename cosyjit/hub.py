@@ -247,7 +247,8 @@ def _client(what: str, *, files: bool = False) -> Iterator["HubApi"]:
     except CosyjitError:
         raise
     except Exception as error:  # noqa: BLE001  (what a stranger answers makes the client raise almost anything)
-        raise _translated(error, what, host) from None
+        own = next((each for each in _chain(error) if isinstance(each, CosyjitError)), None)
+        raise own or _translated(error, what, host) from None
 
 
 def _new_client(what: str, *, files: bool) -> "HubApi":
@@ -272,10 +273,7 @@ def _new_client(what: str, *, files: bool) -> "HubApi":
 
 
 def _translated(error: Exception, what: str, host: str) -> CosyjitError:
-    """An error of the client in one line of ours; one of ours may be what it was raised from."""
-    own = next((each for each in _chain(error) if isinstance(each, CosyjitError)), None)
-    if own is not None:
-        return own
+    """An error of the client in one line of ours."""
     import requests  # noqa: PLC0415  (as long as the client's import, of which it is a part)
     from modelscope_hub import errors  # noqa: PLC0415
 

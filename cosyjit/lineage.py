@@ -1,15 +1,17 @@
 """From an artifact, a digest or a fingerprint to the record of what it was made from."""
 
 import re
-import zipfile
+import struct
+import zlib
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cosyjit import documents, record
+from cosyjit import archives, documents, record
 from cosyjit.errors import RecordError, SelectionError, SignatureError, line
 from cosyjit.files import absolute, sha256_of, sha256_of_folder
 from cosyjit.fingerprint import key_of
+from cosyjit.forms import UnsupportedFormError
 from cosyjit.record import Record
 from cosyjit.store import Store
 
@@ -103,23 +105,22 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _content(archive: zipfile.ZipFile, name: str) -> bytes:
-    with archive.open(name) as member:
-        content = member.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise ValueError(f"{name} has more than {_LARGEST:,} bytes")
-    return content
+def _said(path: Path) -> bytes:
+    """The document that a zip holds on itself; no more of its directory is read than that of an artifact could have."""
+    with path.open("rb") as file:
+        member = archives.members(file).get(f"extra/{record.SHORT_FORM}")
+        if member is None:
+            raise ValueError("it says nothing of itself")
+        return archives.content(file, member, _LARGEST)
 
 
 def _short_form(path: Path) -> dict[str, Any]:
     """What an artifact says of itself: schema, fingerprint and parts."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = (name for name in archive.namelist() if name.partition("/")[2] == f"extra/{record.SHORT_FORM}")
-            document = documents.read(_content(archive, name), str(path))
+        document = documents.read(_said(path), str(path))
     except RecordError:
         raise
-    except Exception as error:  # noqa: BLE001  (a damaged archive makes zipfile raise almost anything)
+    except (OSError, ValueError, UnsupportedFormError, struct.error, zlib.error) as error:
         raise RecordError(f"{path}: is no artifact of cosyjit ({line(error)}); name one that it has built") from None
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
         raise documents.damaged(str(path), "the fingerprint is not that of its parts")
