@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn, TextIO
 
 _FAILED: Final = 1
-"""The exit status where the system did not give or take what it should."""
+"""The exit status where the system did not give what it should."""
+
+_BAD_INPUT: Final = 2
+"""The exit status where something cannot be read or written."""
 
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
@@ -88,11 +91,11 @@ def main() -> NoReturn:
     if signals.received is not None:
         _say(f"ended by {signals.received.name}; run it again, and it goes on from what is done")
         sys.exit(128 + signals.received)
-    reason = _reason(ended)
-    if reason is None:
+    lack, fault = _lack(ended), _fault(ended)
+    if lack is None and fault is None:
         raise ended
-    _say(reason)
-    sys.exit(_FAILED)
+    _say(lack or fault or "")
+    sys.exit(_FAILED if lack else _BAD_INPUT)
 
 
 def _run() -> None:
@@ -133,11 +136,8 @@ def _is_flushed(stream: TextIO) -> bool:
     return True
 
 
-def _reason(ended: BaseException) -> str | None:
-    """In a line, what the system did not give or take, and what to do; None if nothing of the kind was the matter."""
-    lack = _lack(ended)
-    if lack is not None:
-        return lack
+def _fault(ended: BaseException) -> str | None:
+    """In a line, what cannot be read or written, and what to do; None if an error is of another kind."""
     if not isinstance(ended, OSError):
         return None
     if ended.filename is None and not _has_directory():

@@ -73,8 +73,9 @@ def audit_store(store: Store) -> list[Fault]:
     What exports and collections bring and take meanwhile is no fault.
 
     Raises:
-        StoreError: the store cannot be read.
+        StoreError: the store cannot be read, or there is none.
     """
+    store.check_there()
     return [*_objects(store), *_records(store), *_publications(store)]
 
 

@@ -19,7 +19,7 @@ from cosyjit.files import absolute
 from cosyjit.source import open_source
 from cosyjit.store import Store
 from cosyjit.terminal import Told, errors, show, stages
-from cosyjit.worker import ignore_missing_numpy
+from cosyjit.worker import ignore_missing_numpy, leave_lost_directory
 
 FAILED = 1
 """The exit status when a target could not be built, or the system did not give what that takes."""
@@ -321,10 +321,12 @@ def synth(
     force
         Write into a directory that is not empty, and replace the files of the same names there.
     """
+    path = absolute(directory)
+    leave_lost_directory()
     ignore_missing_numpy()
     from cosyjit.synth import synth as write
 
-    show(str(write(directory, family, size, seed, force=force)))
+    show(str(write(path, family, size, seed, force=force)))
     return 0
 
 

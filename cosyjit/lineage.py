@@ -48,6 +48,7 @@ def trace(store: Store, reference: str) -> Trace:
         reference: the path of an artifact, a zip or a folder; its SHA-256, or the key of its fingerprint.
 
     Raises:
+        StoreError: there is no store, and it is no file that was asked about.
         SelectionError: the store knows no such digest or fingerprint, and there is no such file.
         SignatureError: it has not the signature that the store requires.
         RecordError: the file is none of cosyjit's artifacts, or a record is damaged or of a later version.
@@ -87,6 +88,7 @@ def _find(store: Store, reference: str) -> Record | None:
     """The record of a fingerprint, or of an artifact's SHA-256; None if there is none."""
     if not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", reference):
         return None
+    store.check_there()
     found = record.load(store, reference)
     if found is not None:
         return found
@@ -101,6 +103,10 @@ def _find(store: Store, reference: str) -> Record | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
+    except PermissionError as error:
+        raise RecordError(
+            f"{path}: cannot be read ({error.strerror}); let this user read it, or run as one who may"
+        ) from None
     except (OSError, ValueError):  # too long for a name, or with a NUL in it
         return False
 

@@ -37,6 +37,9 @@ from cosyjit.storage import Entry
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
 
+_FOLDERS: Final = ("heads", "latest", "publications", "records", "objects")
+"""The folders of which a store that was exported into has one."""
+
 DEFAULT_ROOT: Final = files.DEFAULT_ROOT
 
 Condition = Literal["whole", "missing", "damaged"]
@@ -91,6 +94,25 @@ class Store(Place):
         if self.signer is not None and self.local is not None and not files.is_exclusive(self.local):
             return Path(tempfile.gettempdir())  # where nobody can put another file in the place of one that is signed
         return super()._work()
+
+    def check_there(self) -> None:
+        """Make sure that there is a store, so that what is not found in it was not kept.
+
+        Raises:
+            StoreError: there is nothing, or something else; or it cannot be read.
+        """
+        if not self._is_there():
+            raise StoreError(
+                f"{self}: there is no store; name the one that was exported into, with --store or COSYJIT_STORE, "
+                "or export into this one first"
+            )
+
+    def _is_there(self) -> bool:
+        if self.local is None:
+            return any(self.entries(folder) for folder in _FOLDERS)
+        with self._reached():
+            found = {path.name for path in self.local.iterdir()} if self.local.is_dir() else None
+            return found == set() or bool(found and found & {*_FOLDERS, "gate", "lock"})
 
     # Documents.
 

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 from cosyjit import limits
@@ -239,6 +240,7 @@ class _Servers:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(errors), *sys.path],
                     pass_fds=[theirs.fileno(), errors],
+                    cwd=None if _has_directory() else "/",
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
@@ -271,6 +273,20 @@ def ignore_missing_numpy() -> None:
     imported, others at the first operation on a tensor.
     """
     warnings.filterwarnings("ignore", "Failed to initialize NumPy: No module named 'numpy'", UserWarning)
+
+
+def leave_lost_directory() -> None:
+    """Change the working directory where it is gone: as torch is imported there, MKL ends the process."""
+    if not _has_directory():
+        os.chdir("/")
+
+
+def _has_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def serve(fd: int, errors: int) -> None:

@@ -1,5 +1,6 @@
 """The command as a process: signals at any moment, and a system that gives or takes less than is asked of it."""
 
+import os
 import random
 import signal
 import sys
@@ -181,3 +182,142 @@ def test_what_libraries_say_of_a_lack_is_understood(error: Exception, says: str)
 @pytest.mark.parametrize("error", [ValueError("memory"), OSError(2, "No such file"), ImportError("no module")], ids=str)
 def test_other_errors_are_no_lack(error: Exception) -> None:
     assert limits.lack(error) is None
+
+
+# What a user may not read. Tests may run as root, who may read everything unless he does without that right.
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner") if os.geteuid() == 0 else ()
+
+
+def may_do_without_rights() -> bool:
+    try:
+        return not UNPRIVILEGED or finished(spawn(*UNPRIVILEGED, "true")).status == 0
+    except FileNotFoundError:
+        return False
+
+
+NEEDS_SETPRIV = pytest.mark.skipif(
+    not may_do_without_rights(), reason="root cannot do without his rights here: needs setpriv"
+)
+
+
+@NEEDS_SETPRIV
+@pytest.mark.parametrize(
+    "unreadable", [".", ".cosyjit", ".cosyjit/sets", ".cosyjit/files", "store", "store/objects", "store/records"]
+)
+def test_what_may_not_be_read_is_named_in_one_line(published: Path, home: Path, unreadable: str) -> None:
+    store = home / ".cache" / "cosyjit"
+    places = {"store": store, "store/objects": store / "objects", "store/records": store / "records"}
+    path = places.get(unreadable, published / unreadable)
+    zipped = next(published.glob("*.zip"))
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        refusals = 0
+        for command in (
+            ["status", published],
+            ["verify", published],
+            ["verify"],
+            ["history", published],
+            ["rollback", published],
+            ["gc"],
+            ["plan", published],
+            ["export", published, *ONE],
+            ["lineage", zipped],
+        ):
+            ran = finished(spawn(*UNPRIVILEGED, CONSOLE_SCRIPT, *command))
+            if ran.status == 2:
+                refusals += 1
+                assert (ran.out, ran.err.count("\n")) == ("", 1)
+                assert str(published) in ran.err or str(store) in ran.err
+                assert "; " in ran.err
+            else:
+                assert ran.err == ""
+        assert refusals >= 2
+    finally:
+        path.chmod(mode)
+
+
+# Odd means, all possible.
+
+LOOKING = {"plan": ("plan", "{}", "--json"), "status": ("status", "{}"), "verify": ("verify",), "gc": ("gc",)}
+
+
+def in_shell(line: str, *arguments: object, cwd: Path | None = None) -> Ran:
+    """What becomes of a line of the shell, in which $@ is the command and its arguments."""
+    return finished(spawn("sh", "-c", line, "sh", *arguments, cwd=cwd))
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_a_standard_output_that_is_full_is_said_in_one_line(published: Path, name: str) -> None:
+    command = [each.replace("{}", str(published)) for each in LOOKING[name]]
+    ran = in_shell('"$@" >/dev/full', CONSOLE_SCRIPT, *command)
+    assert ran.status == 2
+    assert ran.err.startswith("cosyjit: standard output: cannot be written to (No space left on device); what was done")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_streams_change_nothing_but_what_is_seen(published: Path, closing: str) -> None:
+    shown = published / "flow.encoder.fp16.zip"
+    before = shown.read_bytes()
+    assert in_shell(f'"$@" {closing}', CONSOLE_SCRIPT, "export", published, *ONE, "--force").status == 0
+    assert shown.read_bytes() == before
+    refused = in_shell(f'"$@" {closing}', CONSOLE_SCRIPT, "export", published / "nowhere")
+    assert refused.status == 2 or "/dev/full" in closing
+    assert "Traceback" not in refused.err
+    assert finished(spawn(CONSOLE_SCRIPT, "verify")).status == 0  # nothing was written into a file of the store's
+
+
+def test_a_reader_that_goes_away_is_nobodys_fault(published: Path) -> None:
+    ran = in_shell('{ "$@"; } | true', CONSOLE_SCRIPT, "plan", published)
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize("command", [["plan", "."], ["export", "model"], ["status", "."], ["synth", "new"]])
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    ran = in_shell('rmdir ../gone && exec "$@"', CONSOLE_SCRIPT, *command, cwd=tmp_path / "gone")
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("cosyjit: ")
+
+
+@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize(
+    "environment", ["-u HOME", "HOME=/proc/nowhere", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 LANG=C"]
+)
+def test_an_odd_environment_changes_no_more_than_where_the_store_is(
+    published: Path, store: Store, name: str, environment: str
+) -> None:
+    odd = published.rename(published.with_name("Модель \udcff"))
+    command = [each.replace("{}", str(odd)) for each in LOOKING[name]]
+    ran = in_shell(f'env {environment} "$@"', CONSOLE_SCRIPT, *command, "--store", store.root)
+    assert "Traceback" not in ran.err
+    assert ran.err.count("\n") == (0 if ran.status in {0, 1} else 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"), [("nofile=12", "too many files are open"), ("nproc=1", THREADS), ("fsize=0", "File too large")]
+)
+def test_other_limits_are_one_line(published: Path, limit: str, says: str) -> None:
+    before = snapshot(published)
+    ran = in_shell(f'prlimit --{limit} "$@"', CONSOLE_SCRIPT, "export", published, *ONE, "--force")
+    if ran.status == 0:  # of processes root has as many as he wants
+        assert (limit, os.geteuid()) == ("nproc=1", 0)
+    else:
+        assert ran.err.count("\n") <= 1
+        assert "Traceback" not in ran.err
+        assert says in ran.err + ran.out
+        assert snapshot(published) == before
+
+
+@NEEDS_SETPRIV
+def test_a_umask_that_takes_all_is_one_line_or_none(tiny: Path, tmp_path: Path) -> None:
+    ran = in_shell('umask 777; exec "$@"', *UNPRIVILEGED, CONSOLE_SCRIPT, "synth", tmp_path / "new")
+    assert ran.status == 2
+    assert ran.err.count("\n") == 1
+    ran = in_shell(
+        'umask 777; exec "$@"', *UNPRIVILEGED, CONSOLE_SCRIPT, "export", tiny, "--publish", tmp_path / "zips"
+    )
+    assert ran.status == 2
+    assert ran.err.count("\n") == 1
