@@ -1,5 +1,178 @@
-"""`python -m cosyjit` is the command line."""
+"""The command line as a process of its own: the command `cosyjit`, and `python -m cosyjit`.
 
-from cosyjit.cli import main
+Signals are taken from the first moment on, before anything else is imported, until the process has ended: the first one
+ends what is under way, and those after it change nothing. What is open is closed before the process ends, which may
+take a moment; SIGQUIT ends it without that.
+"""
 
-main()
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False  # that of typing, whose import takes longer than all before the first signal can be taken
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+    from threading import ExceptHookArgs
+    from types import FrameType
+    from typing import Final, NoReturn, TextIO
+
+_FAILED: Final = 1
+"""The exit status where the system did not give what it should."""
+
+_BAD_INPUT: Final = 2
+"""The exit status where something cannot be read or written."""
+
+_ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+_AGAIN: Final = 0.02
+"""In s, after which a signal is raised again that was lost in a destructor."""
+
+_STANDARD: Final = 3
+"""How many files are a process's standard streams: those of the first numbers."""
+
+
+class _Signals:
+    """Lets the first signal raise SystemExit, and passes over all others.
+
+    Attributes:
+        received: the first signal; None as long as there is none.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._passed_over = False
+
+    def listen(self) -> None:
+        """Take signals from now on, but for those that whoever started the process has ignored, as `nohup` does."""
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._end)
+        signal.signal(signal.SIGALRM, self._end)
+        sys.unraisablehook = self._unraised
+
+    def pass_over(self) -> None:
+        """Let no signal change anything from now on, to the very end of the process."""
+        self._passed_over = True
+        for number in (*_ENDING, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        if self._passed_over:
+            return
+        self._passed_over = True
+        if number != signal.SIGALRM:
+            self.received = signal.Signals(number)
+        raise SystemExit
+
+    def _unraised(self, error: UnraisableHookArgs) -> None:
+        """Raise once more what was raised in a destructor, out of which nothing comes."""
+        if self.received and isinstance(error.exc_value, SystemExit):
+            self._passed_over = False
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        elif _lack(error.exc_value) is None:
+            sys.__unraisablehook__(error)
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process; what came between is one line on standard error."""
+    signals = _Signals()
+    signals.listen()
+    ended: BaseException = SystemExit()
+    try:
+        try:
+            _run()
+        finally:
+            signals.pass_over()
+    except BaseException as error:  # noqa: BLE001  (this is where the process ends)
+        ended = error
+    _give_up_unwritten()
+    if signals.received is not None:
+        _say(f"ended by {signals.received.name}; run it again, and it goes on from what is done")
+        sys.exit(128 + signals.received)
+    lack, fault = _lack(ended), _fault(ended)
+    if lack is None and fault is None:
+        raise ended
+    _say(lack or fault or "")
+    sys.exit(_FAILED if lack else _BAD_INPUT)
+
+
+def _run() -> None:
+    _open_streams()
+    import threading  # noqa: PLC0415  (signals are taken before anything is imported)
+
+    threading.excepthook = _thread_ended
+    from cosyjit import cli, worker  # noqa: PLC0415
+
+    try:
+        cli.main()
+    finally:
+        worker.stop()  # here, and not as Python ends, for here a signal is taken as it should be
+
+
+def _open_streams() -> None:
+    """Keep the numbers of standard streams from files that are opened later, and let all names be written to them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < _STANDARD:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _give_up_unwritten() -> None:
+    """Let Python not find out once more, as it ends, that what is left for a standard stream cannot be written."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        if stream is not None and not _is_flushed(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def _is_flushed(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _fault(ended: BaseException) -> str | None:
+    """In a line, what cannot be read or written, and what to do; None if an error is of another kind."""
+    if not isinstance(ended, OSError):
+        return None
+    if ended.filename is None and not _has_directory():
+        return "the working directory is gone; change to one that is there, and run again"
+    what = "" if ended.filename is None else f"{os.fsdecode(ended.filename)}: "
+    return f"{what}cannot be read or written ({ended.strerror}); mend that, or name another, and run again"
+
+
+def _has_directory() -> bool:
+    try:
+        return bool(os.getcwd())  # noqa: PTH109  (pathlib does not come before there is need of it)
+    except OSError:
+        return False
+
+
+def _lack(error: BaseException | None) -> str | None:
+    from cosyjit.limits import lack  # noqa: PLC0415  (signals are taken before this is imported)
+
+    return None if error is None else lack(error)
+
+
+def _thread_ended(error: ExceptHookArgs) -> None:
+    """Say nothing of a thread that lacked something: who waits for it, or the exit status, says it."""
+    from threading import __excepthook__ as tell  # noqa: PLC0415
+
+    if _lack(error.exc_value) is None:
+        tell(error)
+
+
+def _say(line: str) -> None:
+    from contextlib import suppress  # noqa: PLC0415  (as above)
+
+    with suppress(OSError):  # the exit status says it as well
+        os.write(2, f"cosyjit: {line}\n".encode(errors="backslashreplace"))
+
+
+if __name__ == "__main__":
+    main()

@@ -73,8 +73,9 @@ def audit_store(store: Store) -> list[Fault]:
     What exports and collections bring and take meanwhile is no fault.
 
     Raises:
-        StoreError: the store cannot be read.
+        StoreError: the store cannot be read, or there is none.
     """
+    store.check_there()
     faults = [Fault(name, "is a link, a pipe or a device, and no file") for name in store.strange()]
     faults += _objects(store)
     objects = store.objects()

@@ -1,7 +1,6 @@
 """The command line: parse, call, print."""
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,22 +14,18 @@ from cosyjit import gc as collection
 from cosyjit import lineage as tracing
 from cosyjit import publish as publishing
 from cosyjit.checkpoint import open_checkpoint
-from cosyjit.errors import BuildError, CosyjitError, ServerError
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError
 from cosyjit.files import absolute
 from cosyjit.source import open_source
 from cosyjit.store import Store
 from cosyjit.terminal import Told, show, show_json, stages, tell
-from cosyjit.worker import ignore_missing_numpy
+from cosyjit.worker import ignore_missing_numpy, leave_lost_directory
 
 FAILED = 1
-"""The exit status when a target could not be built."""
+"""The exit status when a target could not be built, or the system did not give what that takes."""
 
 BAD_INPUT = 2
 """The exit status when what was given cannot be exported as it is."""
-
-INTERRUPTED = 130
-TERMINATED = 143
-"""The exit statuses after Ctrl-C and SIGTERM, as shells have them."""
 
 app = App(
     name="cosyjit",
@@ -384,10 +379,12 @@ def synth(
     force
         Write into a directory that is not empty, and replace the files of the same names there.
     """
+    path = absolute(directory)
+    leave_lost_directory()
     ignore_missing_numpy()
     from cosyjit.synth import synth as write
 
-    show(str(write(directory, family, size, seed, force=force)))
+    show(str(write(path, family, size, seed, force=force)))
     return 0
 
 
@@ -396,13 +393,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logger = logging.getLogger("cosyjit")
     logger.handlers = [Told()]
     logger.setLevel(logging.INFO)
-    # As for Ctrl-C: what is under way is ended, and what is half written is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         status: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except KeyboardInterrupt:
-        status = INTERRUPTED
     except (CosyjitError, CycloptsError) as error:
         tell(" ".join(str(error).split()))
-        status = FAILED if isinstance(error, BuildError) else BAD_INPUT
+        status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
     sys.exit(status)

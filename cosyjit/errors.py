@@ -19,6 +19,7 @@
     │   ├── PublicationError           a directory, or a number, under which nothing is published
     │   └── ServerError                a Prefect server that is not there, too old, or lets nobody in
     ├── TransientError                 what may pass by itself: the other parent of what is unavailable
+    ├── ResourceError                  memory, processes or what else builds need, which the system does not give
     └── BuildError                     one target could not be built; the others can
         └── VerificationError          what was built is not what its encoder is, or would not be
 
@@ -161,6 +162,10 @@ class PublicationError(InputError):
 
 class ServerError(InputError):
     """A Prefect server that is not there, is too old, or does not let anyone in."""
+
+
+class ResourceError(CosyjitError):
+    """Memory, processes or what else builds need, which the system does not give; none can be built until it does."""
 
 
 class BuildError(CosyjitError):

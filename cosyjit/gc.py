@@ -52,11 +52,12 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
 
     Raises:
         SelectionError: `keep` is less than 1, or `older_than` less than 0.
-        StoreError: the store cannot be read or written, or a later version has written a document in it; what was
-            found is there still.
+        StoreError: there is no store, it cannot be read or written, or a later version has written a document in it;
+            what was found is there still.
     """
     if keep < 1 or older_than < 0:
         raise SelectionError(f"--keep {keep} --older-than {older_than:g}: keep 1 or more, for 0 seconds or longer")
+    store.check_there()
     older_than = older_than if store.local else max(older_than, store.grace)
     oldest = time.time() - older_than
     with store.alone() if remove else store.looked_at():

@@ -183,7 +183,7 @@ def download(model: Model, file: File, directory: Path) -> Path:
         OutputError: the directory cannot be written to.
     """
     _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
-    with _client(str(model)) as api:
+    with _client(str(model), files=True) as api:
         from modelscope_hub.errors import FileIntegrityError, NetworkError  # noqa: PLC0415  (see above)
 
         while True:
@@ -229,10 +229,14 @@ def _host(endpoint: str) -> str:
 
 
 @contextmanager
-def _client(what: str) -> Iterator["HubApi"]:
-    """A client with the settings that the environment has now; its errors become ours, which begin with `what`."""
+def _client(what: str, *, files: bool = False) -> Iterator["HubApi"]:
+    """A client with the settings that the environment has now; its errors become ours, which begin with `what`.
+
+    Args:
+        files: see `answers.Bounds`.
+    """
     try:
-        api = _new_client()
+        api = _new_client(what, files=files)
         host = _host(api.legacy.endpoint)
     except (AttributeError, ImportError, TypeError) as error:
         raise _strange(error, what, "it cannot be used") from None
@@ -243,10 +247,11 @@ def _client(what: str) -> Iterator["HubApi"]:
     except CosyjitError:
         raise
     except Exception as error:  # noqa: BLE001  (what a stranger answers makes the client raise almost anything)
-        raise _translated(error, what, host) from None
+        own = next((each for each in _chain(error) if isinstance(each, CosyjitError)), None)
+        raise own or _translated(error, what, host) from None
 
 
-def _new_client() -> "HubApi":
+def _new_client(what: str, *, files: bool) -> "HubApi":
     log = logging.getLogger("modelscope_hub")
     if not log.handlers:  # without one the client writes to standard error, whatever the application logs where
         log.addHandler(logging.NullHandler())
@@ -255,7 +260,16 @@ def _new_client() -> "HubApi":
     bar = getattr(_download, "tqdm")  # noqa: B009  (it is no public name)
     if not isinstance(bar, partial):  # its bars would stand amid the lines of a log, or of other progress
         setattr(_download, "tqdm", partial(bar, disable=True))  # noqa: B010
-    return HubApi(HubConfig())  # the client's own default is read once for each process
+    api = HubApi(HubConfig())  # the client's own default is read once for each process
+    import requests  # noqa: PLC0415  (as long as the client's import, of which it is a part)
+
+    from cosyjit.answers import Bounds  # noqa: PLC0415
+
+    bounds = Bounds(what, files=files)
+    for session in vars(api.legacy).values():
+        if isinstance(session, requests.Session):
+            bounds.apply(session)
+    return api
 
 
 def _translated(error: Exception, what: str, host: str) -> CosyjitError:

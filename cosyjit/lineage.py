@@ -1,15 +1,17 @@
 """From an artifact, a digest or a fingerprint to the record of what it was made from."""
 
 import re
-import zipfile
+import struct
+import zlib
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cosyjit import documents, record
+from cosyjit import archives, documents, record
 from cosyjit.errors import RecordError, SelectionError, SignatureError, line
 from cosyjit.files import absolute, sha256_of, sha256_of_folder
 from cosyjit.fingerprint import key_of
+from cosyjit.forms import UnsupportedFormError
 from cosyjit.record import Record
 from cosyjit.store import Store
 
@@ -46,6 +48,7 @@ def trace(store: Store, reference: str) -> Trace:
         reference: the path of an artifact, a zip or a folder; its SHA-256, or the key of its fingerprint.
 
     Raises:
+        StoreError: there is no store, and it is no file that was asked about.
         SelectionError: the store knows no such digest or fingerprint, and there is no such file.
         SignatureError: it has not the signature that the store requires.
         RecordError: the file is none of cosyjit's artifacts, or a record is damaged or of a later version.
@@ -85,6 +88,7 @@ def _find(store: Store, reference: str) -> Record | None:
     """The record of a fingerprint, or of an artifact's SHA-256; None if there is none."""
     if not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", reference):
         return None
+    store.check_there()
     found = record.load(store, reference)
     if found is not None:
         return found
@@ -99,35 +103,31 @@ def _find(store: Store, reference: str) -> Record | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
+    except PermissionError as error:
+        raise RecordError(
+            f"{path}: cannot be read ({error.strerror}); let this user read it, or run as one who may"
+        ) from None
     except (OSError, ValueError):  # too long for a name, or with a NUL in it
         return False
 
 
-def _member(archive: zipfile.ZipFile) -> str:
-    """The name of the one member of an artifact that says what it is."""
-    wanted = f"extra/{record.SHORT_FORM}"
-    names = [name for name in archive.namelist() if name.partition("/")[2] == wanted]
-    if len(names) != 1:
-        raise ValueError(f"it has {len(names) or 'no'} members {wanted}")
-    return names[0]
-
-
-def _content(archive: zipfile.ZipFile, name: str) -> bytes:
-    with archive.open(name) as member:
-        content = member.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise ValueError(f"{name} has more than {_LARGEST:,} bytes")
-    return content
+def _said(path: Path) -> bytes:
+    """The document that a zip holds on itself; no more of its directory is read than that of an artifact could have."""
+    with path.open("rb") as file:
+        wanted = f"extra/{record.SHORT_FORM}"
+        member = archives.members(file).get(wanted)
+        if member is None:
+            raise ValueError(f"it has no member {wanted}")
+        return archives.content(file, member, _LARGEST)
 
 
 def _short_form(path: Path) -> dict[str, Any]:
     """What an artifact says of itself: schema, fingerprint and parts."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            document = documents.read(_content(archive, _member(archive)), str(path))
+        document = documents.read(_said(path), str(path))
     except RecordError:
         raise
-    except Exception as error:  # noqa: BLE001  (a damaged archive makes zipfile raise almost anything)
+    except (OSError, ValueError, UnsupportedFormError, struct.error, zlib.error) as error:
         raise RecordError(f"{path}: is no artifact of cosyjit ({line(error)}); name one that it has built") from None
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
         raise documents.damaged(str(path), "the fingerprint is not that of its parts")

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -22,15 +22,59 @@ _SHARE: Final = 0.75
 _POLL: Final = 0.2
 """In s, how often a build that waits looks again."""
 
-_CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
+_LIMITS: Final = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}
+"""The files that say how much memory a control group may take, by the type of file system: version 2, and version 1."""
 
 
-def installed() -> int:
-    """The memory that this machine, or the container that this is, has, in bytes."""
+def installed(root: Path = Path("/")) -> int:
+    """The memory that this machine has, or less where this process's control groups are limited to less, in bytes.
+
+    A container, a systemd unit or a batch job is such a group, or is in one; a limit of any group above counts as well.
+
+    Args:
+        root: where /proc and the file systems of control groups are.
+    """
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # no container's limit, or "max"
-        found = min(found, int(_CGROUP.read_text(encoding="ascii")))
+    return min([found, *_limits(root)])
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """The limits of the control groups that this process is in, in bytes; see the manual page cgroups(7)."""
+    for kind, group, mount in _groups(root):
+        place = root / mount.relative_to("/")
+        for each in (group, *group.parents):
+            with suppress(OSError, ValueError):  # the topmost group has no limit; "max" is none
+                yield int((place / each / _LIMITS[kind]).read_text(encoding="ascii"))
+
+
+def _groups(root: Path) -> Iterator[tuple[str, Path, Path]]:
+    """The kinds of control groups that limit memory; of each this process's group, and where the groups are mounted."""
+    own = _own_groups(_lines(root / "proc/self/cgroup"))
+    for line in _lines(root / "proc/self/mountinfo"):
+        mount, _, system = line.partition(" - ")
+        (_, _, _, above, point, *_), (kind, _, options) = mount.split(" "), system.split(" ")
+        if kind in own and (kind == "cgroup2" or "memory" in options.split(",")):
+            # Where a container sees its own group alone, the path to it from outside leads nowhere.
+            group = own[kind].relative_to(above) if own[kind].is_relative_to(above) else Path()
+            yield kind, group, Path(point)
+
+
+def _own_groups(lines: Sequence[str]) -> dict[str, Path]:
+    """The control groups of this process that may limit memory, by the type of file system."""
+    found = {}
+    for line in lines:
+        number, controllers, group = line.split(":", 2)
+        if number == "0":
+            found["cgroup2"] = Path(group)
+        elif "memory" in controllers.split(","):
+            found["cgroup"] = Path(group)
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    with suppress(OSError):
+        return os.fsdecode(path.read_bytes()).splitlines()
+    return []
 
 
 def notes() -> Path:

@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 from cosyjit import publish, record, sets, worker
 from cosyjit.building import build
 from cosyjit.digests import processors
-from cosyjit.errors import InputError, SignatureError, StoreError, line
+from cosyjit.errors import InputError, ResourceError, SignatureError, StoreError, line
 from cosyjit.files import absolute
 from cosyjit.memory import notes, reserved
 from cosyjit.planning import Planned, Target, check_apart, compare_one, localize, plan, remember
@@ -184,6 +184,8 @@ def gather(planned: Sequence[Planned], pending: Mapping[Target, Pending]) -> lis
 def _outcome(target: Target, pending: Pending) -> Outcome:
     try:
         return pending.result()
+    except ResourceError:  # which is no target's
+        raise
     except Exception as error:  # noqa: BLE001  (one target's failure is not the others')
         return Outcome(target, "failed", error=line(error))
 

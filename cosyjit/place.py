@@ -178,8 +178,8 @@ class Place:
     def alone(self) -> Iterator[None]:
         """Wait until nobody uses the store, and keep others waiting. A remote store knows no such thing.
 
-        Others are kept waiting at the gate for some two seconds, and then let pass for one, so that nobody waits for someone
-        who himself waits for a process that may have been stopped.
+        Others are kept waiting at the gate for some two seconds, and then let pass for one, so that nobody waits for
+        someone who himself waits for a process that may have been stopped.
 
         Raises:
             BusyError: they were waited for as long as `wait` says.

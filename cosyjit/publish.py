@@ -169,6 +169,7 @@ def rollback(store: Store, directory: Path, number: int | None = None) -> Public
         StoreError: an object of it is missing or damaged. As after any error, the directory shows what it did.
     """
     current(store, directory)  # nothing is made where nothing was published
+    store.check_there()
     with store.in_use(), sets.writing(directory, wait=store.wait):
         last = current(store, directory)
         found = _earlier(store, directory, last, number)
@@ -296,10 +297,13 @@ def history(store: Store, directory: Path, last: int | None = None) -> list[Publ
     Raises:
         PublicationError: nothing was published there that the directory or the store knows of.
         SelectionError: `last` is less than 1.
+        StoreError: there is no store.
     """
     if last is not None and last < 1:
         raise SelectionError(f"--last {last}: give 1 or more")
-    return list(islice(publication.chain(store, current(store, directory)), last))
+    shown_now = current(store, directory)
+    store.check_there()
+    return list(islice(publication.chain(store, shown_now), last))
 
 
 def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) -> bool:
@@ -402,12 +406,19 @@ def look(store: Store, directory: Path, *, again: bool = False) -> tuple[Publica
 
     Raises:
         PublicationError: nothing was published there that the directory or the store knows of.
+        OutputError: the directory cannot be read.
     """
-    while True:
-        published = current(store, directory)
-        found = inspect(store, directory, published, again=again)
-        if all(each.condition == "whole" for each in found) or current(store, directory) == published:
-            return published, found
+    try:
+        while True:
+            published = current(store, directory)
+            found = inspect(store, directory, published, again=again)
+            if all(each.condition == "whole" for each in found) or current(store, directory) == published:
+                return published, found
+    except PermissionError as error:
+        raise OutputError(
+            f"{error.filename}: cannot be read ({error.strerror}); let this user read the whole directory, or run as "
+            "one who may"
+        ) from None
 
 
 def _following(

@@ -135,7 +135,7 @@ def reopen(name: str, *, ask: bool) -> Source:
 
 def _in(directory: Path, source: str | Path) -> Source:
     try:
-        there = [name for name in CONFIG_FILES if os.path.lexists(directory / name)]
+        there = [name for name in CONFIG_FILES if _is_there(directory / name)]
         found = [name for name in there if (directory / name).is_file()]
     except OSError as error:
         raise SourceError(f"{source}: cannot be read ({error.strerror}); make it readable") from None
@@ -146,6 +146,15 @@ def _in(directory: Path, source: str | Path) -> Source:
     contents = {files.content(directory / name, nodes.LARGEST) for name in found}
     alike = len(contents) == 1 and None not in contents
     return Source(directory, directory / _only(found, source, "in this directory", alike=alike))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something, or a link that leads nowhere; `os.path.lexists` says no where it may not look."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _from_hub(snapshot: Snapshot) -> Source:

@@ -60,6 +60,10 @@ class Storage(ABC):
     def entries(self, folder: str = "") -> Iterator[Entry]:
         """All files below a folder; none if there is no such folder."""
 
+    @abstractmethod
+    def names(self) -> set[str] | None:
+        """The names of the files and folders right below the root; None if that is not there."""
+
     def strange(self, folder: str = "") -> Iterator[str]:  # noqa: ARG002  (most have files alone)
         """The names below a folder of what is neither a file nor a folder, such as a link."""
         yield from ()
@@ -126,6 +130,12 @@ class Local(Storage):
         for name, found in self.below.walk(folder):
             if stat.S_ISREG(found.st_mode):
                 yield Entry(name, found.st_size, found.st_mtime)
+
+    def names(self) -> set[str] | None:
+        try:
+            return set(self.below.names(""))
+        except FileNotFoundError:
+            return None
 
     def strange(self, folder: str = "") -> Iterator[str]:
         for name, found in self.below.walk(folder):
@@ -202,6 +212,13 @@ class Remote(Storage):
             name = path.removeprefix(self._path(""))
             if name != path and not name.endswith("/"):  # consoles show folders by objects of such names
                 yield Entry(name, int(info["size"]), _modified(info))
+
+    def names(self) -> set[str] | None:
+        with suppress(FileNotFoundError), self._asked():
+            self._system.invalidate_cache()
+            found = self._system.ls(self._path(""), detail=False)
+            return {name.rstrip("/").rpartition("/")[2] for name in found}
+        return None
 
     def move(self, name: str, to: str) -> None:
         with self._asked():

@@ -36,6 +36,9 @@ from cosyjit.storage import Entry
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
 
+_FOLDERS: Final = ("heads", "latest", "publications", "records", "objects")
+"""The folders of which a store that was exported into has one."""
+
 DEFAULT_ROOT: Final = files.DEFAULT_ROOT
 
 Condition = Literal["whole", "missing", "damaged"]
@@ -93,6 +96,21 @@ class Store(Place):
         sign = self.signer.path if self.signer else None
         require = self.trusted.path if self.trusted else None
         return partial(Store, self.root, sign=sign, require=require, wait=self.wait), ()
+
+    def check_there(self) -> None:
+        """Make sure that there is a store, so that what is not found in it was not kept.
+
+        Raises:
+            StoreError: there is nothing, or something else; or it cannot be read.
+        """
+        with self._reached():
+            found = self._storage.names()
+        is_new = self.local is not None and found == set()
+        if not is_new and not (found or set()) & {*_FOLDERS, "gate", "lock"}:
+            raise StoreError(
+                f"{self}: there is no store; name the one that was exported into, with --store or COSYJIT_STORE, "
+                "or export into this one first"
+            )
 
     # Documents.
 

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from cosyjit import pipeline
+from cosyjit.errors import OutputError
 from cosyjit.escaping import plain
 from cosyjit.planning import Target
 
@@ -21,24 +22,39 @@ _errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=Fal
 
 
 def show(*things: RenderableType) -> None:
-    """On standard output: texts, a line each; tables as wide as a terminal is, or as they need where there is none."""
-    console = _output()
-    if not console.is_terminal:
-        console.width = 300
-    for thing in things:
-        console.print(plain(thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
+    """On standard output: texts, a line each; tables as wide as a terminal is, or as they need where there is none.
+
+    Raises:
+        OutputError: it cannot be written to.
+    """
+    with _written() as console:
+        if not console.is_terminal:
+            console.width = 300
+        for thing in things:
+            console.print(plain(thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
 
 
 def show_json(document: str) -> None:
-    """On standard output: JSON as it is, in ASCII."""
-    _output().print(document, soft_wrap=True)
+    """On standard output: JSON as it is, in ASCII.
+
+    Raises:
+        OutputError: it cannot be written to.
+    """
+    with _written() as console:
+        console.print(document, soft_wrap=True)
 
 
-def _output() -> Console:
+@contextmanager
+def _written() -> Iterator[Console]:
     # A terminal of another encoding than UTF-8 has not all characters that are printable.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False, emoji=False, markup=False)
+    try:
+        yield Console(highlight=False, emoji=False, markup=False)
+    except OSError as error:
+        raise OutputError(
+            f"standard output: cannot be written to ({error.strerror}); what was done is done, run again to see it"
+        ) from None
 
 
 def tell(text: str) -> None:

@@ -24,10 +24,13 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from typing import Any, Final, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
-from cosyjit.errors import BuildError
+from cosyjit import limits
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, line
 
 Progress = Callable[[str], None]
 """Is told the name of each stage as it begins."""
@@ -51,21 +54,22 @@ def run(
 
     Raises:
         BuildError: the process ended without an answer; the message says how.
+        ResourceError: no process can be started for it.
     """
     call = pickle.dumps((function, args))
     ours, theirs = socket.socketpair()
     with Connection(ours.detach()) as connection:
+        with theirs:
+            server = _SERVER.submit(theirs)
         try:
-            with theirs:
-                _SERVER.submit(theirs)
             connection.send_bytes(call)
         except OSError:
-            raise BuildError(_SERVER_ENDED) from None
-        kind, value = _receive(connection)
+            raise server.failure() from None
+        kind, value = _receive(connection, server)
         while kind == "progress":
             if progress is not None:
                 progress(value)
-            kind, value = _receive(connection)
+            kind, value = _receive(connection, server)
     if kind == "raised":
         raise value.error from value
     if kind == "ended":
@@ -73,11 +77,11 @@ def run(
     return value
 
 
-def _receive(connection: Connection) -> tuple[str, Any]:
+def _receive(connection: Connection, server: "_Server") -> tuple[str, Any]:
     try:
         kind, value = connection.recv()
     except (EOFError, OSError):
-        raise BuildError(_SERVER_ENDED) from None
+        raise server.failure() from None
     return kind, value
 
 
@@ -130,6 +134,10 @@ class _Raised(Exception):  # noqa: N818  (shown as the cause of the error it car
         return f"\n{self.trace}"
 
 
+def _cannot_start(reason: str) -> str:
+    return f"{sys.executable!r}: the build server cannot be started ({reason}); mend that, and run again"
+
+
 def _how(status: int, into: os.PathLike[str] | None) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
@@ -140,7 +148,9 @@ def _how(status: int, into: os.PathLike[str] | None) -> str:
     return f"was killed by {died_of.name}{hints.get(died_of, '')}"
 
 
-_MAIN: Final = "import sys; fd, *sys.path = sys.argv[1:]; from cosyjit.worker import serve; serve(int(fd))"
+_MAIN: Final = (
+    "import sys; fd, errors, *sys.path = sys.argv[1:]; from cosyjit.worker import serve; serve(int(fd), int(errors))"
+)
 """What the server runs. It takes the caller's path: on that of a `python -c`, the working directory comes first, which
 may be a stranger's."""
 
@@ -155,60 +165,104 @@ _ENVIRONMENT: Final = {
 }
 
 
-class _Server:
-    """The connection of this process to its server, which is started at the first call, and anew after it died."""
+class _Server(NamedTuple):
+    """A server that was started.
+
+    Attributes:
+        control: the connection to it, which ends it when it is closed.
+        said: the file of what it says until it is ready, after a line break; empty from then on.
+    """
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    said: BinaryIO
+
+    def failure(self) -> CosyjitError:
+        """Why it has ended, which it does by itself only when it could not be started, or was killed."""
+        code = self.process.wait()
+        try:
+            self.said.seek(0)
+            said = self.said.read().decode(errors="replace")
+        except ValueError:  # it was ended, and what it said is gone
+            said = ""
+        if not said:
+            return BuildError(_SERVER_ENDED)
+        ended = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        reason = ([ended] + [each for each in said.splitlines() if each.strip()])[-1]
+        return ResourceError(limits.lack_in(said) or _cannot_start(reason))
+
+    def end(self) -> None:
+        """End it and whatever it runs, and wait for that."""
+        self.control.close()
+        self.process.terminate()  # while it imports torch it does not see that the connection is closed
+        self.process.wait()
+        self.said.close()
+
+
+class _Servers:
+    """The server of this process, which is started at the first call, and anew after it died."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._running: _Server | None = None
         self._pid = 0
         self.closed = False
 
-    def submit(self, call: socket.socket) -> None:
+    def submit(self, call: socket.socket) -> _Server:
         """Hand one end of a call's connection to the server."""
         with self._lock:
-            socket.send_fds(self.prepare(), [b"c"], [call.fileno()])
+            server = self.prepare()
+            try:
+                socket.send_fds(server.control, [b"c"], [call.fileno()])
+            except OSError:
+                raise server.failure() from None
+            return server
 
-    def prepare(self) -> socket.socket:
-        """Start the server unless it runs. Returns the connection to it."""
+    def prepare(self) -> _Server:
+        """Start the server unless it runs."""
         with self._lock:
             check_open()
-            if self._running is None or self._running[0].poll() is not None:
+            if self._running is None or self._running.process.poll() is not None:
                 self.stop()
                 self._running = self._start()
-            return self._running[1]
+            return self._running
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # A session of its own: Ctrl-C at a terminal is for the caller to handle, who then ends the server.
+    def _start(self) -> _Server:
+        with ExitStack() as held, ExitStack() as passed:
             try:
+                ours, theirs = map(held.enter_context, socket.socketpair())
+                passed.enter_context(theirs)
+                said = held.enter_context(os.fdopen(os.memfd_create("said"), "rb"))
+                os.write(said.fileno(), b"\n")
+                errors = os.dup(2)
+                passed.callback(os.close, errors)
+                # A session of its own: Ctrl-C at a terminal is for the caller to handle, who then ends the server.
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _MAIN, str(theirs.fileno()), *sys.path],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(errors), *sys.path],
+                    pass_fds=[theirs.fileno(), errors],
+                    cwd=None if _has_directory() else "/",
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # standard output is for results
+                    stdout=said,
+                    stderr=said,
                     env={**os.environ, **_ENVIRONMENT},
                     start_new_session=True,
                 )
-            except OSError as error:
-                ours.close()
-                raise BuildError(f"{sys.executable!r}: the build server cannot be started ({error.strerror})") from None
+            except (OSError, MemoryError) as error:
+                reason = error.strerror if isinstance(error, OSError) else None
+                raise ResourceError(limits.lack(error) or _cannot_start(reason or line(error))) from None
+            held.pop_all()
         self._pid = os.getpid()
-        return process, ours
+        return _Server(process, ours, said)
 
     def stop(self) -> None:
         """End the server and whatever it runs."""
         with self._lock:
-            if self._running is not None:
-                process, control = self._running
-                control.close()
-                if self._pid == os.getpid():  # not in a fork of the process that started it
-                    process.wait()
+            if self._running is not None and self._pid == os.getpid():  # not in a fork of the process that started it
+                self._running.end()
             self._running = None
 
 
-_SERVER: Final = _Server()
+_SERVER: Final = _Servers()
 atexit.register(_SERVER.stop)
 
 
@@ -221,12 +275,32 @@ def ignore_missing_numpy() -> None:
     warnings.filterwarnings("ignore", "Failed to initialize NumPy: No module named 'numpy'", UserWarning)
 
 
-def serve(fd: int) -> None:
-    """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it."""
+def leave_lost_directory() -> None:
+    """Change the working directory where it is gone: as torch is imported there, MKL ends the process."""
+    if not _has_directory():
+        os.chdir("/")
+
+
+def _has_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
+
+
+def serve(fd: int, errors: int) -> None:
+    """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it.
+
+    Args:
+        errors: where it writes once it is ready. What it says until then is for its caller, who tells why it is not.
+    """
     gc.disable()
     ignore_missing_numpy()
     for name in ("torch", "cosyjit.folders", "cosyjit.verify", "cosyjit.weights"):
         importlib.import_module(name)  # once, for all the children
+    _speak(errors)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from now on it sees that the connection is closed
     gc.freeze()  # none of this is garbage: spare the children the look, and the copies of pages that it makes
     control = socket.socket(fileno=fd)
     running: dict[int, int] = {}
@@ -253,6 +327,18 @@ def serve(fd: int) -> None:
                 running[pid] = fds[0]
 
 
+def _speak(errors: int) -> None:
+    """Write to where the caller does, and first what was said until now, such as warnings."""
+    sys.stderr.flush()
+    said = os.pread(2, os.fstat(2).st_size, 1)
+    os.ftruncate(2, 0)
+    for number in (1, 2):
+        os.dup2(errors, number)
+    os.close(errors)
+    with contextlib.suppress(OSError):  # nobody can read it
+        os.write(2, said)
+
+
 def _reap(running: dict[int, int]) -> None:
     """Tell the callers of children that ended how they ended; those that had an answer no longer listen."""
     for pid, fd in list(running.items()):
@@ -272,7 +358,8 @@ def _kill(running: dict[int, int]) -> None:
 def _answer(fd: int) -> None:
     """Do the call that comes over a connection, in a forked child."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     gc.enable()
     with Connection(fd) as connection:
         try:
@@ -288,7 +375,10 @@ def _answer(fd: int) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or, where it would not survive pickling, one that says the same."""
+    """The error, or, where it is the system's or would not survive pickling, one that says the same."""
+    lack = limits.lack(error)
+    if lack is not None and not isinstance(error, CosyjitError):
+        return BuildError(lack)
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
     except Exception:  # noqa: BLE001  (a constructor of any kind)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import cosyjit.verify
 import cosyjit.weights  # noqa: F401  (and torch with them, once for all attempts)
@@ -23,6 +23,9 @@ from tests import syscalls
 from tests.calls import children
 from tests.crashing import UNAVAILABLE, Fault, Observed, Steps, attempt, left, state, tell
 from tests.scenarios import EARLIER, Place
+
+if TYPE_CHECKING:
+    import subprocess
 
 _ARCHIVE: Final = r"/archive\.zip$"
 
@@ -51,19 +54,25 @@ class _Forked:
     def wait(self) -> int:
         return os.waitpid(self._pid, 0)[1]
 
+    def terminate(self) -> None:
+        pass  # it sees that the connection is closed: torch was imported before
 
-def _fork_server() -> tuple[_Forked, socket.socket]:
+
+def _fork_server() -> worker._Server:
     """Start the server of the builds as a fork of this process, and not as a program that imports torch."""
     ours, theirs = socket.socketpair()
+    said = os.memfd_create("said")
     pid = os.fork()
     if pid == 0:
         ours.close()
         os.setsid()
-        worker.serve(theirs.detach())
+        errors = os.dup(2)
+        os.dup2(said, 2)
+        worker.serve(theirs.detach(), errors)
         os._exit(0)
     theirs.close()
     worker._SERVER._pid = os.getpid()
-    return _Forked(pid), ours
+    return worker._Server(cast("subprocess.Popen[bytes]", _Forked(pid)), ours, os.fdopen(said, "rb"))
 
 
 class _Chain:
@@ -122,7 +131,7 @@ class _Chain:
 def main(source: str, folder: str, stride: str) -> None:
     if not syscalls.available():
         sys.exit(UNAVAILABLE)
-    worker._SERVER._start = _fork_server  # type: ignore[assignment, method-assign]
+    worker._SERVER._start = _fork_server  # type: ignore[method-assign]
     place = Place(Path(folder, "one"), Path(folder, "none"), Path(source))
     first, steps = _Chain(place).attempt("unhindered", SHORT)
     tell(first)

@@ -69,7 +69,7 @@ class Failure:
         name: of which file; any for "".
         times: how often, None for always.
         status: of the answer; 0 where that begins as it should.
-        headers: of the answer with that status.
+        headers: of the answer.
         cut: how much of the body comes before the connection ends.
         content: the body, in place of the right one.
         until: what is waited for where the body is cut, which goes on then.
@@ -295,10 +295,12 @@ class _Handler(BaseHTTPRequestHandler):
         kind = request.kind
         failure = self.hub.failing(kind, request.name)
         tree, names = self.hub.tree(request.model, request.revision), self.hub.names(request.model)
-        if failure is not None and failure.status:
+        if failure is not None and failure.status and failure.content is not None:
+            self.send_body(failure.status, failure.content, failure.headers)
+        elif failure is not None and failure.status:
             self.send_failure(failure.status, "as the test wants it", failure.headers)
         elif failure is not None and kind != "download":
-            self.send_body(200, failure.content or b"", {})
+            self.send_body(200, failure.content or b"", failure.headers)
         elif self.hub.token and request.headers.get("authorization") != f"Bearer {self.hub.token}":
             self.send_failure(401, "user not logged in")
         elif kind == "revisions" and names is not None:
@@ -365,6 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if wanted else 200)
         if wanted:
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        for name, value in (failure.headers if failure is not None else {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(last + 1 - first))
         self.end_headers()
         body = content[first : last + 1]

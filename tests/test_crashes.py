@@ -179,7 +179,9 @@ def test_a_failure_is_an_error_in_one_line_that_names_the_place(runs: list[Run],
             continue
         where = run.name, attempt.struck, attempt.how
         assert attempt.kind in {"OutputError", "StoreError", "BuildError"}, where
-        assert re.fullmatch(r"/[^:]*/(store|model|cosyjit/cache)(/[^:]*)?: [^\n]+ \([^\n]+\); [^\n]+", attempt.how), where
+        assert re.fullmatch(r"/[^:]*/(store|model|cosyjit/cache)(/[^:]*)?: [^\n]+ \([^\n]+\); [^\n]+", attempt.how), (
+            where
+        )
         if not FAULTS[fault].lasting:
             places = ("model",) if "/place/model/" in f"{attempt.struck}/" else ("store", "home/.cache/cosyjit/cache")
             assert any(f"/place/{place}" in attempt.how for place in places), where

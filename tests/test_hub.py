@@ -2,9 +2,11 @@
 
 import logging
 import re
+import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import example, given
@@ -15,7 +17,7 @@ from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavail
 from cosyjit.hub import File, Listing, Model, download, listing, parse, url
 from cosyjit.services import public
 from tests.calls import start
-from tests.hubs import MODEL, Hub, digest_of, download_url, log_in
+from tests.hubs import MODEL, Hub, Kind, digest_of, download_url, log_in
 
 CONTENT = bytes(range(256)) * 2000
 NAMES = ["cosyvoice.yaml", "llm.pt", "flow.pt"]
@@ -292,6 +294,96 @@ def test_a_damaged_login_is_said(hub: Hub) -> None:
 def test_a_page_in_place_of_an_answer_may_pass(hub: Hub) -> None:
     hub.fail("listing", content=b"<html>back soon</html>")
     assert "does not answer as a hub does" in refused(SourceUnavailableError)
+
+
+SPACES: Final = 200_000_000
+"""In bytes: as many as a list could have between its entries, and none is due to have."""
+
+
+@cache
+def packed(encoding: str, size: int = SPACES) -> bytes:
+    """A list that unpacks to so many bytes, which are mostly spaces."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, {"gzip": 31, "deflate": 15}[encoding])
+    blocks = [packer.compress(b'{"Code": 200, "Data": {"Files": [')]
+    blocks += [packer.compress(b" " * 1_000_000) for _ in range(size // 1_000_000)]
+    return b"".join([*blocks, packer.compress(b"]}}"), packer.flush()])
+
+
+PEAK = """
+import logging, resource, sys
+from cosyjit.errors import CosyjitError
+from cosyjit.hub import File, Model, download, listing
+from pathlib import Path
+
+logging.getLogger("modelscope_hub").addHandler(logging.NullHandler())
+import modelscope_hub, cosyjit.answers
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    if sys.argv[2:]:
+        download(Model(sys.argv[1]), File("llm.pt", 512_000, "0" * 64, "master"), Path(sys.argv[2]))
+    listing(Model(sys.argv[1]), ["llm.pt"])
+except CosyjitError as error:
+    print(f"{type(error).__name__}: {error}")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "encoding"),
+    [
+        ("listing", 200, "gzip"),
+        ("listing", 200, "deflate"),
+        ("listing", 200, "identity"),
+        ("listing", 302, "gzip"),
+        ("listing", 404, "gzip"),
+        ("listing", 403, "identity"),
+        ("revisions", 200, "gzip"),
+        ("revisions", 400, "deflate"),
+        ("download", 200, "gzip"),
+        ("download", 302, "identity"),
+        ("download", 400, "gzip"),
+    ],
+)
+def test_an_answer_is_bounded_before_it_is_unpacked_or_parsed(
+    hub: Hub, tmp_path: Path, kind: Kind, status: int, encoding: str
+) -> None:
+    if kind == "revisions":
+        hub.fail("listing", times=None, status=404)
+    body = b" " * SPACES if encoding == "identity" else packed(encoding)
+    headers = {"Content-Encoding": encoding, "Location": f"{hub.endpoint}/elsewhere"}
+    as_usual = status == 200 and kind != "revisions"
+    hub.fail(kind, times=None, status=0 if as_usual else status, content=body, headers=headers)
+    with start(PEAK, MODEL, *([tmp_path] if kind == "download" else [])) as process:
+        out, err = process.communicate(timeout=60)
+    said, grown = out.splitlines()
+    assert err == ""
+    assert said.split(":")[0] in {"SourceError", "SourceUnavailableError"}
+    assert int(grown) < 40_000  # in KB; what was sent is 195,000 of these
+    if status == 200 and kind != "download":
+        assert "answers with more than 4,194,304 bytes where a short list is due; see whether MODELSCOPE_END" in said
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_packed_list_is_read_as_any(hub: Hub, encoding: str) -> None:
+    content = packed(encoding, 1_000_000)
+    hub.fail("listing", content=content, headers={"Content-Encoding": encoding})
+    assert listing(ASKED, NAMES).files == ()
+
+
+def test_a_damaged_packed_list_is_said(hub: Hub) -> None:
+    hub.fail("listing", times=None, content=b"\x1f\x8bno gzip", headers={"Content-Encoding": "gzip"})
+    assert "does not answer as a hub does" in refused(SourceError)
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zstd"])
+def test_an_encoding_that_nobody_asked_for_is_refused(hub: Hub, tmp_path: Path, encoding: str) -> None:
+    hub.fail("listing", times=None, content=b"0", headers={"Content-Encoding": encoding})
+    assert f"sends its answers in the encoding {encoding!r}, which was not asked for; see" in refused(SourceError)
+    hub.mend()
+    found = file("llm.pt", listing(ASKED, NAMES))
+    hub.fail("download", times=None, content=CONTENT, headers={"Content-Encoding": encoding})
+    with pytest.raises(SourceError, match="in the encoding"):
+        download(ASKED, found, tmp_path)
 
 
 @pytest.mark.parametrize("answer", [b"[1]", b'{"Data": [1]}', b'{"Data": {"Files": {"a": 1}}}'])

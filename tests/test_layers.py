@@ -17,8 +17,8 @@ FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
     {"escaping"},
-    {"errors", "forms", "identity", "nodes", "pictures", "services"},
-    {"archives", "cutting", "documents", "families", "pickles", "settings", "signing", "waits"},
+    {"errors", "forms", "identity", "limits", "nodes", "pictures", "services"},
+    {"answers", "archives", "cutting", "documents", "families", "pickles", "settings", "signing", "waits"},
     {"files"},
     {"encoders", "hub", "memory", "pretrained", "roots", "sets", "tensors"},
     {"storage"},
@@ -48,8 +48,8 @@ OTHERS: Final = {
     },
     "fsspec": {"storage"},
     "modelscope_hub": {"hub"},
-    "requests": {"hub", "server"},
-    "urllib3": {"server"},
+    "requests": {"answers", "hub", "server"},
+    "urllib3": {"answers", "server"},
     "xxhash": {"digests", "fingerprint", "latest", "publication"},
     "hyperpyyaml": {"config"},
     "ruamel": {"config", "cutting", "nodes"},

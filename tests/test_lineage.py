@@ -1,6 +1,7 @@
 """From a zip, a digest or a fingerprint to what it was made from, and never out of the store."""
 
 import json
+import struct
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -215,8 +216,29 @@ def test_an_archive_that_says_too_much_of_itself_is_refused(store: Store, tmp_pa
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/extra/cosyjit.json", b" " * (200 << 20))
     tracemalloc.start()
-    with pytest.raises(RecordError, match="has more than 1,048,576 bytes"):
+    with pytest.raises(RecordError, match="has 209715200 bytes, more than 1048576"):
         trace(store, str(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 << 20
+
+
+def test_an_archive_of_very_many_members_is_refused_in_little_memory(store: Store, tmp_path: Path) -> None:
+    path = archive(tmp_path / "many.zip", record.short_form(fingerprint()))
+    content = path.read_bytes()
+    *_, size, start, _ = struct.unpack("<4s4H2IH", content[-22:])
+    more = 300_000
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *(0,) * 9, 9, *(0,) * 6) + b"archive/x"
+    directory = content[start : start + size] + entry * more
+    end64 = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, more + 2, more + 2, len(directory), start)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + len(directory), 1)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path.write_bytes(content[:start] + directory + end64 + locator + end)
+    with zipfile.ZipFile(path) as many:
+        assert len(many.namelist()) == more + 2
+    tracemalloc.start()
+    with pytest.raises(RecordError, match=f"is no artifact of cosyjit .its directory has {len(directory)} bytes, more"):
+        trace(store, str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20

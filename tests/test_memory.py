@@ -142,3 +142,89 @@ def test_the_machine_has_some_memory_and_most_of_it_is_the_limit(tmp_path: Path)
     with reserved(tmp_path, 1):
         assert not waits(tmp_path, installed() // 2, 0)
         assert waits(tmp_path, installed(), 0)
+
+
+ROOTS = "30 22 0:27 {above} /sys/fs/cgroup{point} rw,nosuid - {kind} {kind} rw{options}\n"
+UNIFIED = ROOTS.format(above="/", point="", kind="cgroup2", options="")
+V1 = ROOTS.format(above="{}", point="/memory", kind="cgroup", options=",memory")
+OTHERS_OF_V1 = ROOTS.format(above="/", point="/cpu", kind="cgroup", options=",cpu,cpuacct")
+NO_LIMIT = "9223372036854771712"
+
+# Made up after the manual page cgroups(7) and what Docker, systemd and Slurm make, since one kernel has one of these.
+TREES: dict[str, tuple[str, str, dict[str, str], int]] = {
+    "version 2, the group itself": ("0::/job\n", UNIFIED, {"job/memory.max": "104857600\n"}, 104857600),
+    "version 2, the lowest of the groups above": (
+        "0::/a/b/c\n",
+        UNIFIED,
+        {"a/b/c/memory.max": "max\n", "a/b/memory.max": "5000000\n", "a/memory.max": "7000000\n"},
+        5000000,
+    ),
+    "version 2, a container that sees its own group alone": ("0::/\n", UNIFIED, {"memory.max": "6000000\n"}, 6000000),
+    "version 2, a path from outside": ("0::/../other\n", UNIFIED, {"memory.max": "6000000\n"}, 6000000),
+    "version 1, the group itself": (
+        "12:memory:/user.slice\n5:cpu,cpuacct:/user.slice\n0::/user.slice\n",
+        OTHERS_OF_V1 + V1.format("/"),
+        {"memory/user.slice/memory.limit_in_bytes": "8000000\n", "memory/memory.limit_in_bytes": NO_LIMIT},
+        8000000,
+    ),
+    "version 1, the lowest of the groups above": (
+        "3:cpuset,memory:/slurm/uid_1/job_2\n",
+        V1.format("/"),
+        {
+            "memory/slurm/uid_1/job_2/memory.limit_in_bytes": NO_LIMIT,
+            "memory/slurm/uid_1/memory.limit_in_bytes": "9000000\n",
+            "memory/slurm/memory.limit_in_bytes": "9500000\n",
+        },
+        9000000,
+    ),
+    "version 1, a container whose group is mounted": (
+        "4:memory:/docker/0123/inner\n",
+        V1.format("/docker/0123"),
+        {
+            "memory/inner/memory.limit_in_bytes": NO_LIMIT,
+            "memory/memory.limit_in_bytes": "4000000\n",
+            "memory/docker/memory.limit_in_bytes": "1000\n",
+        },
+        4000000,
+    ),
+    "version 1 for memory, version 2 for the rest": (
+        "4:memory:/job\n0::/job\n",
+        V1.format("/") + ROOTS.format(above="/", point="/unified", kind="cgroup2", options=""),
+        {"memory/job/memory.limit_in_bytes": "3000000\n"},
+        3000000,
+    ),
+}
+
+
+def make_tree(root: Path, groups: str, mounts: str, files: dict[str, str]) -> None:
+    contents = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}
+    contents |= {f"sys/fs/cgroup/{name}": content for name, content in files.items()}
+    for name, content in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_memory_is_no_more_than_control_groups_may_take(tmp_path: Path, name: str) -> None:
+    groups, mounts, files, limit = TREES[name]
+    make_tree(tmp_path, groups, mounts, files)
+    assert installed(tmp_path) == limit
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files"),
+    [
+        ("", "", {}),
+        ("0::/\n", UNIFIED, {}),
+        ("0::/job\n", UNIFIED, {"job/memory.max": "max\n"}),
+        ("0::/job\n", UNIFIED, {"job/memory.max": "\n"}),
+        ("4:memory:/job\n", V1.format("/"), {"memory/job/memory.limit_in_bytes": NO_LIMIT}),
+        ("4:cpu:/job\n", V1.format("/"), {"memory/job/memory.limit_in_bytes": "1000\n"}),
+        ("0::/job\n", UNIFIED, {"elsewhere/memory.max": "1000\n"}),
+    ],
+)
+def test_without_a_limit_the_memory_is_the_machines(
+    tmp_path: Path, groups: str, mounts: str, files: dict[str, str]
+) -> None:
+    make_tree(tmp_path, groups, mounts, files)
+    assert installed(tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

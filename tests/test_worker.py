@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cosyjit import worker
-from cosyjit.errors import BuildError, TensorMismatchError
+from cosyjit.errors import BuildError, ResourceError, TensorMismatchError
 from tests import calls
 from tests.calls import CONSOLE_SCRIPT, children, ended, servers, start, wait_for
 
@@ -274,7 +274,7 @@ def test_a_server_that_cannot_be_started_is_an_error_that_says_why(monkeypatch: 
     worker.stop()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     for call in (worker.prepare, lambda: worker.run(calls.give, 1)):
-        with pytest.raises(BuildError, match="'/nowhere/python': the build server cannot be started"):
+        with pytest.raises(ResourceError, match=r"'/nowhere/python': the build server cannot be started \(No such"):
             call()
 
 

@@ -1,0 +1,69 @@
+"""What the system does not give a process, in one line: memory, threads and processes, open files.
+
+Python, torch and the C library say so in many ways: a `MemoryError`, an `ImportError` of a library that cannot be
+mapped, a `RuntimeError` of a thread. Nothing is imported here, for there may be no memory for that.
+"""
+
+import errno
+from typing import Final
+
+_MEMORY: Final = (
+    "there is not enough memory; free some, raise the limit (`ulimit -v`, or that of the container), or use another "
+    "machine, and run again"
+)
+_THREADS: Final = (
+    "the system starts no more threads or processes; raise the limit of these (`ulimit -u`) or of memory (`ulimit -v`),"
+    " and run again"
+)
+_FILES: Final = "too many files are open; raise the limit (`ulimit -n`), and run again"
+
+_NUMBERS: Final = {
+    errno.ENOMEM: _MEMORY,
+    errno.EAGAIN: _THREADS,
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+}
+
+_WORDS: Final = {
+    "can't start new thread": _THREADS,
+    "pthread_create failed": _THREADS,
+    "MemoryError": _MEMORY,
+    "not enough memory": _MEMORY,
+    "bad_alloc": _MEMORY,
+    "Memory allocation still failed": _MEMORY,
+    "failed to map segment": _MEMORY,
+    "cannot allocate memory": _MEMORY,
+    "Cannot allocate memory": _MEMORY,
+    "Too many open files": _FILES,
+}
+"""What libraries say, and what it means."""
+
+
+def lack(error: BaseException) -> str | None:
+    """What the system did not give, and what to do, in a line; None if an error is of another kind.
+
+    Errors that an error was raised from, or while it was handled, count as well: of what lacks memory the last error
+    is often another one.
+    """
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        found = _lack(following)
+        if found is not None:
+            return found
+        seen.append(following)
+        following = following.__cause__ or following.__context__
+    return None
+
+
+def _lack(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError):
+        return _MEMORY
+    if isinstance(error, OSError):
+        return _NUMBERS.get(error.errno or 0)
+    return lack_in(str(error)) if isinstance(error, ImportError | RuntimeError) else None
+
+
+def lack_in(said: str) -> str | None:
+    """The same from what a process has said of itself."""
+    return next((meaning for words, meaning in _WORDS.items() if words in said), None)
