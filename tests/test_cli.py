@@ -567,8 +567,7 @@ def test_the_lineage_of_a_stray_zip_needs_no_store_and_that_of_a_changed_one_say
     said = json.loads(run("lineage", published / ZIP, *elsewhere, "--json").out)
     assert (list(said), said["fingerprint"]) == (["fingerprint", "parts", "schema"], entry["fingerprint"])
     assert str(published) not in json.dumps(said)
-    with (published / ZIP).open("ab") as file:
-        file.write(b" ")
+    flip((published / ZIP).resolve())
     changed = run("lineage", published / ZIP)
     assert (changed.status, changed.err) == (1, "")
     assert changed.out.startswith(f"{ZIP} (the file's own bytes are ")
