@@ -28,6 +28,9 @@ _LARGE_NUMBERS: Final = 1
 _ENCRYPTED_OR_PATCHED: Final = 0x2061
 """The flags of members that are not what they seem."""
 
+_FOLDER: Final = 0x10
+"""The attribute of members that are folders."""
+
 _STORED: Final = 0
 _DEFLATED: Final = 8
 """Methods of compression: the two that torch reads."""
@@ -232,7 +235,7 @@ def _large_directory(tail: bytes, at: int) -> _Directory:
 def _entries(directory: bytes, count: int) -> list[_Entry]:
     found, at = [], 0
     for _ in range(count):
-        signature, _, _, flags, method, _, _, total, packed, size, name, extra, comment, disk, _, _, header = (
+        signature, _, _, flags, method, _, _, total, packed, size, name, extra, comment, disk, _, kind, header = (
             _ENTRY.unpack_from(directory, at)
         )
         names = at + _ENTRY.size
@@ -243,6 +246,8 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
         size, packed, header = _large(directory[fields : fields + extra], (size, packed, header))
         plain = not (flags & _ENCRYPTED_OR_PATCHED or disk)
         name_of = _name(directory[names:fields])
+        if kind & _FOLDER and not name_of.endswith("/"):  # torch reads nothing of it, and takes what memory holds
+            raise unlike_saved(f"{name_of} is marked as a folder")
         found.append(_Entry(name_of, header, size, packed, method if plain else None, total))
     if at != len(directory):
         raise unlike_saved("its directory has more than its entries")

@@ -132,6 +132,12 @@ def _index(state: Any) -> dict[Any, Any]:
     return state
 
 
+class _StorageType(NamedTuple):
+    """What the class of a storage stands for: the type of its numbers, by torch's name."""
+
+    dtype: str
+
+
 class _Storage(NamedTuple):
     """The numbers that tensors share: their type, where they begin, and how many bytes there are."""
 
@@ -156,8 +162,8 @@ class _Archived:
 
     def of(self, pid: Any) -> _Storage:
         """The storage that a pickle refers to."""
-        kind, dtype, key, _, numbers = pid
-        _check_storage(kind, dtype, key, numbers)
+        kind, of, key, _, numbers = pid
+        dtype = _dtype(kind, of, key, numbers)
         if key not in self._known:
             self._known[key] = self._found(dtype, key)
         storage = self._known[key]
@@ -193,8 +199,8 @@ class _Legacy:
 
     def of(self, pid: Any) -> _Storage:
         """The storage that a pickle refers to."""
-        kind, dtype, key, _, numbers, view = pid
-        _check_storage(kind, dtype, key, numbers)
+        kind, of, key, _, numbers, view = pid
+        dtype = _dtype(kind, of, key, numbers)
         if view is not None:
             raise UnsupportedFormError(
                 "has storages within storages, as torch before 0.4 wrote them; load it, and save it again"
@@ -205,10 +211,12 @@ class _Legacy:
         return storage
 
 
-def _check_storage(kind: Any, dtype: Any, key: Any, numbers: Any) -> None:
+def _dtype(kind: Any, of: Any, key: Any, numbers: Any) -> str:
+    """The type of the numbers of a storage that a pickle refers to."""
     is_counted = type(numbers) is int and 0 <= numbers <= LARGEST_NUMBER
-    if not (type(dtype) is type(key) is str and is_counted) or kind != "storage":
+    if not (type(of) is _StorageType and type(key) is str and is_counted) or kind != "storage":
         raise unlike_saved("a storage that is none")
+    return of.dtype
 
 
 def _places(file: BinaryIO, size: int, keys: Loaded, known: Mapping[str, _Storage]) -> dict[str, int]:
@@ -221,7 +229,7 @@ def _places(file: BinaryIO, size: int, keys: Loaded, known: Mapping[str, _Storag
         file.seek(at)
         (numbers,) = _COUNT.unpack(file.read(_COUNT.size))
         if numbers * _SIZES[known[key].dtype] != known[key].bytes:
-            raise ValueError(f"storage {key} has {numbers} numbers, others than it should")
+            raise unlike_saved(f"storage {key} has {numbers} numbers, others than it should")
         places[key] = at + _COUNT.size
         at = places[key] + known[key].bytes
     if at > size:
@@ -357,7 +365,6 @@ _KNOWN: Final[Globals] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_with_attributes,
-    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
-    ("torch.storage", "UntypedStorage"): "uint8",
-    **{("torch", name): dtype for name, dtype in _QUANTIZED_STORAGES.items()},
+    **{("torch", name): _StorageType(dtype) for name, dtype in (_STORAGES | _QUANTIZED_STORAGES).items()},
+    ("torch.storage", "UntypedStorage"): _StorageType("uint8"),
 }

@@ -51,6 +51,7 @@ QUIRKS: Final = (
     *("deflated", "descriptors", "wide", "padding", "comment", "before", "after", "duplicate", "case", "other folder"),
     *("no folder", "header name", "header size", "header place", "sum", "big", "no order", "flags", "method"),
     *("extra members", "folders", "directory order", "missing storage", "disk", "entries", "torchscript", "fields"),
+    *("marked as a folder", "types as keys"),
     *("deep folder", "gap", "nested"),
     # Of what was before archives.
     *("legacy", "legacy order", "legacy views", "legacy rest", "legacy count", "legacy big", "legacy version"),
@@ -284,6 +285,7 @@ _CHANGES: Final[dict[str, Callable[[list[Part], random.Random], list[Part]]]] = 
     ),
     "header size": _one(lambda part, chance: replace(part, header_size=chance.choice((0, 1, 1 << 31, 0xFFFFFFFF)))),
     "header place": _one(lambda part, chance: replace(part, offset=chance.choice((0, 1, 30, 1 << 20)))),
+    "marked as a folder": _one(lambda part, _: replace(part, attributes=0x10)),
     "sum": _one(lambda part, _: replace(part, crc=1)),
     "flags": _one(lambda part, chance: replace(part, flags=part.flags | chance.choice((1, 8, 0x20, 0x800, 0x2000)))),
     "method": _one(lambda part, chance: replace(part, method=chance.choice((9, 12, 14, 99)))),
@@ -340,6 +342,8 @@ class _Writer:
             entries.append((name, value))
         if "repeated keys" in self._quirks:
             entries.append((entries[0][0], self._tensor()))
+        if "types as keys" in self._quirks:
+            entries.append((self.named("torch", self._chance.choice(("FloatStorage", "float32"))), self._tensor()))
         if "strange keys" in self._quirks:
             keys = (
                 b"N",

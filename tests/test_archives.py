@@ -129,6 +129,7 @@ HOSTILE: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "masked": (part(flags=0x2000), r"has members that are encrypted \(x/a\)"),
     "on another disk": (part(disk=1), r"has members that are encrypted \(x/a\)"),
     "compressed in another way": (part(method=12), r"has members that are compressed by method 12 \(x/a\)"),
+    "marked as a folder": (part(attributes=0x10), "x/a is marked as a folder"),
     "another name in the header": (part(header_name=b"x/c"), "x/a is another one by its header"),
     "a longer name in the header": (part(header_name=b"x/abc"), "x/a is another one by its header"),
     "a shorter name in the header": (part(header_name=b"x/", padding=b"a"), "x/a is another one by its header"),

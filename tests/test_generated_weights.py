@@ -29,7 +29,12 @@ MORE_IS_READ: Final = {
         f"Unsupported global: GLOBAL {name}" for name in ("collections.d", "pathlib.", "builtins")
     ),
     "a member that is not of weights": (
-        *("file meta-data for version: ", "failed reading file version: ", 'Expected hasRecord("version")'),
+        *(
+            "file meta-data for version: ",
+            "file meta-data for .data",
+            "failed reading file version: ",
+            'Expected hasRecord("version")',
+        ),
         *("zip archive: unsupported encryption", "zip archive: invalid header", "invalid literal for int()"),
         "Couldn't parse the version",
     ),
