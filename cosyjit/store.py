@@ -27,7 +27,7 @@ from io import BufferedIOBase, FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
-from cosyjit import files
+from cosyjit import documents, files
 from cosyjit.digests import Digests
 from cosyjit.errors import CheckpointError, SelectionError, StoreError
 from cosyjit.identity import Identity
@@ -98,9 +98,12 @@ class Store(Place):
         """The content of a document; None if there is none of this name."""
         with self._reached():
             try:
-                return self._storage.read(name)
+                content = self._storage.read(name)
+                if not documents.is_complete(content):
+                    self._storage.check_size(name, len(content))
             except FileNotFoundError:
                 return None
+            return content
 
     def write(self, name: str, content: bytes) -> None:
         """Write a document, or replace it."""
