@@ -31,12 +31,12 @@ MORE_IS_READ: Final = {
     "a member that is not of weights": (
         *(
             "file meta-data for version: ",
-            "file meta-data for .data",
+            "file meta-data for .",
             "failed reading file version: ",
             'Expected hasRecord("version")',
         ),
         *("zip archive: unsupported encryption", "zip archive: invalid header", "invalid literal for int()"),
-        "Couldn't parse the version",
+        *("zip archive: unsupported multidisk", "Couldn't parse the version", "UnicodeDecodeError: "),  # of that text
     ),
     "attributes of what has none": ("Can only build Tensor", "'NoneType' object is not iterable"),
     "a gradient of whole numbers, or in place": (

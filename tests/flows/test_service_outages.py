@@ -29,8 +29,11 @@ EQUAL: Final = 10
 
 NAME: Final = "flow.encoder.fp32.zip"
 
-OUTAGE: Final = 30
-"""In s."""
+AWAY: Final = 100
+"""For how long there is no server, in s: longer than Prefect's clients would try if nobody told them to."""
+
+LOCKED: Final = 30
+"""For how long its database is locked, in s."""
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,8 @@ def server() -> None:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with serving(tmp_path / "service") as started:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with serving(tmp_path_factory.mktemp("service")) as started:
         yield started
 
 
@@ -72,7 +75,7 @@ def kill_server(service: Service) -> None:
 
 def restarted(service: Service) -> None:
     kill_server(service)
-    time.sleep(OUTAGE)
+    time.sleep(AWAY)
     start_server(service)
 
 
@@ -80,11 +83,11 @@ def locked(service: Service) -> None:
     """Let nobody else write to the server's database for a while."""
     with closing(sqlite3.connect(service.database, timeout=PATIENCE, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        time.sleep(OUTAGE)
+        time.sleep(LOCKED)
         other.execute("ROLLBACK")
 
 
-def export(service: Service, sources: list[Path]) -> str:
+def begin(service: Service, sources: list[Path]) -> str:
     """Start a run; its identifier."""
     names = [str(source) for source in sources]
     return service.deploy("cosyvoice", source=names, components=["flow.encoder"], precisions=["fp32"])
@@ -104,7 +107,7 @@ def check(store: Store, sources: list[Path]) -> None:
 @pytest.mark.parametrize("outage", [restarted, locked])
 @pytest.mark.usefixtures("worker")
 def test_a_run_outlasts_its_server(outage: Callable[[Service], None], service: Service, sources: list[Path]) -> None:
-    run = export(service, sources)
+    run = begin(service, sources)
     wait_for(lambda: service.store.entries("records"), seconds=PATIENCE)
     outage(service)
     ended = service.wait_for_end(run)
@@ -112,6 +115,6 @@ def test_a_run_outlasts_its_server(outage: Callable[[Service], None], service: S
     assert (ended["state_type"], ended["state"]["message"]) == ("COMPLETED", f"{built} built, {SOURCES - built} cached")
     check(service.store, sources)
 
-    again = service.wait_for_end(export(service, sources))
+    again = service.wait_for_end(begin(service, sources))
     assert (again["state_type"], again["state"]["message"]) == ("COMPLETED", f"{SOURCES} cached")
     check(service.store, sources)
