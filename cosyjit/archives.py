@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final, NamedTuple
 
-from cosyjit.forms import UnsupportedFormError
+from cosyjit.forms import UnsupportedFormError, unlike_saved
 
 _END: Final = struct.Struct("<4s4H2IH")
 _END64: Final = struct.Struct("<4sQ2H2I4Q")
@@ -28,11 +28,16 @@ _LARGE_NUMBERS: Final = 1
 _ENCRYPTED_OR_PATCHED: Final = 0x2061
 """The flags of members that are not what they seem."""
 
+_FOLDER: Final = 0x10
+"""The attribute of members that are folders."""
+
 _STORED: Final = 0
 _DEFLATED: Final = 8
 """Methods of compression: the two that torch reads."""
 
 _LONGEST_COMMENT: Final = 0xFFFF
+_SLACK: Final = 8192
+"""How far before the longest comment torch looks for the end of an archive, at most."""
 
 _BLOCK: Final = 1 << 20
 """How much is inflated at a time, in bytes."""
@@ -106,9 +111,9 @@ def members(file: BinaryIO) -> dict[str, Member]:
     found = {each.name.partition("/")[2]: Member(*each, end) for each, end in zip(entries, ends, strict=True)}
     # Without regard to case, as torch looks for names.
     if len({name.lower() for name in found}) < len(entries):
-        raise ValueError("two members have one name")
+        raise unlike_saved("two members have one name")
     if len({each.name.partition("/")[0] for each in entries}) > 1:
-        raise ValueError("the members are in several folders")
+        raise unlike_saved("the members are in several folders")
     return found
 
 
@@ -123,17 +128,17 @@ def extent(file: BinaryIO, member: Member) -> tuple[int, int]:
         how = "encrypted" if member.method is None else f"compressed by method {member.method}"
         raise UnsupportedFormError(f"has members that are {how} ({member.name}); unpack it, and zip it without that")
     if member.method == _STORED and not member.is_stored:
-        raise ValueError(f"{member.name} has two sizes")
+        raise unlike_saved(f"{member.name} has two sizes")
     name = member.name.encode()
     start = member.header + _HEADER.size + len(name)
     if start + member.packed > member.end:
-        raise ValueError(f"{member.name} is cut short")
+        raise unlike_saved(f"{member.name} is cut short")
     header = _read(file, member.header, start - member.header)
     signature, length, extra = _HEADER.unpack_from(header)
     if signature != b"PK\3\4" or length != len(name) or header[_HEADER.size :] != name:
-        raise ValueError(f"{member.name} is another one by its header")
+        raise unlike_saved(f"{member.name} is another one by its header")
     if start + extra + member.packed > member.end:
-        raise ValueError(f"{member.name} is cut short")
+        raise unlike_saved(f"{member.name} is cut short")
     return start + extra, member.packed
 
 
@@ -144,7 +149,10 @@ def content(file: BinaryIO, member: Member, most: int) -> bytes:
         UnsupportedFormError, ValueError, struct.error, zlib.error: as `blocks`, or it has more than `most` bytes.
     """
     if member.bytes > most:
-        raise ValueError(f"{member.name} has {member.bytes} bytes, more than {most}")
+        raise UnsupportedFormError(
+            f"has {member.bytes} bytes in {member.name}, more than the {most} that are read; "
+            "save a flat state dictionary alone"
+        )
     return b"".join(blocks(file, member))
 
 
@@ -172,8 +180,12 @@ def blocks(file: BinaryIO, member: Member) -> Iterator[bytes]:
             if size > member.bytes or inflater.unused_data:
                 raise ValueError(f"{member.name} is longer than it says")
             yield block
-    if not inflater.eof or (size, total) != (member.bytes, member.sum):
+    if not inflater.eof or size != member.bytes:
         raise ValueError(f"{member.name} is not what it says")
+    if total != member.sum:
+        raise UnsupportedFormError(
+            f"has a member whose bytes are not those of its checksum ({member.name}); copy or download it again"
+        )
 
 
 def _read(file: BinaryIO, start: int, length: int) -> bytes:
@@ -189,8 +201,8 @@ def _directory(file: BinaryIO) -> _Directory:
     tail = _read(file, max(0, size - _TAIL), min(size, _TAIL)).rjust(_TAIL, b"\0")
     signature, disk, first_disk, here, entries, length, start, comment = _END.unpack_from(tail, _TAIL - _END.size)
     if signature != b"PK\5\6" or comment:
-        start = max(0, size - _LONGEST_COMMENT - _END.size)
-        if _read(file, start, size - start).rfind(b"PK\5\6") in range(size - start - _END.size):
+        start = max(0, size - _LONGEST_COMMENT - _SLACK - _END.size)
+        if b"PK\5\6" in _read(file, start, size - start)[: -_END.size + 4]:
             raise UnsupportedFormError("has a comment or other bytes behind its end; zip it again without them")
         raise ValueError("it does not end as a zip archive does")
     short = _Directory(start, length, entries)
@@ -198,11 +210,14 @@ def _directory(file: BinaryIO) -> _Directory:
     if tail[_END64.size :].startswith(b"PK\6\7"):
         at, found = size - _TAIL, _large_directory(tail, size - _TAIL)
         if any(each not in {wide, most} for each, wide, most in zip(short, found, _MOST, strict=True)):
-            raise ValueError("its end has two readings")
+            raise unlike_saved("its end has two readings")
     if disk or first_disk or here != entries or found.start + found.bytes != at:
-        raise ValueError("its directory is not at its end")
+        raise unlike_saved("its directory is not at its end")
     if found.bytes > _LARGEST_DIRECTORY:
-        raise ValueError(f"its directory has {found.bytes} bytes, more than {_LARGEST_DIRECTORY}")
+        raise UnsupportedFormError(
+            f"has a directory of {found.bytes} bytes, more than the {_LARGEST_DIRECTORY} that are read; "
+            "save a flat state dictionary alone"
+        )
     return found
 
 
@@ -211,16 +226,16 @@ def _large_directory(tail: bytes, at: int) -> _Directory:
     _, locator_disk, place, disks = _LOCATOR.unpack_from(tail, _END64.size)
     signature, rest, _, _, disk, first_disk, here, entries, length, start = _END64.unpack_from(tail)
     if (signature, rest, place) != (b"PK\6\6", _END64.size - 12, at):
-        raise ValueError("its record of large numbers is not at its end")
+        raise unlike_saved("its record of large numbers is not at its end")
     if locator_disk or disks > 1 or disk or first_disk or here != entries:
-        raise ValueError("it is one of several files")
+        raise unlike_saved("it is one of several files")
     return _Directory(start, length, entries)
 
 
 def _entries(directory: bytes, count: int) -> list[_Entry]:
     found, at = [], 0
     for _ in range(count):
-        signature, _, _, flags, method, _, _, total, packed, size, name, extra, comment, disk, _, _, header = (
+        signature, _, _, flags, method, _, _, total, packed, size, name, extra, comment, disk, _, kind, header = (
             _ENTRY.unpack_from(directory, at)
         )
         names = at + _ENTRY.size
@@ -231,16 +246,18 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
         size, packed, header = _large(directory[fields : fields + extra], (size, packed, header))
         plain = not (flags & _ENCRYPTED_OR_PATCHED or disk)
         name_of = _name(directory[names:fields])
+        if kind & _FOLDER and not name_of.endswith("/"):  # torch reads nothing of it, and takes what memory holds
+            raise unlike_saved(f"{name_of} is marked as a folder")
         found.append(_Entry(name_of, header, size, packed, method if plain else None, total))
     if at != len(directory):
-        raise ValueError("its directory has more than its entries")
+        raise unlike_saved("its directory has more than its entries")
     return found
 
 
 def _name(encoded: bytes) -> str:
-    name = encoded.decode()
-    if not name.isprintable():
-        raise ValueError("a member's name is no printable text")
+    name = encoded.decode(errors="replace")
+    if name.encode() != encoded or not name.isprintable():
+        raise unlike_saved("a member's name is not a printable text")
     return name
 
 

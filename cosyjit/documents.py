@@ -34,6 +34,11 @@ def dump(document: dict[str, Any]) -> bytes:
     return json.dumps(document, indent=1).encode("ascii") + b"\n"
 
 
+def is_complete(content: bytes) -> bool:
+    """Whether a content ends as those of all documents do; none does that is a document's beginning."""
+    return content.endswith(b"\n}\n")
+
+
 def seal(document: dict[str, Any]) -> bytes:
     """A document of at least one member as a file's content, with the SHA-256 of what it would be without."""
     return _sealed(dump(document).removesuffix(_END))

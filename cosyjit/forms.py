@@ -23,6 +23,16 @@ class UnsupportedFormError(Exception):
     """A file that may well be sound, of a form that is not read; as text, what it is and what to do about it."""
 
 
+def unlike_saved(what: str) -> UnsupportedFormError:
+    """The error of a file that some reader may take, and `torch.save` would not have written.
+
+    Args:
+        what: in words, where the file differs from those.
+    """
+    way_out = "copy or download it again, or load it and save it again with torch.save"
+    return UnsupportedFormError(f"is not as torch.save writes it ({what}); {way_out}")
+
+
 def mistaken_for(beginning: bytes) -> str | None:
     """What a file is that was taken for another one, and the way out, in words; None if that is not known.
 

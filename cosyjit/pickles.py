@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from cosyjit.forms import UnsupportedFormError
+from cosyjit.forms import UnsupportedFormError, unlike_saved
 
 Globals = Mapping[tuple[str, str], Any]
 """What a pickle's names stand for, by module and name: all that a pickle may name."""
@@ -25,8 +25,8 @@ MOST_ARGUMENTS: Final = 16
 """Of one call: they are copied for each. What makes a tensor of any kind takes less than ten."""
 
 _PROTOCOLS: Final = range(2, 6)
-_OLDER: Final = b"\x80}(c"
-"""What a dictionary begins with in others, protocol 0 and 1 among them."""
+_OLDER: Final = b"\x80}(cN]X)KMJUG\x88\x89\x8a\x8f"
+"""What a pickle begins with in others, protocol 0 and 1 among them: what makes a value."""
 
 _INT: Final = struct.Struct("<i").unpack_from
 _SIZE: Final = struct.Struct("<I").unpack_from
@@ -185,7 +185,7 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: 
             stack.append(_FLOAT(pickled, at)[0])
             at += 8
         elif code == 0x55:  # SHORT_BINSTRING
-            stack.append(pickled[at + 1 : at + 1 + pickled[at]].decode("ascii"))
+            stack.append(pickled[at + 1 : at + 1 + pickled[at]].decode())
             at += 1 + pickled[at]
         elif code == 0x5D:  # EMPTY_LIST
             stack.append([])
@@ -223,8 +223,9 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: 
             stack.append(_long(code, pickled[start:at], size))
         else:
             raise ValueError(f"instruction {code:#04x} in the pickle")
-    (value,) = stack
-    return Loaded(value, at + 1)
+    if len(stack) > 1:
+        raise unlike_saved("its pickle leaves several values")
+    return Loaded(stack.pop(), at + 1)
 
 
 def _long(code: int, content: bytes, size: int) -> Any:
@@ -234,7 +235,7 @@ def _long(code: int, content: bytes, size: int) -> Any:
     if code == 0x8D:
         return content.decode("utf-8", "surrogatepass")
     if code == 0x54:
-        return content.decode("ascii")
+        return content.decode()
     if code == 0x8B:
         return int.from_bytes(content, "little", signed=True)
     return Other("bytearray" if code == 0x96 else "bytes")
@@ -263,7 +264,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 def _called(function: Any, arguments: Any) -> Any:
     if type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
-        raise TypeError("a call with no arguments, or too many")
+        raise unlike_saved("a call with no arguments, or too many")
     return function(*arguments)
 
 
@@ -275,7 +276,7 @@ def _check_passive(value: Any) -> None:
 
 def _check_passed_over(value: Any) -> None:
     if not isinstance(value, Other) or value.is_tensor:
-        raise TypeError(f"a {type(value).__name__} that is changed")
+        raise unlike_saved(f"a {type(value).__name__} that is changed")
 
 
 def _is_whole(stack: list[Any], marks: list[list[Any]], taken: int = 0) -> bool:

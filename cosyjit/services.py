@@ -18,6 +18,7 @@ _PASSING: Final = {
     "botocore.ConnectionError": "no connection to",
     "botocore.HTTPClientError": "no answer from",
     "botocore.ResponseParserError": "no answer that can be read from",
+    "botocore.FlexibleChecksumError": "an answer that is not what its checksum says from",
     "aiohttp.ClientError": "an answer broke off from",
 }
 """Errors that may pass by themselves, with all types below them."""

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from cosyjit import files
 from cosyjit.files import NoFileError
 from cosyjit.roots import Root
-from cosyjit.services import RangeError, told
+from cosyjit.services import RangeError, UnavailableError, told
 
 
 class Entry(NamedTuple):
@@ -79,6 +79,9 @@ class Storage(ABC):
     @abstractmethod
     def modified(self, name: str) -> float:
         """When a file was last changed, in s since 1970."""
+
+    def check_size(self, name: str, size: int) -> None:  # noqa: B027  (most give the whole file or an error)
+        """Make sure that so many bytes, which were read of a file, are all that it has."""
 
     def renew(self, name: str, age: float) -> None:  # noqa: ARG002  (most cannot)
         """Let a file that was not changed for so many seconds count as changed now, where that can be done."""
@@ -232,6 +235,10 @@ class Remote(Storage):
         with self._asked():
             return _modified(self._system.info(self._path(name)))
 
+    def check_size(self, name: str, size: int) -> None:
+        with self._asked():
+            _check_size(size, self._system.info(self._path(name))["size"])
+
 
 class S3(Remote):
     """In a bucket, reached as the environment and the configuration of AWS's clients say, or that of fsspec.
@@ -327,11 +334,20 @@ class _Opened(RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with told():
-            return int(self._file.readinto(buffer))
+            count = int(self._file.readinto(buffer))
+            if not count and len(buffer):
+                _check_size(self._file.tell(), self._file.size)
+            return count
 
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _check_size(read: int, size: int) -> None:
+    """See that all of a file was read: an answer may have another length than it should, and say so consistently."""
+    if read != size:
+        raise UnavailableError(f"an answer has {read} bytes of {size}")
 
 
 def _modified(info: dict[str, Any]) -> float:

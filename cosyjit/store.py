@@ -122,11 +122,14 @@ class Store(Place):
         """
         with self._reached():
             try:
-                return self._storage.read(name)
+                content = self._storage.read(name)
+                if not documents.is_complete(content):
+                    self._storage.check_size(name, len(content))
             except FileNotFoundError:
                 return None
             except files.NoFileError as error:
                 raise documents.damaged(f"{self}/{name}", str(error.strerror)) from None
+            return content
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""

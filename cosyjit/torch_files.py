@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from cosyjit.archives import Member, content, extent, members
-from cosyjit.forms import UnsupportedFormError
+from cosyjit.forms import UnsupportedFormError, unlike_saved
 from cosyjit.pickles import MOST_ARGUMENTS, Globals, Loaded, Other, loads
 from cosyjit.tensors import ITEM_SIZES, LARGEST_NUMBER, MOST_DIMENSIONS, Contents, StoredTensor
 
@@ -37,6 +37,9 @@ _SIZES: Final = {**ITEM_SIZES, "qint8": 1, "quint8": 1, "qint32": 4}
 
 _OTHER_TYPES: Final = (
     *("uint16", "uint32", "uint64", "complex32", "per_tensor_affine", "per_channel_affine"),
+    *("qint8", "quint8", "qint32", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
+    *("float4_e2m1fn_x2", "per_tensor_symmetric", "per_channel_symmetric", "per_channel_affine_float_qparams"),
     *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 
@@ -67,7 +70,7 @@ def read_archive(file: BinaryIO, path: str) -> Contents:
     if "constants.pkl" in found:
         raise UnsupportedFormError(f"is a TorchScript archive; {saving(path, 'torch.jit.load')}")
     if "byteorder" in found and (order := content(file, found["byteorder"], _LARGEST_PICKLE)) != b"little":
-        raise ValueError(f"byte order {order[:20]!r}")
+        raise _other_order() if order == b"big" else ValueError(f"byte order {order[:20]!r}")
     if "data.pkl" not in found:
         raise UnsupportedFormError(
             "is a zip archive, not a file of torch.save; save a state dictionary with torch.save"
@@ -88,14 +91,22 @@ def read_legacy(file: BinaryIO) -> Contents:
         raise UnsupportedFormError(f"is a pickle of a {kind}, not a file of torch.save; save it with torch.save")
     version = loads(pickled, {}, _no_storage, magic.end)
     machine = loads(pickled, {}, _no_storage, version.end)
-    if version.value != _VERSION or machine.value["little_endian"] is not True:
-        raise ValueError("another version of the form, or from a machine of another byte order")
+    if version.value != _VERSION:
+        raise ValueError("another version of the form")
+    if type(machine.value) is not dict or type(machine.value.get("little_endian")) is not bool:
+        raise unlike_saved("it does not tell the byte order of its machine")
+    if not machine.value["little_endian"]:
+        raise _other_order()
     # The places of the storages follow from their sizes, and these are known when all tensors have been read once.
     sizes = _Legacy({})
     state = loads(pickled, _KNOWN, sizes.of, machine.end)
     keys = loads(pickled, {}, _no_storage, state.end)
     storages = _Legacy(_places(file, size, keys, sizes.known))
     return Contents(_index(loads(pickled, _KNOWN, storages.of, machine.end).value))
+
+
+def _other_order() -> UnsupportedFormError:
+    return UnsupportedFormError("is from a machine of another byte order; load it, and save it again with torch.save")
 
 
 def saving(path: str, load: str, options: str = "") -> str:
@@ -119,6 +130,12 @@ def _index(state: Any) -> dict[Any, Any]:
         kind = "Tensor" if isinstance(state, StoredTensor) else state.kind if isinstance(state, Other) else None
         raise UnsupportedFormError(f"holds a {kind or type(state).__name__}; save it as a flat state dictionary")
     return state
+
+
+class _StorageType(NamedTuple):
+    """What the class of a storage stands for: the type of its numbers, by torch's name."""
+
+    dtype: str
 
 
 class _Storage(NamedTuple):
@@ -145,15 +162,15 @@ class _Archived:
 
     def of(self, pid: Any) -> _Storage:
         """The storage that a pickle refers to."""
-        kind, dtype, key, _, numbers = pid
-        _check_storage(kind, dtype, key, numbers)
+        kind, of, key, _, numbers = pid
+        dtype = _dtype(kind, of, key, numbers)
         if key not in self._known:
             self._known[key] = self._found(dtype, key)
         storage = self._known[key]
         if numbers * _SIZES[dtype] != storage.bytes:
-            raise ValueError(f"storage {key} has {storage.bytes} bytes, others than it should")
+            raise unlike_saved(f"storage {key} has {storage.bytes} bytes, others than it should")
         if dtype != storage.dtype:
-            raise ValueError(f"storage {key} is of two types or sizes")
+            raise unlike_saved(f"storage {key} is of two types or sizes")
         return storage
 
     def _found(self, dtype: str, key: str) -> _Storage:
@@ -182,39 +199,43 @@ class _Legacy:
 
     def of(self, pid: Any) -> _Storage:
         """The storage that a pickle refers to."""
-        kind, dtype, key, _, numbers, view = pid
-        _check_storage(kind, dtype, key, numbers)
+        kind, of, key, _, numbers, view = pid
+        dtype = _dtype(kind, of, key, numbers)
         if view is not None:
             raise UnsupportedFormError(
                 "has storages within storages, as torch before 0.4 wrote them; load it, and save it again"
             )
         storage = _Storage(dtype, self._places.get(key, 0), numbers * _SIZES[dtype])
         if self.known.setdefault(key, storage) != storage:
-            raise ValueError(f"storage {key} is of two types or sizes")
+            raise unlike_saved(f"storage {key} is of two types or sizes")
         return storage
 
 
-def _check_storage(kind: Any, dtype: Any, key: Any, numbers: Any) -> None:
+def _dtype(kind: Any, of: Any, key: Any, numbers: Any) -> str:
+    """The type of the numbers of a storage that a pickle refers to."""
     is_counted = type(numbers) is int and 0 <= numbers <= LARGEST_NUMBER
-    if not (type(dtype) is type(key) is str and is_counted) or kind != "storage":
-        raise TypeError("a storage that is none")
+    if not (type(of) is _StorageType and type(key) is str and is_counted) or kind != "storage":
+        raise unlike_saved("a storage that is none")
+    return of.dtype
 
 
 def _places(file: BinaryIO, size: int, keys: Loaded, known: Mapping[str, _Storage]) -> dict[str, int]:
     """Where the numbers of storages begin that stand one after the other to the end of the file."""
     is_list = type(keys.value) is list and all(type(key) is str for key in keys.value)
     if not is_list or sorted(keys.value) != sorted(known):
-        raise ValueError("the keys of its storages are not those of its tensors")
+        raise unlike_saved("the keys of its storages are not those of its tensors")
     places, at = {}, keys.end
     for key in keys.value:
         file.seek(at)
         (numbers,) = _COUNT.unpack(file.read(_COUNT.size))
         if numbers * _SIZES[known[key].dtype] != known[key].bytes:
-            raise ValueError(f"storage {key} has {numbers} numbers, others than it should")
+            raise unlike_saved(f"storage {key} has {numbers} numbers, others than it should")
         places[key] = at + _COUNT.size
         at = places[key] + known[key].bytes
-    if at != size:
-        raise ValueError("its storages end before its end, or are cut short")
+    if at > size:
+        raise ValueError("its storages are cut short")
+    if at < size:
+        raise unlike_saved("its storages end before its end")
     return places
 
 
@@ -234,9 +255,9 @@ def _rebuild_tensor(
     if type(storage) is not _Storage:
         raise TypeError("a tensor of no storage")
     if not type(shape) is type(stride) is tuple or not len(shape) == len(stride) <= MOST_DIMENSIONS:
-        raise ValueError(f"a tensor of no shape, or of more than {MOST_DIMENSIONS} dimensions")
+        raise unlike_saved(f"a tensor of no shape, or of more than {MOST_DIMENSIONS} dimensions")
     if not all(type(number) is int and 0 <= number <= LARGEST_NUMBER for number in (offset, *shape, *stride)):
-        raise ValueError("a tensor whose sizes, steps and offset are no numbers of torch")
+        raise unlike_saved("a tensor whose sizes, steps and offset are no numbers of torch")
     if math.prod(size or 1 for size in shape) > LARGEST_NUMBER:
         raise ValueError(f"a tensor of shape {shape} is too large for torch")
     if storage.dtype not in ITEM_SIZES:
@@ -247,24 +268,24 @@ def _rebuild_tensor(
         return StoredTensor(storage.dtype, shape, stride, 0)
     tensor = StoredTensor(storage.dtype, shape, stride, storage.start + offset * ITEM_SIZES[storage.dtype])
     if tensor.start + tensor.extent > storage.start + storage.bytes:
-        raise ValueError(f"a tensor of shape {shape} ends behind its storage")
+        raise unlike_saved(f"a tensor of shape {shape} ends behind its storage")
     return tensor
 
 
 def _rebuild_with_attributes(function: Any, _kind: object, arguments: Any, state: Any) -> Any:
     if not any(function is each for each in _REBUILDING):
-        raise TypeError("a tensor that is made of none")
+        raise unlike_saved("a tensor that is made of none")
     if type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
-        raise TypeError("a tensor that is made of nothing, or of too much")
+        raise unlike_saved("a tensor that is made of nothing, or of too much")
     tensor = function(*arguments)
     return Other("Tensor, changed by its attributes") if _changes_tensors(state) else tensor
 
 
 def _rebuild_parameter(
-    tensor: StoredTensor | Other, _gradient: object = None, _hooks: object = None, state: Any = None
+    tensor: StoredTensor | Other | None = None, _gradient: object = None, _hooks: object = None, state: Any = None
 ) -> StoredTensor | Other:
     if not isinstance(tensor, StoredTensor | Other):
-        raise TypeError("a parameter of no tensor")
+        raise unlike_saved("a parameter of no tensor")
     return Other("Tensor, changed by its attributes") if _changes_tensors(state) else tensor
 
 
@@ -298,8 +319,6 @@ def _passed_over(kind: str) -> Callable[..., Other]:
 _TELLING: Final = {"data", "imag", "names", "real"}
 """The attributes of tensors that may be set, and are not beside the numbers."""
 
-_REBUILDING: Final = (_rebuild_tensor, _rebuild_parameter)
-
 _OTHER_TENSORS: Final = {
     "_rebuild_tensor_v3": "Tensor of another type",
     "_rebuild_qtensor": "Tensor, quantized",
@@ -309,6 +328,9 @@ _OTHER_TENSORS: Final = {
     "_rebuild_device_tensor_from_numpy": "Tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "Tensor of another device",
 }
+_REBUILDING_OTHERS: Final = {name: _passed_over(kind) for name, kind in _OTHER_TENSORS.items()}
+_REBUILDING: Final = (_rebuild_tensor, _rebuild_parameter, *_REBUILDING_OTHERS.values())
+
 _DATA: Final = {
     "builtins": ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object"),
     "collections": ("Counter", "deque"),
@@ -320,7 +342,7 @@ _DATA: Final = {
     "numpy.core.multiarray": ("scalar",),
     "numpy._core.multiarray": ("scalar",),
     "torch": ("Size", "device", "Tensor", *ITEM_SIZES, *_OTHER_TYPES),
-    "torch.nn.parameter": ("Buffer", "Parameter"),
+    "torch.nn.parameter": ("Buffer",),
     "torch.serialization": ("_get_layout",),
 }
 """What makes values, or is one, that may stand beside tensors: they are never made, only passed over."""
@@ -334,15 +356,15 @@ _KNOWN: Final[Globals] = {
     ("_codecs", "encode"): _passed_over("bytes"),
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _passed_over("ndarray") for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _passed_over("ndarray") for core in ("core", "_core")},
-    **{("torch._utils", name): _passed_over(kind) for name, kind in _OTHER_TENSORS.items()},
+    **{("torch._utils", name): make for name, make in _REBUILDING_OTHERS.items()},
     ("collections", "OrderedDict"): _rebuild_ordered,
     ("collections", "defaultdict"): _rebuild_defaulting,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_with_attributes,
-    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
-    ("torch.storage", "UntypedStorage"): "uint8",
-    **{("torch", name): dtype for name, dtype in _QUANTIZED_STORAGES.items()},
+    **{("torch", name): _StorageType(dtype) for name, dtype in (_STORAGES | _QUANTIZED_STORAGES).items()},
+    ("torch.storage", "UntypedStorage"): _StorageType("uint8"),
 }

@@ -104,6 +104,10 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path}: cannot be read ({error.strerror}); make it readable")
 
 
+def _unsupported(path: Path, error: UnsupportedFormError) -> CheckpointError:
+    return CheckpointError(f"{path}: {_brief(str(error), 1000)}")
+
+
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     reason = _brief(str(error)) or type(error).__name__
     return CheckpointError(f"{path}: is damaged ({reason}); copy or download it again, or save it again")
@@ -124,7 +128,7 @@ def read_contents(file: BinaryIO, path: Path) -> Contents:
     try:
         return _read_contents(file, path)
     except UnsupportedFormError as error:
-        raise CheckpointError(f"{path}: {_brief(str(error), 1000)}") from None
+        raise _unsupported(path, error) from None
     except ForbiddenError as error:
         problem = f"holds more than tensors, which loading could run as code ({_brief(error.name)})"
         raise CheckpointError(f"{path}: {problem}; {_way_out(error, path)}") from None
@@ -248,6 +252,8 @@ def _inflate(file: BinaryIO, path: Path, wanted: Mapping[int, Member], inflated:
             for block in blocks(file, member):
                 _write(inflated, path, block, at)
                 at += len(block)
+        except UnsupportedFormError as error:
+            raise _unsupported(path, error) from None
         except (ValueError, zlib.error, struct.error) as error:
             raise _damaged(path, error) from None
         except OSError as error:

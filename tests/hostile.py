@@ -31,6 +31,7 @@ class Part:
     padding: bytes = b""
     fields: bytes = b""
     disk: int = 0
+    attributes: int = 0
 
     def header(self) -> bytes:
         name = self.name if self.header_name is None else self.header_name
@@ -47,7 +48,7 @@ class Part:
             fields = struct.pack("<HH3Q", 1, 24, size, packed, offset) + fields
             size = packed = offset = LARGE
         first = (20, 20, self.flags, self.method, 0, 0, self._sum, packed, size)
-        last = (len(self.name), len(fields), 0, self.disk, 0, 0, offset)
+        last = (len(self.name), len(fields), 0, self.disk, 0, self.attributes, offset)
         return struct.pack("<4s6H3I5H2I", b"PK\1\2", *first, *last) + self.name + fields
 
     @property

@@ -125,7 +125,24 @@ class Cut(NamedTuple):
     after: int | None = None
 
 
-Watch = Callable[[str, str], "Answer | Cut | None"]
+class Gone(NamedTuple):
+    """No server: the connection ends, and the server has nothing of the request."""
+
+
+class Short(NamedTuple):
+    """A body that lacks so many bytes at its end, of a length that says nothing of them.
+
+    Attributes:
+        summed: whether the answer has the checksums that the server gave it. Not all servers know of them.
+    """
+
+    less: int
+    summed: bool = False
+
+
+Fault = Answer | Cut | Gone | Short
+
+Watch = Callable[[str, str], Fault | None]
 """Is told the method and the path of each request, in threads of the proxy's, before the server has it."""
 
 
@@ -158,22 +175,30 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(wanted, Answer):
             self._answer(wanted)
             return
+        if isinstance(wanted, Gone):
+            self.close_connection = True
+            return
         server = http.client.HTTPConnection(self.upstream)
         server.request(self.command, self.path, content, dict(self.headers))
         answer = server.getresponse()
         body = answer.read()
         server.close()
-        self.close_connection = wanted is not None
-        if wanted and wanted.after is None:
+        if isinstance(wanted, Short):
+            body = body[: max(0, len(body) - wanted.less)]
+        cut = wanted if isinstance(wanted, Cut) else None
+        self.close_connection = cut is not None
+        if cut and cut.after is None:
             return
         self.send_response_only(answer.status)
+        unsummed = isinstance(wanted, Short) and not wanted.summed
         for name, value in answer.getheaders():
-            if name.lower() not in {"connection", "content-length", "transfer-encoding"}:
+            dropped = unsummed and name.lower().startswith("x-amz-checksum-")
+            if not dropped and name.lower() not in {"connection", "content-length", "transfer-encoding"}:
                 self.send_header(name, value)
         length = answer.getheader("Content-Length") if self.command == "HEAD" else len(body)
         self.send_header("Content-Length", str(length or 0))
         self.end_headers()
-        self.wfile.write(body[: wanted.after] if wanted else body)
+        self.wfile.write(body[: cut.after] if cut else body)
 
     def _answer(self, answer: Answer) -> None:
         text = f"<Error><Code>{answer.code}</Code><Message>{answer.message}</Message></Error>".encode()

@@ -84,7 +84,9 @@ def test_a_member_behind_the_first_4_gb_is_read(tmp_path: Path) -> None:
         large, b = members(file).values()
         assert (large.bytes, b.header > 5 << 30) == (5 << 30, True)
         assert content(file, b, 100) == B.content
-        with pytest.raises(ValueError, match=r"^x/large has 5368709120 bytes, more than 100$"):
+        with pytest.raises(
+            UnsupportedFormError, match=r"^has 5368709120 bytes in x/large, more than the 100 that are read"
+        ):
             content(file, large, 100)
 
 
@@ -127,20 +129,21 @@ HOSTILE: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "masked": (part(flags=0x2000), r"has members that are encrypted \(x/a\)"),
     "on another disk": (part(disk=1), r"has members that are encrypted \(x/a\)"),
     "compressed in another way": (part(method=12), r"has members that are compressed by method 12 \(x/a\)"),
+    "marked as a folder": (part(attributes=0x10), "x/a is marked as a folder"),
     "another name in the header": (part(header_name=b"x/c"), "x/a is another one by its header"),
     "a longer name in the header": (part(header_name=b"x/abc"), "x/a is another one by its header"),
     "a shorter name in the header": (part(header_name=b"x/", padding=b"a"), "x/a is another one by its header"),
     "no header": (part(signature=b"PK\1\2"), "x/a is another one by its header"),
     "larger by a byte": (part(size=6), "x/a is cut short"),
-    "larger than the file": (part(size=1 << 31), "x/a has 2147483648 bytes, more than 1048576"),
-    "largest": (part(size=2**64 - 1, wide=True), "x/a has 18446744073709551615 bytes, more than 1048576"),
+    "larger than the file": (part(size=1 << 31), "has 2147483648 bytes in x/a, more than the 1048576"),
+    "largest": (part(size=2**64 - 1, wide=True), "has 18446744073709551615 bytes in x/a, more than the 1048576"),
     "at the other's place": (part(offset=38), "x/a is cut short"),
     "within the other": (lambda: archive([A, replace(B, offset=4)]), "x/a is cut short"),
     "around the other": (lambda: archive([replace(A, size=48), B]), "x/a is cut short"),
     "at the directory": (part(offset=81), "is cut short"),
     "behind the file": (part(offset=1 << 30), "is cut short"),
     "far behind the file": (part(offset=2**64 - 1, wide=True), "x/a is cut short"),
-    "large, and no number": (part(size=LARGE), "x/a has 4294967295 bytes, more than 1048576"),
+    "large, and no number": (part(size=LARGE), "has 4294967295 bytes in x/a, more than the 1048576"),
     "large, and half a number": (part(size=LARGE, fields=b"\1\0\4\0aaaa"), "no number for a large one"),
     "large, and a number cut short": (part(size=LARGE, fields=b"\1\0\x10\0aaaa"), "unpack_from requires"),
     "large, and a field cut short": (part(size=LARGE, fields=b"\1\0\x08"), "unpack_from requires"),
@@ -149,11 +152,11 @@ HOSTILE: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "one name in two folders": (lambda: archive([A, Part(b"y/a")]), "two members have one name"),
     "two folders": (lambda: archive([A, Part(b"y/b")]), "several folders"),
     "a thousand of one name": (lambda: archive([A] * 1000), "two members have one name"),
-    "name with an end": (lambda: archive([Part(b"x/a\0b")]), "no printable text"),
-    "name with a line break": (lambda: archive([Part(b"x/a\nb")]), "no printable text"),
-    "name for a terminal": (lambda: archive([Part(b"x/\x1b[2J")]), "no printable text"),
-    "name of no text": (lambda: archive([Part(b"x/\xff")]), "can't decode"),
-    "name of a surrogate": (lambda: archive([Part(b"x/\xed\xa0\x80")]), "can't decode"),
+    "name with an end": (lambda: archive([Part(b"x/a\0b")]), "not a printable text"),
+    "name with a line break": (lambda: archive([Part(b"x/a\nb")]), "not a printable text"),
+    "name for a terminal": (lambda: archive([Part(b"x/\x1b[2J")]), "not a printable text"),
+    "name of no text": (lambda: archive([Part(b"x/\xff")]), "not a printable text"),
+    "name of a surrogate": (lambda: archive([Part(b"x/\xed\xa0\x80")]), "not a printable text"),
 }
 
 
@@ -193,13 +196,16 @@ def test_a_directory_too_large_for_any_checkpoint_is_not_read(tmp_path: Path) ->
     with path.open("r+b") as file:
         file.seek(20 << 30)
         file.write(End(wide=True).of(0, 20 << 30, 1 << 28))
-    with path.open("rb") as file, pytest.raises(ValueError, match=r"^its directory has 21474836480 bytes, more than"):
+    with (
+        path.open("rb") as file,
+        pytest.raises(UnsupportedFormError, match=r"^has a directory of 21474836480 bytes, more"),
+    ):
         members(file)
 
 
 def test_a_million_members_are_not_read() -> None:
     entries = A.entry(0) * 1_000_000
-    with pytest.raises(ValueError, match=r"^its directory has 49000000 bytes, more than 4194304$"):
+    with pytest.raises(UnsupportedFormError, match=r"^has a directory of 49000000 bytes, more than the 4194304 that"):
         members(io.BytesIO(entries + End(wide=True).of(0, len(entries), 1_000_000)))
 
 
@@ -239,9 +245,9 @@ BOMB: Final = bytes(1 << 24)
     ("part", "reason"),
     [
         (deflated(BOMB, size=100), "x/a is longer than it says"),
-        (deflated(BOMB), "x/a has 16777216 bytes, more than 1048576"),
+        (deflated(BOMB), "has 16777216 bytes in x/a, more than the 1048576 that are read"),
         (deflated(b"abc", size=4), "x/a is not what it says"),
-        (deflated(b"abc", crc=1), "x/a is not what it says"),
+        (deflated(b"abc", crc=1), "has a member whose bytes are not those of its checksum (x/a)"),
         (replace(deflated(b"abc"), content=deflated(b"abc").content + b"x", packed=6), "x/a is longer than it says"),
         (replace(deflated(b"abc" * 50), content=deflated(b"abc" * 50).content[:-2]), "x/a is cut short"),
         (replace(deflated(b"abcdefgh"), packed=4), "x/a is not what it says"),
@@ -249,4 +255,4 @@ BOMB: Final = bytes(1 << 24)
     ids=["bomb", "large", "shorter", "another sum", "more behind it", "cut", "half of it"],
 )
 def test_what_is_not_as_it_was_when_it_was_deflated_is_refused(part: Part, reason: str) -> None:
-    assert refused(archive([part, replace(B, offset=None)])) == reason
+    assert reason in refused(archive([part, replace(B, offset=None)]))

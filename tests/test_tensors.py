@@ -22,6 +22,7 @@ from cosyjit.script import deprecations_ignored
 from cosyjit.tensors import ITEM_SIZES, StoredTensor
 from cosyjit.weights_file import opened
 from tests.gadgets import PICKLED
+from tests.hostile import dictionary, named, tensor, weights
 from tests.indexed import PATH, assert_as_torch_loads, indexed, indexed_file, refused, rewritten, saved
 
 DTYPES: Final = [getattr(torch, name) for name in ITEM_SIZES]
@@ -148,8 +149,17 @@ def test_members_that_are_compressed_as_torch_does_not_read_are_refused(method: 
     refused(rewritten(WHOLE, {}, method), f"has members that are compressed by method {method} (archive/")
 
 
+def test_a_parameter_that_is_made_by_its_class_is_a_tensor() -> None:
+    made = named("torch.nn.parameter", "Parameter") + tensor() + b"\x85"
+    for instruction in (b"R", b"\x81"):
+        assert_as_torch_loads(weights(dictionary({"a": made + instruction})))
+
+
 def test_big_byte_order_is_refused() -> None:
-    refused(rewritten(WHOLE, {"byteorder": b"big"}), "byte order b'big'")
+    refused(
+        rewritten(WHOLE, {"byteorder": b"big"}),
+        "is from a machine of another byte order; load it, and save it again with torch.save",
+    )
 
 
 @pytest.mark.parametrize("size", [0, 20, 23, 25, 28])
@@ -214,7 +224,7 @@ SAID: Final = {
 
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)
 def test_a_tensor_that_the_file_does_not_hold_is_refused(said: Said) -> None:
-    refused(described(said.part, said.instead), "is damaged (")
+    refused(described(said.part, said.instead), "is not as torch.save writes it (")
 
 
 def test_sizes_of_the_archive_past_the_file_are_refused() -> None:
@@ -229,7 +239,10 @@ def test_sizes_of_the_archive_past_the_file_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["data.pkl", "byteorder"])
 def test_a_pickle_too_large_for_any_checkpoint_is_not_read(name: str) -> None:
-    refused(rewritten(WHOLE, {name: bytes((2 << 20) + 1)}), f"archive/{name} has 2097153 bytes")
+    refused(
+        rewritten(WHOLE, {name: bytes((2 << 20) + 1)}),
+        f"has 2097153 bytes in archive/{name}, more than the 2097152 that are read; save ",
+    )
 
 
 def test_a_torchscript_archive_is_refused() -> None:

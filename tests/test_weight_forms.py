@@ -127,6 +127,8 @@ OTHERS: Final[dict[Any, Any]] = {
     "optim": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-3}]},
     (1, ("a", 2)): "a key that is a tuple",
     torch.float16: "a key that is a type",
+    "type of bits": torch.bits8,
+    "quantized type": torch.quint8,
     "recursive": None,
     2**70: "a large key",
     "": "no name",
@@ -145,6 +147,8 @@ TENSORS: Final[dict[str, Any]] = {
     "unsigned": torch.ones(2, dtype=torch.uint16),
     "buffer": nn.Buffer(torch.ones(2)),
     "attributed": attributed({"a": torch.ones(2)})["a"],
+    "sparse, attributed": attributed({"a": torch.eye(3).to_sparse()})["a"],
+    "float8, attributed": attributed({"a": torch.ones(2).to(torch.float8_e5m2)})["a"],
     "storage": torch.ones(3).untyped_storage(),
     "n" * 3000: torch.ones(2),
 }

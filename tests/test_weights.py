@@ -158,7 +158,6 @@ GARBAGE: Final = {
     "zeros": bytes(1000),
     "zip header": b"PK\x03\x04" + bytes(100),
     "half a legacy file": saved({"a": torch.ones(3)}, _use_new_zipfile_serialization=False)[:-1],
-    "a legacy file and more": saved({"a": torch.ones(3)}, _use_new_zipfile_serialization=False) + b"x",
 }
 
 

@@ -41,7 +41,13 @@ def readme_commands(heading: str) -> list[str]:
 
 
 class Service:
-    """Everything below one directory; `environment` lets commands find the server."""
+    """Everything below one directory; `environment` lets commands find the server.
+
+    Attributes:
+        server: the process, from `start_server`.
+    """
+
+    server: "subprocess.Popen[bytes]"
 
     def __init__(self, directory: Path) -> None:
         port = free_port()
@@ -82,6 +88,11 @@ class Service:
     def store(self) -> Store:
         """That of workers which are told of no other."""
         return Store(self.directory / "home" / ".cache" / "cosyjit")
+
+    @property
+    def database(self) -> Path:
+        """The server's."""
+        return self.directory / "prefect" / "prefect.db"
 
     @property
     def log(self) -> Path:
@@ -174,13 +185,18 @@ def serving(directory: Path) -> Iterator[Service]:
     service = Service(directory)
     with ExitStack() as stack:
         stack.callback(service.stop)
-        server, pool, deploy, worker, _ = readme_commands("As a service")
-        service.start(server.removesuffix(" &"))
-        wait_for(service.healthy, seconds=PATIENCE)
+        _, pool, deploy, worker, _ = readme_commands("As a service")
+        start_server(service)
         service.run(pool)
         service.run(deploy)
         assert worker.endswith(" &")
         yield service
+
+
+def start_server(service: Service) -> None:
+    """The server by the command of the README, once it answers."""
+    service.server = service.start(readme_commands("As a service")[0].removesuffix(" &"))
+    wait_for(service.healthy, seconds=PATIENCE)
 
 
 def start_worker(service: Service, options: str = "", **environment: str) -> "subprocess.Popen[bytes]":

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cosyjit.forms import UnsupportedFormError
 from cosyjit.pickles import ForbiddenError, loads
-from cosyjit.torch_files import _KNOWN, _Storage
+from cosyjit.torch_files import _KNOWN, _Storage, _StorageType
 from tests.gadgets import INSTRUCTED
 from tests.hostile import SOUND, call, dictionary, named, number, pickled, row, storage, tensor, text
 
@@ -71,9 +71,9 @@ def read(content: bytes) -> None:
 
 def _referred(pid: Any) -> _Storage:
     kind, dtype, _, _, numbers = pid
-    if kind != "storage" or type(dtype) is not str or type(numbers) is not int:
+    if kind != "storage" or type(dtype) is not _StorageType or type(numbers) is not int:
         raise TypeError(kind)
-    return _Storage(dtype, 0, 24)
+    return _Storage(dtype.dtype, 0, 24)
 
 
 def mutate(content: bytes, size: int, seed: int) -> bytes:
