@@ -128,7 +128,9 @@ def _short_form(path: Path) -> dict[str, Any]:
     except RecordError:
         raise
     except (OSError, ValueError, UnsupportedFormError, struct.error, zlib.error) as error:
-        raise RecordError(f"{path}: is no artifact of cosyjit ({line(error)}); name one that it has built") from None
+        raise RecordError(
+            f"{path}: is no artifact of cosyjit ({line(error).partition(';')[0]}); name one that it has built"
+        ) from None
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
         raise documents.damaged(str(path), "the fingerprint is not that of its parts")
     return document
