@@ -220,7 +220,7 @@ def test_an_archive_that_says_too_much_of_itself_is_refused(store: Store, tmp_pa
         archive.writestr("a/extra/cosyjit.json", b" " * (200 << 20))
     tracemalloc.start()
     with pytest.raises(
-        RecordError, match="has 209715200 bytes in a/extra/cosyjit.json, more than the 1048576 that are read.; name"
+        RecordError, match=r"has 209715200 bytes in a/extra/cosyjit\.json, more than the 1048576 that are read.; name"
     ):
         trace(store, str(path))
     peak = tracemalloc.get_traced_memory()[1]
