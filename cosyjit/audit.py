@@ -21,6 +21,8 @@ class Fault(NamedTuple):
     problem: str
 
 
+STRANGE: Final = "is a link, a folder, a pipe or a device, and no file"
+
 _NAMES: Final = {
     part.file_name(precision) for family in FAMILIES for part in family.components for precision in part.tolerances
 }
@@ -76,7 +78,7 @@ def audit_store(store: Store) -> list[Fault]:
         StoreError: the store cannot be read, or there is none.
     """
     store.check_there()
-    faults = [Fault(name, "is a link, a pipe or a device, and no file") for name in store.strange()]
+    faults = [Fault(name, STRANGE) for name in store.strange()]
     faults += _objects(store)
     objects = store.objects()
     return [*faults, *_records(store, objects), *_publications(store, objects), *_heads(store)]

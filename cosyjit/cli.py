@@ -395,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     try:
         status: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CosyjitError, CycloptsError) as error:
+    except (CosyjitError, CycloptsError, OverflowError) as error:  # the last of numbers that are too large
         tell(" ".join(str(error).split()))
         status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
     sys.exit(status)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from cosyjit import documents, latest, publication, record
-from cosyjit.audit import Fault
+from cosyjit.audit import STRANGE, Fault
 from cosyjit.digests import processors
 from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError
 from cosyjit.files import sha256_of
 from cosyjit.publication import Head
+from cosyjit.sets import STATE
 from cosyjit.storage import Entry
 from cosyjit.store import Store, object_name
 
@@ -57,12 +58,24 @@ def copy_store(source: Store, to: Store) -> Copied:
         StoreError: the first has nothing of a store, both are the same, or one cannot be read or written. What was
             copied is there, and is not copied again.
     """
-    if os.path.realpath(source.root) == os.path.realpath(to.root):
-        raise StoreError(f"{to}: is the store itself; name another place to copy it to")
+    _check_apart(source, to)
     if not any(source.entries(folder) for folder in _FOLDERS):
         raise StoreError(f"{source}: has nothing of a store; name one that something was exported to")
     with source.looked_at(), to.in_use():
         return _Copy(source, to).all()
+
+
+def _check_apart(source: Store, to: Store) -> None:
+    """See that a store is not copied into itself, nor among the files of a model, or of what is published."""
+    ours, theirs = (Path(os.path.realpath(each.root)) for each in (source, to))
+    if ours == theirs or (source.local and to.local and (ours in theirs.parents or theirs in ours.parents)):
+        raise StoreError(
+            f"{to}: is the store itself, or one of the two is in the other; name another place to copy it to"
+        )
+    if to.local and (STATE in theirs.parts or (theirs / STATE).exists() or any(theirs.glob("cosyvoice*.yaml"))):
+        raise StoreError(
+            f"{to}: is a model's directory, or one that is published into; name another place to copy it to"
+        )
 
 
 class _LeftOutError(Exception):
@@ -88,6 +101,7 @@ class _Copy:
         self._there: set[str] = set()
 
     def all(self) -> Copied:
+        self._left_out += [Fault(name, STRANGE) for name in self._source.strange()]
         copiers = (self._object, self._record, self._latest, self._publication, self._head)
         for folder, copy in zip(_FOLDERS, copiers, strict=True):
             self._each(self._source.entries(folder), copy)

@@ -251,6 +251,8 @@ def lock_file(path: Path, *, shared: bool = False, at: int | None = None) -> Ite
         fd = os.open(path, os.O_RDONLY | _PLAIN | os.O_NOFOLLOW, dir_fd=at)
     try:
         _check_plain(os.fstat(fd).st_mode, path)
+        if os.fstat(fd).st_nlink > 1:  # whoever holds one lock would wait for himself at the other
+            raise NoFileError(errno.EINVAL, "a file with several names in the place of a lock", str(path))
         yield fd
     finally:
         os.close(fd)

@@ -1,6 +1,7 @@
 """What nothing refers to any more: found, and removed when asked to."""
 
 import re
+import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -156,7 +157,7 @@ class _Search:
     def _in_reach(self, keep: int) -> Iterator[Publication]:
         for head in publication.heads(self._store):
             for last in (publication.load(self._store, head.publication), self._shown(head.directory)):
-                yield from islice(publication.chain(self._store, last), keep)
+                yield from islice(publication.chain(self._store, last), min(keep, sys.maxsize))
 
     def _shown(self, directory: Path) -> Publication | None:
         try:

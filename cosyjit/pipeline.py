@@ -211,7 +211,7 @@ def ready(planned: Sequence[Planned], store: Store, directory: Path, *, replace_
     for error in _refusals(planned, store, directory):
         raise error
     needs, own, ways = _needs(planned, directory), _copies(planned, store, directory), _ways(planned)
-    with publish.opened(directory, *needs, replace=replace_others, own=own, ways=ways):
+    with publish.opened(directory, *needs, replace=replace_others, own=own, ways=ways, wait=store.wait):
         yield
 
 

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,7 +19,15 @@ from typing import Final
 
 from cosyjit import files, publication, record, sets
 from cosyjit.digests import processors
-from cosyjit.errors import LaterSchemaError, OutputError, PublicationError, RecordError, SelectionError, StoreError
+from cosyjit.errors import (
+    BusyError,
+    LaterSchemaError,
+    OutputError,
+    PublicationError,
+    RecordError,
+    SelectionError,
+    StoreError,
+)
 from cosyjit.families import FAMILIES
 from cosyjit.findings import Finding, condition, inspect
 from cosyjit.identity import Identity
@@ -41,25 +50,27 @@ def opened(
     replace: bool = False,
     own: Collection[str] = (),
     ways: Mapping[str, str] | None = None,
+    wait: float | None = None,
 ) -> Iterator[None]:
     """Make sure that a directory can be published into, before the work; what was brought is removed if that fails.
 
     Args:
         directory: made if missing.
         size, names, replace, own, ways: see `obstacles`.
+        wait: how long others that publish there are waited for at most, in s; None for as long as it takes.
 
     Raises:
+        BusyError: they were waited for so long.
         OutputError: it cannot be made or written to, has too little room, or something else in the place of a name.
     """
     for error in obstacles(directory, size, names, replace=replace, own=own, ways=ways):
         raise error
-    with sets.writing(directory, shared=True):
+    with sets.writing(directory, shared=True, wait=wait):
         pass
     try:
         yield
     except BaseException:
-        with suppress(OutputError):
-            discard(directory)
+        discard(directory)
         raise
 
 
@@ -303,7 +314,7 @@ def history(store: Store, directory: Path, last: int | None = None) -> list[Publ
         raise SelectionError(f"--last {last}: give 1 or more")
     shown_now = current(store, directory)
     store.check_there()
-    return list(islice(publication.chain(store, shown_now), last))
+    return list(islice(publication.chain(store, shown_now), None if last is None else min(last, sys.maxsize)))
 
 
 def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) -> bool:
@@ -317,17 +328,15 @@ def _is_well(store: Store, directory: Path, wanted: Publication, *, link: bool) 
 def _others(store: Store, directory: Path, shown: Publication | None) -> dict[str, Published]:
     """What was published in a directory and is to be shown further.
 
-    What someone has taken away, or with it the whole directory, is not wanted back; nor is a folder that he has put
-    another in place of.
+    What someone has taken away, or with it the whole directory, is not wanted back; nor is what he has put another file
+    or folder in place of, which may be another model's.
     """
-
-    def is_wanted(path: Path, artifact: Published) -> bool:
-        if artifact.files is None:
-            return os.path.lexists(path)
-        return sets.is_ours(path) or _is_copy(store, path, artifact)
-
     artifacts = shown.artifacts if shown else {}
-    return {name: each for name, each in artifacts.items() if is_wanted(directory / name, each)}
+    return {
+        name: each
+        for name, each in artifacts.items()
+        if sets.is_ours(directory / name) or _is_copy(store, directory / name, each)
+    }
 
 
 def copies(store: Store, directory: Path, names: Collection[str], artifacts: Mapping[str, Published]) -> frozenset[str]:
@@ -396,8 +405,8 @@ def _parsed(path: Path, identity: str | None = None) -> Publication | None:
 
 
 def discard(directory: Path) -> None:
-    """Remove what was brought into a directory and is not shown there."""
-    with sets.writing(directory):
+    """Remove what was brought into a directory and is not shown there; if others publish there now, they will."""
+    with suppress(OutputError, BusyError), sets.writing(directory, wait=0):
         sets.clean(directory)
 
 

@@ -150,7 +150,7 @@ class Root:
             return os.listdir(fd)  # noqa: PTH208  (a descriptor has no path)
 
     def walk(self, name: str = "") -> Iterator[tuple[str, os.stat_result]]:
-        """All that is below a folder and is none, by its name, as far down as a file of cosyjit's own can be.
+        """All that is below a folder, each folder before what is in it, as far down as a file of cosyjit's own can be.
 
         What is removed meanwhile is passed over; of a folder that is not there nothing is found.
         """
@@ -214,9 +214,8 @@ def _walk(fd: int, prefix: str, depth: int) -> Iterator[tuple[str, os.stat_resul
     with os.scandir(fd) as found:
         for each in found:
             with suppress(FileNotFoundError):
-                if not each.is_dir(follow_symlinks=False):
-                    yield f"{prefix}{each.name}", each.stat(follow_symlinks=False)
-                elif depth:
+                yield f"{prefix}{each.name}", each.stat(follow_symlinks=False)
+                if each.is_dir(follow_symlinks=False) and depth:
                     inside = _step(fd, each.name, make=False)
                     try:
                         yield from _walk(inside, f"{prefix}{each.name}/", depth - 1)

@@ -309,8 +309,11 @@ def clean(directory: Path) -> None:
     for path in directory.iterdir():
         if (path.name not in names and is_ours(path)) or _is_begun(path):
             path.unlink()
-    if not os.path.lexists(directory / STATE / "current"):
-        files.remove(directory / STATE)
+    state = directory / STATE
+    if not os.path.lexists(state / "current"):
+        for folder in (state / "sets", state / "files", state):
+            with suppress(OSError):  # something of somebody else is in it
+                folder.rmdir()
 
 
 def _left(directory: Path) -> Iterator[Path]:

@@ -64,8 +64,12 @@ class Storage(ABC):
     def names(self) -> set[str] | None:
         """The names of the files and folders right below the root; None if that is not there."""
 
-    def strange(self, folder: str = "") -> Iterator[str]:  # noqa: ARG002  (most have files alone)
-        """The names below a folder of what is neither a file nor a folder, such as a link."""
+    def strange(self, folder: str, folders: str = "") -> Iterator[str]:  # noqa: ARG002  (most have files alone)
+        """The names below a folder of what is no file, such as a link.
+
+        Args:
+            folders: the form of the names of folders that belong there.
+        """
         yield from ()
 
     @abstractmethod
@@ -140,9 +144,10 @@ class Local(Storage):
         except FileNotFoundError:
             return None
 
-    def strange(self, folder: str = "") -> Iterator[str]:
+    def strange(self, folder: str, folders: str = "") -> Iterator[str]:
         for name, found in self.below.walk(folder):
-            if not stat.S_ISREG(found.st_mode):
+            own = stat.S_ISDIR(found.st_mode) and re.fullmatch(folders, name)
+            if not stat.S_ISREG(found.st_mode) and not own:
                 yield name
 
     def move(self, name: str, to: str) -> None:

@@ -16,6 +16,7 @@ is below locks/ of a remote store are leases (`cosyjit.leases`).
 """
 
 import hashlib
+import itertools
 import os
 import re
 import uuid
@@ -384,9 +385,10 @@ class Store(Place):
             return self._storage.open(name)
 
     def strange(self) -> list[str]:
-        """The names of what is neither a file nor a folder, such as links: nothing of a store is."""
+        """The names of what stands among documents and objects and is none, such as links, pipes and folders."""
         with self._reached():
-            return sorted(self._storage.strange())
+            found = [self._storage.strange(folder, r"objects/[0-9a-f]{2}") for folder in _FOLDERS]
+            return sorted(itertools.chain.from_iterable(found))
 
     def objects(self) -> set[str]:
         """The digests by which objects are named."""

@@ -332,7 +332,7 @@ def test_what_is_no_store_or_the_same_is_refused_and_nothing_made(first: Store, 
         ran = run("copy-store", first.root, same)
         assert (ran.status, ran.err) == (
             2,
-            f"cosyjit: {same}: is the store itself; name another place to copy it to\n",
+            f"cosyjit: {same}: is the store itself, or one of the two is in the other; name another place\n",
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "link"]
 

@@ -20,7 +20,7 @@ from cosyjit.findings import inspect
 from cosyjit.publication import Publication
 from cosyjit.publish import history, opened, rollback, shown
 from cosyjit.store import Store
-from tests import calls
+from tests import calls, stored
 from tests.calls import snapshot, start
 from tests.scenarios import keep
 
@@ -888,3 +888,31 @@ def test_a_copy_of_a_directory_published_again_is_said_to_be_of_its_own_source(s
     with store.in_use():
         publish.publish(store, directory, artifacts, "/elsewhere")
     assert (publish.current(store, directory).source, numbers(store, directory)) == ("/elsewhere", [2, 1])
+
+
+def test_what_someone_puts_in_the_place_of_a_name_that_is_not_published_anew_stays(
+    store: Store, tmp_path: Path
+) -> None:
+    """It may be another model's, that came to stand at the same path."""
+    directory = tmp_path / "model"
+    stored.show(store, directory, b"one", b"two")
+    shutil.rmtree(directory)
+    directory.mkdir()
+    (directory / "1.zip").write_bytes(b"another model's")
+    after = publish.publish(store, directory, {"0.zip": stored.put(store, b"new")}, "/models/a")
+    assert calls.shown(directory) == {"0.zip": b"new", "1.zip": b"another model's"}
+    assert list(after.artifacts) == ["0.zip"]
+
+
+def test_a_folder_of_sets_keeps_what_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / ".cosyjit").mkdir()
+    (tmp_path / ".cosyjit" / "theirs").write_bytes(b"theirs")
+    publish.discard(tmp_path)
+    assert (tmp_path / ".cosyjit" / "theirs").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("number", [2**63, 10**30])
+def test_a_number_that_is_larger_than_any_is_one(number: int, store: Store, tmp_path: Path) -> None:
+    stored.show(store, tmp_path / "model", b"one")
+    assert len(publish.history(store, tmp_path / "model", number)) == 1
+    assert gc.collect(store, keep=number, older_than=0) == []

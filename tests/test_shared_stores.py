@@ -251,3 +251,24 @@ def test_what_is_staged_for_a_shared_store_is_out_of_reach(shared: Store, home: 
     assert not Path(shared.root, "tmp").exists()
     own = Store(home / ".cache" / "cosyjit" / "cache")
     assert litter(own) == []
+
+
+def test_a_lock_that_has_two_names_is_refused(shared: Store, run: Run) -> None:
+    add(shared, b"an artifact")
+    Path(shared.root, "lock").touch()
+    os.link(Path(shared.root, "lock"), Path(shared.root, "gate"))
+    ran = run("gc", "--store", shared.root, "--delete", "--wait", "1")
+    problem = "gate: a file with several names in the place of a lock"
+    expected = f"cosyjit: {shared.root}: cannot be read or written ({problem}); mend it, or name another store\n"
+    assert (ran.status, ran.err) == (2, expected)
+
+
+def test_a_folder_in_the_place_of_a_document_is_named(shared: Store, tmp_path: Path, run: Run) -> None:
+    show(shared, tmp_path / "out", b"one")
+    (head,) = Path(shared.root, "heads").iterdir()
+    head.unlink()
+    head.mkdir()
+    found = run("verify", "--store", shared.root)
+    assert (found.status, f"heads/{head.name}: is a link, a folder" in found.out) == (1, True)
+    copied = run("copy-store", shared.root, tmp_path / "copy")
+    assert (copied.status, f"heads/{head.name}: is a link, a folder" in copied.out) == (1, True)

@@ -224,3 +224,29 @@ def test_a_file_that_nobody_of_this_machine_holds_is_held_elsewhere(tmp_path: Pa
 def planned(tiny2: Path, store: Store) -> "tuple[Planned, ...]":
 
     return plan(tiny2, ["flow.encoder"], ["fp16"], store=store)
+
+
+def test_an_export_waits_for_its_directory_as_long_as_asked(
+    store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
+) -> None:
+    keep(store, planned)
+    out = tmp_path / "out"
+    show(store, out, b"one")
+    with held("writing", out, stopped=True) as other:
+        status, err = ended(spawn(CONSOLE_SCRIPT, "export", tiny2, *ONE, "--publish", out, "--wait", "0.5"))
+    assert status == 2
+    assert err.startswith(f"cosyjit: {out}: is in use by process {other.pid} on ")
+
+
+def test_an_export_that_is_ended_waits_for_nobody(
+    store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
+) -> None:
+    (one,) = planned
+    out = tmp_path / "out"
+    show(store, out, b"one")
+    with held("turn", store.root, one.target.fingerprint.key, stopped=True):
+        exporter = spawn(CONSOLE_SCRIPT, "export", tiny2, *ONE, "--publish", out)
+        wait_for(lambda: waits_for_a_lock(exporter.pid))
+        with held("writing", out, stopped=True):
+            exporter.send_signal(signal.SIGTERM)
+            assert ended(exporter)[0] == 143
