@@ -109,10 +109,13 @@ class Store(Place):
 
     def _is_there(self) -> bool:
         if self.local is None:
-            return any(self.entries(folder) for folder in _FOLDERS)
+            return any(self.entries(folder) for folder in _FOLDERS) or bool(self.entries() or self.unfinished())
         with self._reached():
-            found = {path.name for path in self.local.iterdir()} if self.local.is_dir() else None
-            return found == set() or bool(found and found & {*_FOLDERS, "gate", "lock"})
+            try:
+                found = {path.name for path in self.local.iterdir()}
+            except FileNotFoundError:
+                return False
+            return not found or bool(found & {*_FOLDERS, "gate", "lock"})
 
     # Documents.
 
