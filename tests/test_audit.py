@@ -34,7 +34,8 @@ def faults(store: Store) -> dict[str, str]:
 
 
 def test_a_store_with_nothing_wrong_has_no_faults(kept: Store, tmp_path: Path) -> None:
-    assert faults(kept) == {}
+    with pytest.raises(StoreError, match="there is no store; name the one that was exported into"):
+        faults(kept)
     for content in (b"one", b"two"):
         show(kept, tmp_path / "a", content, b"shared")
     add(kept, b"orphan")

@@ -211,7 +211,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["verify"], ("/cosyjit: there is no store; name the one that was exported into",)),
         (["verify", "--store", "{}/nowhere"], ("/nowhere: there is no store",)),
         (["verify", "--store", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: there is no store",)),
-        (["verify", "--store", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: there is no store",)),
+        (["verify", "--store", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: cannot be read or written (Not a directory)",)),
         (["verify", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
         (["gc", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
         (["lineage", "{}/nowhere.zip"], ("/nowhere.zip: is no artifact", "fingerprint that")),
