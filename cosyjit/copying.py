@@ -9,13 +9,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from cosyjit import documents, latest, publication, record
 from cosyjit.audit import STRANGE, Fault
 from cosyjit.digests import processors
-from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError
+from cosyjit.errors import BusyError, LaterSchemaError, RecordError, StoreError, StoreUnavailableError
 from cosyjit.files import sha256_of
 from cosyjit.publication import Head
 from cosyjit.sets import STATE
@@ -61,7 +62,14 @@ def copy_store(source: Store, to: Store) -> Copied:
     _check_apart(source, to)
     if not any(source.entries(folder) for folder in _FOLDERS):
         raise StoreError(f"{source}: has nothing of a store; name one that something was exported to")
-    with source.looked_at(), to.in_use():
+    with ExitStack() as held:
+        try:
+            held.enter_context(source.looked_at())
+        except BusyError:
+            raise
+        except StoreError:
+            pass  # one whose lock cannot be had is copied as it stands
+        held.enter_context(to.in_use())
         return _Copy(source, to).all()
 
 
@@ -69,13 +77,9 @@ def _check_apart(source: Store, to: Store) -> None:
     """See that a store is not copied into itself, nor among the files of a model, or of what is published."""
     ours, theirs = (Path(os.path.realpath(each.root)) for each in (source, to))
     if ours == theirs or (source.local and to.local and (ours in theirs.parents or theirs in ours.parents)):
-        raise StoreError(
-            f"{to}: is the store itself, or one of the two is in the other; name another place to copy it to"
-        )
+        raise StoreError(f"{to}: is the store itself, or one of the two is in the other; name another place")
     if to.local and (STATE in theirs.parts or (theirs / STATE).exists() or any(theirs.glob("cosyvoice*.yaml"))):
-        raise StoreError(
-            f"{to}: is a model's directory, or one that is published into; name another place to copy it to"
-        )
+        raise StoreError(f"{to}: is a model's directory, or one that is published into; name another place")
 
 
 class _LeftOutError(Exception):

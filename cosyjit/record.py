@@ -387,11 +387,9 @@ def save(store: Store, record: Record) -> Record:
 def _before(store: Store, key: str) -> Record | None:
     """The record that another one is going to replace, whoever signed it; None if there is none, or a damaged one."""
     name = name_of(key)
-    content = store.read(name)
-    if content is None:
-        return None
     try:
-        return _named(parse(content, f"{store}/{name}"), key, f"{store}/{name}")
+        content = store.read(name)
+        return None if content is None else _named(parse(content, f"{store}/{name}"), key, f"{store}/{name}")
     except LaterSchemaError:
         raise
     except RecordError:

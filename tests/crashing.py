@@ -331,7 +331,10 @@ class Observer:
         return Observed(self._name, at, kinds, *ended, struck, state(self._place), self._faults())
 
     def _faults(self) -> list[str]:
-        return [f"{each.name}: {each.problem}" for each in audit.audit_store(self._place.store)]
+        store = self._place.store
+        if store.local is None or not store.local.exists():
+            return []
+        return [f"{each.name}: {each.problem}" for each in audit.audit_store(store)]
 
     def _finish(self, observed: Observed) -> None:
         self._scenario.run(self._place)

@@ -326,7 +326,7 @@ def test_garbage_is_counted_by_folder_and_listed_in_json() -> None:
 def test_the_largest_files_of_a_collection_are_named() -> None:
     found = [Entry(f"objects/{MARKUP}\x1b{number}", 1000 * number, 1.0) for number in range(22, 0, -1)]
     lines = report.garbage_lines(found)
-    assert lines[:2] == [f"objects/{MARKUP}\\x1b22 (22.0 kB)", f"objects/{MARKUP}\\x1b21 (21.0 kB)"]
+    assert lines[:2] == [f"objects/{MARKUP}\x1b22 (22.0 kB)", f"objects/{MARKUP}\x1b21 (21.0 kB)"]
     assert lines[20:] == ["and 2 more; --json names all"]
     assert report.garbage_lines(found[:20]) == lines[:20]
     assert report.garbage_lines([]) == []
