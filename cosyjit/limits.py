@@ -28,6 +28,7 @@ _WORDS: Final = {
     "can't start new thread": _THREADS,
     "pthread_create failed": _THREADS,
     "MemoryError": _MEMORY,
+    "error return without exception set": _MEMORY,
     "not enough memory": _MEMORY,
     "bad_alloc": _MEMORY,
     "Memory allocation still failed": _MEMORY,
@@ -59,9 +60,10 @@ def lack(error: BaseException) -> str | None:
 def _lack(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return _MEMORY
-    if isinstance(error, OSError):
-        return _NUMBERS.get(error.errno or 0)
-    return lack_in(str(error)) if isinstance(error, ImportError | RuntimeError) else None
+    if isinstance(error, OSError) and error.errno is not None:
+        return _NUMBERS.get(error.errno)
+    # OSError without a number is raised of libraries that cannot be loaded.
+    return lack_in(str(error)) if isinstance(error, ImportError | OSError | RuntimeError | SystemError) else None
 
 
 def lack_in(said: str) -> str | None:

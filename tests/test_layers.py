@@ -16,7 +16,7 @@ PACKAGE: Final = ROOT / "cosyjit"
 FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
-    {"errors", "forms", "identity", "limits", "nodes", "pictures", "services"},
+    {"errors", "forms", "identity", "interrupts", "limits", "nodes", "pictures", "services"},
     {"answers", "archives", "cutting", "documents", "families", "files", "pickles", "settings", "signing"},
     {"encoders", "hub", "memory", "pretrained", "sets", "storage", "tensors"},
     {"config", "leases", "safetensors", "torch_files"},
@@ -118,7 +118,7 @@ def below(name: str) -> set[str]:
     if name == "__init__":
         return set().union(*LAYERS[: LAYERS.index({"pipeline"}) + 1])
     if name == "synth":
-        return {"errors", "files", "config", "encoders", "pretrained", "standins"}
+        return {"errors", "files", "config", "encoders", "interrupts", "pretrained", "standins"}
     level = next(level for level, layer in enumerate(LAYERS) if name in layer)
     return set().union(*LAYERS[:level]) | ({"synth", "__init__"} if "cli" in LAYERS[level] else set())
 
