@@ -49,12 +49,9 @@ def lack(error: BaseException) -> str | None:
     seen: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in seen:
-        found = _lack(following)
-        if found is not None:
-            return found
         seen.append(following)
         following = following.__cause__ or following.__context__
-    return None
+    return next(filter(None, map(_lack, reversed(seen))), None)  # the first of them knows best
 
 
 def _lack(error: BaseException) -> str | None:
