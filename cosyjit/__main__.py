@@ -143,7 +143,7 @@ def _fault(ended: BaseException) -> str | None:
     if ended.filename is None and not _has_directory():
         return "the working directory is gone; change to one that is there, and run again"
     what = "" if ended.filename is None else f"{os.fsdecode(ended.filename)}: "
-    return f"{what}cannot be read or written ({ended.strerror}); mend that, or name another, and run again"
+    return f"{what}cannot be read or written ({ended.strerror or ended}); mend that, or name another, and run again"
 
 
 def _has_directory() -> bool:

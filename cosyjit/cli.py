@@ -16,6 +16,7 @@ from cosyjit import publish as publishing
 from cosyjit.checkpoint import open_checkpoint
 from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError
 from cosyjit.files import absolute
+from cosyjit.interrupts import deferred
 from cosyjit.source import open_source
 from cosyjit.store import Store
 from cosyjit.terminal import Told, show, show_json, stages, tell
@@ -382,7 +383,8 @@ def synth(
     path = absolute(directory)
     leave_lost_directory()
     ignore_missing_numpy()
-    from cosyjit.synth import synth as write
+    with deferred():
+        from cosyjit.synth import synth as write
 
     show(str(write(path, family, size, seed, force=force)))
     return 0

@@ -28,6 +28,7 @@ _WORDS: Final = {
     "can't start new thread": _THREADS,
     "pthread_create failed": _THREADS,
     "MemoryError": _MEMORY,
+    "error return without exception set": _MEMORY,
     "not enough memory": _MEMORY,
     "bad_alloc": _MEMORY,
     "Memory allocation still failed": _MEMORY,
@@ -48,20 +49,18 @@ def lack(error: BaseException) -> str | None:
     seen: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in seen:
-        found = _lack(following)
-        if found is not None:
-            return found
         seen.append(following)
         following = following.__cause__ or following.__context__
-    return None
+    return next(filter(None, map(_lack, reversed(seen))), None)  # the first of them knows best
 
 
 def _lack(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return _MEMORY
-    if isinstance(error, OSError):
-        return _NUMBERS.get(error.errno or 0)
-    return lack_in(str(error)) if isinstance(error, ImportError | RuntimeError) else None
+    if isinstance(error, OSError) and error.errno is not None:
+        return _NUMBERS.get(error.errno)
+    # OSError without a number is raised of libraries that cannot be loaded.
+    return lack_in(str(error)) if isinstance(error, ImportError | OSError | RuntimeError | SystemError) else None
 
 
 def lack_in(said: str) -> str | None:

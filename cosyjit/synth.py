@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cosyjit.config import Config
 from cosyjit.errors import OutputError, SelectionError
 from cosyjit.files import TEMPORARY, make_directory, replacing
+from cosyjit.interrupts import deferred
 from cosyjit.pretrained import BASE
 from cosyjit.standins import declare_base, declare_model
 
@@ -208,7 +209,8 @@ def _check_replaceable(directory: Path, stand_in: StandIn, there: Sequence[str])
 
 def _save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
     try:
-        torch.save(tensors, file)
+        with deferred():
+            torch.save(tensors, file)
     except RuntimeError as error:
         # On a full disk torch raises an error about its own state over the system's.
         if isinstance(error.__context__, OSError):

@@ -17,7 +17,7 @@ FLOWS: Final = ROOT / "flows"
 
 LAYERS: Final = (
     {"escaping"},
-    {"errors", "forms", "identity", "limits", "nodes", "pictures", "services"},
+    {"errors", "forms", "identity", "interrupts", "limits", "nodes", "pictures", "services"},
     {"answers", "archives", "cutting", "documents", "families", "pickles", "settings", "signing", "waits"},
     {"files"},
     {"encoders", "hub", "memory", "pretrained", "roots", "sets", "tensors"},
@@ -124,7 +124,7 @@ def below(name: str) -> set[str]:
     if name == "__init__":
         return set().union(*LAYERS[: LAYERS.index({"pipeline"}) + 1])
     if name == "synth":
-        return {"errors", "files", "config", "encoders", "pretrained", "standins"}
+        return {"errors", "files", "config", "encoders", "interrupts", "pretrained", "standins"}
     level = next(level for level, layer in enumerate(LAYERS) if name in layer)
     return set().union(*LAYERS[:level]) | ({"synth", "__init__"} if "cli" in LAYERS[level] else set())
 

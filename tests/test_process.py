@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cosyjit import limits
+from cosyjit.interrupts import deferred
 from cosyjit.store import Store
 from tests.calls import CONSOLE_SCRIPT, Ran, children, ended, finished, snapshot, spawn, wait_for
 
@@ -95,14 +97,13 @@ def test_a_second_signal_changes_nothing_while_an_export_is_ended(published: Pat
 def test_signals_at_any_moment_end_a_command_in_one_line(published: Path, name: str) -> None:
     chance = random.Random(name)  # noqa: S311
     command = [each.replace("{}", str(published)) for each in COMMANDS[name]]
-    longest = 5 if name in {"export", "synth"} else 0.6
-    for number in range(40):
+    longest, times = (5, 15) if name in {"export", "synth"} else (0.6, 40)
+    for number in range(times):
         sent = TWICE[number % len(TWICE)]
         ran, below = signalled(published.parent, command, sent, chance.uniform(0, longest))
         assert_ended(ran, sent[0])
         wait_for(lambda pids=below: all(map(ended, pids)))  # type: ignore[misc]
-        if name == "synth":
-            assert finished(spawn(CONSOLE_SCRIPT, "synth", "new", "--force", cwd=published.parent)).status == 0
+        shutil.rmtree(published.parent / "new", ignore_errors=True)
     assert finished(spawn(CONSOLE_SCRIPT, "verify", published)).status == 0
 
 
@@ -112,6 +113,22 @@ def test_a_signal_that_is_ignored_from_the_start_stays_ignored(tiny: Path) -> No
     wait_for(lambda: listens(process.pid) or process.poll() is not None)
     process.send_signal(signal.SIGHUP)
     assert finished(process).status == 0
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_deferred_signals_come_after_the_block_and_ignored_ones_not_at_all(handler: signal.Handlers) -> None:
+    seen: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("taken")), signal.signal(signal.SIGHUP, handler)
+    try:
+        with deferred():
+            assert signal.getsignal(signal.SIGHUP) is handler
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("done")
+        assert seen == ["done", "taken"]
+    finally:
+        for number, each in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, each)
 
 
 def bounded(limit: str, size: int, *command: object, cwd: Path) -> Ran:
@@ -137,9 +154,14 @@ def test_a_lack_of_memory_is_one_line(published: Path, megabytes: int) -> None:
         ["synth", "new"],
     ):
         ran = bounded("as", megabytes * 1_000_000, *command, cwd=published.parent)
-        assert (ran.status, ran.err) == (0, "") or is_lack(ran), (command, ran)
+        assert (ran.status, ran.err) == (0, "") or is_lack(ran) or is_loaders(ran), (command, ran)
         if ran.status and command[0] == "export":
             assert snapshot(published) == before
+
+
+def is_loaders(ran: Ran) -> bool:
+    """Whether the loader of libraries has ended `synth`, which loads torch itself; nobody can catch that."""
+    return (ran.status, ran.err) == (127, "cannot allocate memory for thread-local data: ABORT\n")
 
 
 def is_lack(ran: Ran) -> bool:
@@ -166,6 +188,7 @@ def test_where_torch_has_no_memory_to_be_loaded_it_is_one_line(tiny: Path, tmp_p
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: not enough memory: you tried"), "memory"),
         (RuntimeError("can't start new thread"), "threads"),
+        (OSError("/lib/libtorch_global_deps.so: failed to map segment from shared object"), "memory"),
         (OSError(12, "Cannot allocate memory"), "memory"),
         (BlockingIOError(11, "Resource temporarily unavailable"), "threads"),
         (OSError(24, "Too many open files"), "files"),
