@@ -103,6 +103,9 @@ def _objects(store: Store) -> Iterator[Fault]:
 
 def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
     for name in (entry.name for entry in store.entries("records")):
+        if not re.fullmatch(r"records/[0-9a-f]{32}\.json", name):
+            yield Fault(name, "is no record")
+            continue
         try:
             found = record.load(store, documents.stem(name))
         except RecordError as error:
@@ -115,6 +118,9 @@ def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
 
 def _publications(store: Store, objects: Collection[str]) -> Iterator[Fault]:
     for name in sorted(entry.name for entry in store.entries("publications")):
+        if not re.fullmatch(r"publications/[0-9a-f]{64}\.json", name):
+            yield Fault(name, "is no publication")
+            continue
         try:
             found = publication.load(store, documents.stem(name))
         except RecordError as error:

@@ -75,7 +75,7 @@ def load(content: bytes, where: str) -> dict[str, Any]:
         RecordError: it is no JSON object; the message begins with `where`.
     """
     try:
-        document = json.loads(content)
+        document = json.loads(content, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise damaged(where, str(error)) from None
     if not isinstance(document, dict):
@@ -163,3 +163,7 @@ def count(value: object) -> int:
 def damaged(where: str, reason: str) -> RecordError:
     """The error of a document that is not what it should be."""
     return RecordError(f"{where}: is damaged ({reason}); remove it, and export again")
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")

@@ -310,7 +310,10 @@ def beginning(path: Path, most: int) -> bytes:
         OSError: it cannot be read.
     """
     with plain(path) as file:
-        return file.read(most + 1)
+        found: bytes | None = file.read(most + 1)
+        if found is None:  # of a file of the kernel's, which has nothing now and may have later
+            raise NoFileError(errno.EAGAIN, "a file that lets its readers wait", str(path))
+        return found
 
 
 def content(path: Path, most: int) -> bytes | None:

@@ -503,6 +503,8 @@ def _bring(store: Store, directory: Path, digest: str, *, link: bool) -> None:
     if there and (link or not store.is_linked(digest, path)):
         return
     files.make_directory(path.parent)
+    if path.is_dir() and not path.is_symlink():  # a stranger's, in the place of a file of ours
+        files.remove(path)
     if link:
         store.link(digest, path)
         return

@@ -489,9 +489,14 @@ import cosyjit
 source, event, word, times = sys.argv[1:]
 left = int(times)
 
+def paths(arguments):
+    names = [os.fsdecode(each) for each in arguments if isinstance(each, (str, bytes, os.PathLike))]
+    folders = [os.readlink(f"/proc/self/fd/{each}") for each in arguments if type(each) is int and each > 2]
+    return [*names, *(f"{folder}/{name}" for folder in folders for name in names)]
+
 def watch(name, arguments):
     global left
-    if name == event and any(word in os.fsdecode(each) for each in arguments if isinstance(each, (str, bytes))):
+    if name == event and any(word in each for each in paths(arguments)):
         left -= 1
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
