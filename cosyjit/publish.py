@@ -70,7 +70,8 @@ def opened(
     try:
         yield
     except BaseException:
-        discard(directory)
+        with suppress(OutputError):
+            discard(directory)
         raise
 
 
@@ -406,7 +407,7 @@ def _parsed(path: Path, identity: str | None = None) -> Publication | None:
 
 def discard(directory: Path) -> None:
     """Remove what was brought into a directory and is not shown there; if others publish there now, they will."""
-    with suppress(OutputError, BusyError), sets.writing(directory, wait=0):
+    with suppress(BusyError), sets.writing(directory, wait=0):
         sets.clean(directory)
 
 
