@@ -107,7 +107,7 @@ class Store(Place):
         with self._reached():
             found = self._storage.names()
             is_new = found == set() if self.local else any(self._storage.uploads())
-        if not is_new and not (found or set()) & {*_FOLDERS, "gate", "lock"}:
+        if not is_new and not (found or set()) & {*_FOLDERS, "gate", "lock", "locks", "digests", "tmp"}:
             raise StoreError(
                 f"{self}: there is no store; name the one that was exported into, with --store or COSYJIT_STORE, "
                 "or export into this one first"

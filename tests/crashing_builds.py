@@ -121,7 +121,8 @@ class _Chain:
 
     def _look(self, name: str, at: int, how: str, kind: str, struck: str) -> Observed:
         place = self._place
-        faults = [f"{each.name}: {each.problem}" for each in audit.audit_store(place.store)]
+        there = Path(place.store.root).exists()
+        faults = [f"{each.name}: {each.problem}" for each in audit.audit_store(place.store)] if there else []
         shown = state(place)
         folders = place.folder / "store" / "tmp", place.folder / "tmp", place.directory / ".cosyjit" / "files"
         work = [str(path) for folder in folders for path in folder.glob("*") if path.name not in shown.values()]

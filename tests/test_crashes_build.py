@@ -109,7 +109,7 @@ def test_a_command_that_is_killed_at_any_moment_leaves_nothing_but_what_the_next
         wait_for(lambda below=below: all(map(ended, below)))  # type: ignore[misc]
         seen.add(process.returncode)
         assert (process.returncode, err) in {(-signal.SIGKILL, ""), (0, "")}
-        assert audit_store(store) == []
+        assert not Path(store.root).exists() or audit_store(store) == []
         if process.returncode == 0:
             break
         assert shown(tmp_path) == before or shown(tmp_path).keys() == names
