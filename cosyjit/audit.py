@@ -11,7 +11,7 @@ from cosyjit.errors import RecordError, StoreError
 from cosyjit.families import FAMILIES
 from cosyjit.files import absolute, sha256_of
 from cosyjit.publication import Publication, Published
-from cosyjit.store import Store, object_name
+from cosyjit.store import FORMS, Store, object_name
 
 
 class Fault(NamedTuple):
@@ -86,8 +86,7 @@ def audit_store(store: Store) -> list[Fault]:
 
 def _objects(store: Store) -> Iterator[Fault]:
     for entry in store.entries("objects"):
-        digest = entry.name.rpartition("/")[2]
-        if not re.fullmatch("[0-9a-f]{64}", digest) or entry.name != object_name(digest):
+        if not re.fullmatch(FORMS["objects"], entry.name):
             yield Fault(entry.name, "is no object")
             continue
         try:
@@ -97,13 +96,13 @@ def _objects(store: Store) -> Iterator[Fault]:
             if store.has(entry.name):
                 yield Fault(entry.name, f"cannot be read ({error})")
             continue
-        if found != digest:
+        if object_name(found) != entry.name:
             yield Fault(entry.name, "damaged")
 
 
 def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
     for name in (entry.name for entry in store.entries("records")):
-        if not re.fullmatch(r"records/[0-9a-f]{32}\.json", name):
+        if not re.fullmatch(FORMS["records"], name):
             yield Fault(name, "is no record")
             continue
         try:
@@ -118,7 +117,7 @@ def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
 
 def _publications(store: Store, objects: Collection[str]) -> Iterator[Fault]:
     for name in sorted(entry.name for entry in store.entries("publications")):
-        if not re.fullmatch(r"publications/[0-9a-f]{64}\.json", name):
+        if not re.fullmatch(FORMS["publications"], name):
             yield Fault(name, "is no publication")
             continue
         try:

@@ -7,26 +7,25 @@ Work in hand, remembered digests and locks are a machine's own, and stay.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from cosyjit import documents, latest, publication, record
 from cosyjit.audit import STRANGE, Fault
 from cosyjit.digests import processors
-from cosyjit.errors import BusyError, LaterSchemaError, RecordError, StoreError, StoreUnavailableError
+from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError
 from cosyjit.files import sha256_of
+from cosyjit.place import optional
 from cosyjit.publication import Head
 from cosyjit.sets import STATE
 from cosyjit.storage import Entry
-from cosyjit.store import Store, object_name
+from cosyjit.store import FORMS, KEPT, Store, object_name
 
 _T = TypeVar("_T")
-
-_FOLDERS: Final = ("objects", "records", "latest", "publications", "heads")
-"""What is copied, in this order."""
 
 
 class Copied(NamedTuple):
@@ -60,15 +59,11 @@ def copy_store(source: Store, to: Store) -> Copied:
             copied is there, and is not copied again.
     """
     _check_apart(source, to)
-    if not any(source.entries(folder) for folder in _FOLDERS):
+    if not any(source.entries(folder) for folder in KEPT):
         raise StoreError(f"{source}: has nothing of a store; name one that something was exported to")
     with ExitStack() as held:
-        try:
+        with optional():  # one whose lock cannot be had is copied as it stands
             held.enter_context(source.looked_at())
-        except BusyError:
-            raise
-        except StoreError:
-            pass  # one whose lock cannot be had is copied as it stands
         held.enter_context(to.in_use())
         return _Copy(source, to).all()
 
@@ -107,7 +102,7 @@ class _Copy:
     def all(self) -> Copied:
         self._left_out += [Fault(name, STRANGE) for name in self._source.strange()]
         copiers = (self._object, self._record, self._latest, self._publication, self._head)
-        for folder, copy in zip(_FOLDERS, copiers, strict=True):
+        for folder, copy in zip(KEPT, copiers, strict=True):
             self._each(self._source.entries(folder), copy)
             self._there |= {entry.name for entry in self._to.entries(folder)}
         return Copied(tuple(self._copied), tuple(self._present), tuple(self._left_out))
@@ -137,13 +132,9 @@ class _Copy:
     # Whether a file was copied, and not there already; None if it has gone since.
 
     def _object(self, name: str) -> bool | None:
-        digest = name.rpartition("/")[2]
-        try:
-            expected = object_name(digest)
-        except StoreError:
-            expected = None
-        if name != expected:
+        if not re.fullmatch(FORMS["objects"], name):
             raise _LeftOutError("is no object")
+        digest = name.rpartition("/")[2]
         if self._to.condition(digest) == "whole":
             return False
         with self._staging() as work:

@@ -36,7 +36,7 @@ def dump(document: dict[str, Any]) -> bytes:
 
 def is_complete(content: bytes) -> bool:
     """Whether a content ends as those of all documents do; none does that is a document's beginning."""
-    return content.endswith(b"\n}\n")
+    return content.endswith(_END)
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -75,7 +75,7 @@ def load(content: bytes, where: str) -> dict[str, Any]:
         RecordError: it is no JSON object; the message begins with `where`.
     """
     try:
-        document = json.loads(content, parse_constant=_refuse)
+        document = json.loads(content, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise damaged(where, str(error)) from None
     if not isinstance(document, dict):
@@ -165,5 +165,10 @@ def damaged(where: str, reason: str) -> RecordError:
     return RecordError(f"{where}: is damaged ({reason}); remove it, and export again")
 
 
-def _refuse(constant: str) -> Any:
+def no_number(constant: str) -> Any:
+    """What NaN and Infinity are, which Python's `json` takes and JSON has not.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(f"{constant} is no number of JSON")

@@ -33,7 +33,7 @@ TEMPORARY: Final = ".tmp"
 """What the names of files end with that are being written."""
 
 _FILE: Final = 0o664
-_DIRECTORY: Final = 0o775
+DIRECTORY: Final = 0o775
 """The modes of what is made, of which the umask takes away: whatever it is, nobody but owner and group may write."""
 
 
@@ -58,8 +58,10 @@ def replacing(path: Path, *, sync: bool = False, at: int | None = None) -> Itera
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=at)
-    if sync:
-        sync_directory(path.parent if at is None else at)
+    if sync and at is not None:
+        os.fsync(at)
+    elif sync:
+        sync_directory(path.parent)
 
 
 def absolute(path: Path) -> Path:
@@ -90,7 +92,7 @@ def make_directory(directory: Path) -> None:
     made: list[Path] = []
     try:
         for path in reversed(missing):
-            path.mkdir(_DIRECTORY, exist_ok=True)
+            path.mkdir(DIRECTORY, exist_ok=True)
             made.append(path)
             sync_directory(path.parent)
     except OSError:
@@ -153,11 +155,8 @@ def check_own(directory: Path) -> None:
         raise PermissionError(errno.EPERM, "is not this user's own", str(directory))
 
 
-def sync_directory(directory: Path | int) -> None:
-    """Make what names a directory, or the one of a descriptor, has last through a loss of power."""
-    if isinstance(directory, int):
-        os.fsync(directory)
-        return
+def sync_directory(directory: Path) -> None:
+    """Make what names a directory has last through a loss of power."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -11,25 +11,12 @@ from typing import Final
 
 from cosyjit import documents, latest, memory, publication, publish, record
 from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, SignatureError, StoreError
-from cosyjit.place import STAGING
 from cosyjit.publication import Publication
 from cosyjit.storage import Entry
-from cosyjit.store import Store
+from cosyjit.store import FORMS, Store
 
 KEEP: Final = 10
 """How many publications of each directory are kept unless asked otherwise."""
-
-_OBJECT: Final = r"objects/(?P<start>[0-9a-f]{2})/(?P=start)[0-9a-f]{62}"
-_ASIDE: Final = r"(objects\.[0-9a-f]{2}\.[0-9a-f]{64}|records\.[0-9a-f]{32}\.json)\.[0-9a-f]{8}"
-_NAMES: Final = {
-    "objects": _OBJECT,
-    "publications": r"publications/[0-9a-f]{64}\.json",
-    **{folder: rf"{folder}/[0-9a-f]{{32}}\.json" for folder in ("records", "latest", "digests")},
-    "damaged": rf"damaged/{_ASIDE}",
-    "tmp": rf"tmp/{STAGING}[a-z0-9_]{{8}}/.+",
-    "locks": r"locks/[0-9a-f]{32}",  # of remote stores: those of local ones are named for less
-}
-"""The forms of the names of a store's files, by folder."""
 
 OLDER_THAN: Final = 7 * 86_400.0
 """The age, in seconds, that what nothing refers to has to have unless asked otherwise."""
@@ -115,7 +102,7 @@ class _Search:
 
     def _below(self, folder: str) -> Iterator[Entry]:
         """The store's own files below a folder; a stranger's are left alone."""
-        is_own = re.compile(_NAMES[folder]).fullmatch
+        is_own = re.compile(FORMS[folder]).fullmatch
         return (each for each in self._store.entries(folder) if is_own(each.name))
 
     def _publications(self, keep: int) -> Iterator[Entry]:

@@ -6,7 +6,6 @@ always let in, however much it needs: it has to be tried some time.
 
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,9 +17,6 @@ from cosyjit.waits import Wait, holders
 
 _SHARE: Final = 0.75
 """What builds may take of a machine's memory, unless they are told."""
-
-_POLL: Final = 0.2
-"""In s, how often a build that waits looks again."""
 
 _LIMITS: Final = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}
 """The files that say how much memory a control group may take, by the type of file system: version 2, and version 1."""
@@ -111,9 +107,10 @@ def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait
     with ExitStack() as held:
         with suppress(OSError):  # nothing can be noted there: nobody is kept waiting
             files.make_own(directory)
-            while not _admitted(directory, size, limit, held):
-                wait(lambda: holders(each.stat().st_ino for each in directory.glob("*.*")))
-                time.sleep(_POLL)
+            wait.poll(
+                lambda: _admitted(directory, size, limit, held),
+                lambda: holders(each.stat().st_ino for each in directory.glob("*.*")),
+            )
         yield
 
 

@@ -242,10 +242,11 @@ def obstacles(
 def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator[InputError]:
     """What stands in the way of a plan in the store, or with signatures."""
     names = {each.target.file_name for each in planned}
-    size = sum(each.target.weight_bytes for each in planned if each.record is None)
+    new = [each.target for each in planned if each.record is None]
+    size = sum(each.weight_bytes for each in new)
     checks: list[Callable[[], None]] = [
-        lambda: _check_writable([each.target for each in planned if each.record is None], store),
-        lambda: _check_signer([each.target for each in planned if each.record is None], store),
+        lambda: _check_writable(new, store),
+        lambda: _check_signer(new, store),
         lambda: check_apart(store, directory),
         lambda: publish.check_others(store, directory, names),
         lambda: store.check_room(size) if size else None,

@@ -14,7 +14,7 @@ from cosyjit import files, leases
 from cosyjit.errors import BusyError, StoreError, StoreUnavailableError, line
 from cosyjit.services import UnavailableError
 from cosyjit.storage import Local, Remote, Storage, storage
-from cosyjit.waits import PAUSE, Wait, holders
+from cosyjit.waits import Wait, holders
 
 OWN: Final = f"{files.DEFAULT_ROOT}/cache"
 """This user's own place beside stores that others write to."""
@@ -141,7 +141,7 @@ class Place:
                         self._clean(fd)
                     held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
             if self.workshop is not self:
-                with _optional():
+                with optional():
                     held.enter_context(self.workshop.in_use(joining=joining))
             yield
 
@@ -198,11 +198,9 @@ class Place:
             entering.enter_context(files.locked(_GATE, wait=wait, at=fd))
             lock = entering.enter_context(files.lock_file(_LOCK, at=fd))
             until = time.monotonic() + _CLOSED
-            while not files.taken(lock):
-                if time.monotonic() > until:
-                    return False
-                wait(lambda: holders([os.fstat(lock).st_ino]))
-                time.sleep(PAUSE)
+            wait.poll(lambda: files.taken(lock) or time.monotonic() > until, lambda: holders([os.fstat(lock).st_ino]))
+            if not files.taken(lock):  # which is no question to who has it
+                return False
             held.push(entering.pop_all())
             return True
 
@@ -226,7 +224,7 @@ class Place:
                     # Some keys share a lock, so that there is no end of files; their builds only wait for each other.
                     held.enter_context(files.locked(Path(key[:2]), wait=self.waits(waiting), at=fd))
             if self.cache is not None:
-                with _optional():
+                with optional():
                     held.enter_context(self.cache.turn(key, waiting=waiting))
             if isinstance(self._storage, Remote):
                 with self._reached():
@@ -270,8 +268,8 @@ class Place:
 
 
 @contextmanager
-def _optional() -> Iterator[None]:
-    """Do without what this user's own place is for, if that cannot be written to; others are waited for there too."""
+def optional() -> Iterator[None]:
+    """Do without a place, such as this user's own, that cannot be had; others are waited for there too."""
     try:
         yield
     except BusyError:

@@ -18,7 +18,7 @@ from cosyjit.identity import Identity
 from cosyjit.inputs import Inputs, read_inputs
 from cosyjit.record import Record
 from cosyjit.source import Source, open_source
-from cosyjit.store import Store
+from cosyjit.store import FORMS, Store
 from cosyjit.weights_file import changed
 
 _MEMORY_FACTOR: Final = 2.2
@@ -30,9 +30,6 @@ _FOLDER_MEMORY: Final = 900_000_000
 """What writing a folder and reading it back takes, torch included, whatever its size."""
 
 _MISSING: Final = "record missing"
-
-_STORES: Final = ("objects", "records", "latest", "publications", "heads", "damaged", "tmp", "digests", "locks")
-"""The folders of a store."""
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -201,7 +198,7 @@ def check_apart(store: Store, *directories: str | Path | None) -> None:
                     f"{store}: is {place} published into; name another store, "
                     "to which `cosyjit copy-store` brings what this one has"
                 )
-            if any(root / folder in (path, *path.parents) for folder in _STORES):
+            if any(root / folder in (path, *path.parents) for folder in FORMS):
                 raise StoreError(f"{path}: is among the files of the store {store}; name another directory")
 
 

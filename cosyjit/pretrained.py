@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cosyjit import files
+from cosyjit.documents import no_number
 from cosyjit.errors import ConfigError
 from cosyjit.forms import BEGINNING, mistaken_for
 
@@ -94,14 +95,10 @@ def _content(path: Path) -> bytes:
 
 def _parse(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(content, parse_constant=_refuse)
+        found = json.loads(content, parse_constant=no_number)
         json.dumps(found, allow_nan=False)  # what is written from it has no number that JSON has not, such as 1e999
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is no JSON ({error}); copy or download it again") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: holds a {type(found).__name__}, no object; copy or download it again")
     return found
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")

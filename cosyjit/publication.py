@@ -16,7 +16,7 @@ import xxhash
 
 from cosyjit import documents
 from cosyjit.files import sha256_of_folder
-from cosyjit.store import Store
+from cosyjit.store import FORMS, Store
 
 _ZIP: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.zip"
 _FOLDER: Final = r"[a-z]{1,200}"
@@ -216,7 +216,7 @@ def is_of(store: Store, directory: Path, publication: Publication) -> bool:
 def heads(store: Store) -> Iterator[Head]:
     """The last publications of all directories."""
     for entry in store.entries("heads"):
-        own = re.fullmatch(r"heads/[0-9a-f]{32}\.json", entry.name)  # what else stands there is nobody's last one
+        own = re.fullmatch(FORMS["heads"], entry.name)  # what else stands there is nobody's last one
         content = store.read(entry.name) if own else None
         if content is not None:
             yield parse_head(content, store, entry.name)

@@ -19,9 +19,6 @@ from cosyjit import files
 _DEPTH: Final = 5
 """In how many folders a file can be that is looked for: more than any of cosyjit's own is in."""
 
-_DIRECTORY: Final = 0o775
-"""The mode of folders that are made, of which the umask takes away."""
-
 
 class Root:
     """A directory, which is made by the first write; and what is below it, by relative names with slashes.
@@ -185,7 +182,7 @@ def _step(fd: int, part: str, *, make: bool) -> int:
             raise files.NoFileError(errno.ENOTDIR, "a link in the place of a folder") from None
         raise
     with suppress(FileExistsError):
-        os.mkdir(part, _DIRECTORY, dir_fd=fd)
+        os.mkdir(part, files.DIRECTORY, dir_fd=fd)
         os.fsync(fd)
     return _step(fd, part, make=False)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cosyjit import files
-from cosyjit.files import NoFileError
 from cosyjit.roots import Root
 from cosyjit.services import RangeError, UnavailableError, told
 
@@ -185,7 +184,7 @@ class Remote(Storage):
         with suppress(RangeError), self._asked():
             content = self._system.cat_file(self._path(name), start=0, end=_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise NoFileError(errno.EFBIG, f"more than {_LARGEST:,} bytes")
+            raise files.NoFileError(errno.EFBIG, f"more than {_LARGEST:,} bytes")
         return content
 
     def write(self, name: str, content: bytes) -> None:

@@ -31,14 +31,24 @@ from cosyjit import documents, files
 from cosyjit.digests import Digests
 from cosyjit.errors import CheckpointError, SelectionError, StoreError
 from cosyjit.identity import Identity
-from cosyjit.place import OWN, Place
+from cosyjit.place import OWN, STAGED, Place
 from cosyjit.signing import Signer, Trusted
 from cosyjit.storage import Entry
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
 
-_FOLDERS: Final = ("heads", "latest", "publications", "records", "objects")
-"""The folders of which a store that was exported into has one."""
+KEPT: Final = ("objects", "records", "latest", "publications", "heads")
+"""The folders of what is kept: what is in one names only what is in those before it."""
+
+FORMS: Final = {
+    "objects": r"objects/(?P<start>[0-9a-f]{2})/(?P=start)[0-9a-f]{62}",
+    "publications": r"publications/[0-9a-f]{64}\.json",
+    **{folder: rf"{folder}/[0-9a-f]{{32}}\.json" for folder in ("records", "latest", "heads", "digests")},
+    "damaged": r"damaged/(objects\.[0-9a-f]{2}\.[0-9a-f]{64}|records\.[0-9a-f]{32}\.json)\.[0-9a-f]{8}",
+    "tmp": rf"tmp/{STAGED}/.+",
+    "locks": r"locks/[0-9a-f]{32}",  # of remote stores: those of local ones are named for less
+}
+"""The forms of the names of a store's files, by folder."""
 
 DEFAULT_ROOT: Final = files.DEFAULT_ROOT
 
@@ -107,7 +117,7 @@ class Store(Place):
         with self._reached():
             found = self._storage.names()
             is_new = found == set() if self.local else any(self._storage.uploads())
-        if not is_new and not (found or set()) & {*_FOLDERS, "gate", "lock", "locks", "digests", "tmp"}:
+        if not is_new and not (found or set()) & {*FORMS, "gate", "lock"}:
             raise StoreError(
                 f"{self}: there is no store; name the one that was exported into, with --store or COSYJIT_STORE, "
                 "or export into this one first"
@@ -387,7 +397,7 @@ class Store(Place):
     def strange(self) -> list[str]:
         """The names of what stands among documents and objects and is none, such as links, pipes and folders."""
         with self._reached():
-            found = [self._storage.strange(folder, r"objects/[0-9a-f]{2}") for folder in _FOLDERS]
+            found = [self._storage.strange(folder, r"objects/[0-9a-f]{2}") for folder in KEPT]
             return sorted(itertools.chain.from_iterable(found))
 
     def objects(self) -> set[str]:

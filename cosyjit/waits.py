@@ -16,7 +16,7 @@ from typing import Final
 
 from cosyjit.errors import BusyError
 
-PAUSE: Final = 0.1
+_PAUSE: Final = 0.1
 """In s, how often who waits looks again, at most."""
 
 _SILENT: Final = 2.0
@@ -74,11 +74,11 @@ class Wait:
         Raises:
             BusyError: it took too long.
         """
-        pause = PAUSE / 64
+        pause = _PAUSE / 64
         while not is_over():
             self(holders)
             time.sleep(pause)
-            pause = min(2 * pause, PAUSE)
+            pause = min(2 * pause, _PAUSE)
 
 
 def holders(inodes: Iterable[int]) -> str:
