@@ -184,6 +184,10 @@ class Ran(NamedTuple):
     err: str
 
 
+Run = Callable[..., Ran]
+"""Runs a command with its arguments; see the fixture `run`."""
+
+
 def run_here(capsys: "pytest.CaptureFixture[str]", *arguments: object) -> Ran:
     """Runs the command line in this process, whose build server all tests share."""
     from cosyjit.cli import main  # noqa: PLC0415  (calls do without)

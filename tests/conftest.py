@@ -4,13 +4,16 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cosyjit.store import Store
 from cosyjit.synth import synth
+from tests.calls import Run, run_here
 from tests.s3 import Server, Service
+from tests.stored import unique_url
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks it when it is imported
 
@@ -52,6 +55,24 @@ def home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(home: Path) -> Store:
     """The store that commands and calls use which are told of no other."""
     return Store(home / ".cache" / "cosyjit")
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Store:
+    """One of two stores, of this machine."""
+    return Store(tmp_path / "first")
+
+
+@pytest.fixture(params=["local", "remote"])
+def second(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """The other one, of this machine or behind a URL."""
+    return Store(tmp_path / "second" if request.param == "local" else unique_url())
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process."""
+    return partial(run_here, capsys)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,20 +14,14 @@ from cosyjit.errors import ConfigError
 from cosyjit.planning import compare, plan
 from cosyjit.script import deprecations_ignored
 from tests.built import eager
-from tests.calls import Ran, run_here
+from tests.calls import Run
 from tests.kept import keep, record_of, retrain, rewrite
 
 Copy = Callable[[Path], Path]
-Run = Callable[..., Ran]
 
 USUAL: Final = "flow.encoder"
 CHUNKED: Final = "flow.encoder.chunked"
 ZIP: Final = "flow.encoder.fp16.zip"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 def states(found: Status) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from cosyjit import Store, __version__, plan
 from cosyjit.record import STATEMENT
 from tests.calls import (
     CONSOLE_SCRIPT,
-    Ran,
+    Run,
     builds,
     children,
     ended,
     finished,
-    run_here,
     servers,
     shown,
     snapshot,
@@ -37,13 +35,6 @@ from tests.kept import flip, keep, litter, object_of, record_of, retrain, unrefe
 Copy = Callable[[Path], Path]
 ONE = ["--component", "flow.encoder", "--precision", "fp16"]
 ZIPS = {f"{name}.{half}.zip" for name in ("llm.text_encoder", "llm.llm", "flow.encoder") for half in ("fp32", "fp16")}
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 def targets(text: str) -> list[dict[str, Any]]:

@@ -3,22 +3,15 @@
 import os
 import pickle
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.calls import CONSOLE_SCRIPT, Ran, finished, run_here, snapshot, spawn
+from tests.calls import CONSOLE_SCRIPT, Ran, Run, finished, snapshot, spawn
 from tests.kept import change, rewrite, without_llm
 
 Copy = Callable[[Path], Path]
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 def assert_refused(ran: Ran, *says: str) -> None:

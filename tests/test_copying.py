@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,30 +11,14 @@ import pytest
 from cosyjit import audit, copy_store, documents, gc, history, latest, publication, publish, record
 from cosyjit.errors import StoreError, StoreUnavailableError
 from cosyjit.store import Store
-from tests.calls import CONSOLE_SCRIPT, Ran, finished, run_here, shown, spawn, start
+from tests.calls import CONSOLE_SCRIPT, Run, finished, shown, spawn, start
 from tests.kept import flip, retrain
 from tests.keys import pair
 from tests.s3 import Answer, Service
 from tests.stored import files_of, lead, location, object_of, put, put_folder, sha256, show, unique_url
 
-Run = Callable[..., Ran]
 ONE: Final = ("--component", "flow.encoder", "--precision", "fp16")
 OLD: Final = {"config.json": b"old config", "model.safetensors": b"old model"}
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
-
-
-@pytest.fixture
-def first(tmp_path: Path) -> Store:
-    return Store(tmp_path / "first")
-
-
-@pytest.fixture(params=["local", "remote"])
-def second(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(tmp_path / "second" if request.param == "local" else unique_url())
 
 
 def fill(store: Store, folder: Path) -> None:

@@ -18,14 +18,13 @@ from cosyjit.publication import Publication, Published
 from cosyjit.server import Server
 from cosyjit.store import Store
 from tests import stored
-from tests.calls import CONSOLE_SCRIPT, Ran, finished, run_here, spawn
+from tests.calls import CONSOLE_SCRIPT, Ran, Run, finished, run_here, spawn
 from tests.hubs import MODEL, Hub
 from tests.kept import change, keep, rewrite
 from tests.servers import answering
 from tests.strangers import HOSTILE
 
 Copy = Callable[[Path], Path]
-Run = Callable[..., Ran]
 
 ONE: Final = ("--component", "flow.encoder", "--precision", "fp16")
 KEY: Final = stored.fingerprint(b"first").key

@@ -3,27 +3,20 @@
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from cosyjit import InputError, Store, export, obstacles, plan
-from tests.calls import Ran, run_here, shown, snapshot
+from tests.calls import Run, shown, snapshot
 from tests.keys import pair
 
 Copy = Callable[[Path], Path]
-Run = Callable[..., Ran]
 
 ONE: Final = ("--component", "flow.encoder", "--precision", "fp16")
 ZIP: Final = "flow.encoder.fp16.zip"
 SAYS: Final = "was not written by cosyjit; move it away, or export with --replace, which puts it aside"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 @pytest.fixture

@@ -15,19 +15,13 @@ import pytest
 
 from cosyjit import Published, Store, inspection, publish, record
 from cosyjit.errors import StoreError
-from tests.calls import Ran, run_here, shown, snapshot
+from tests.calls import Run, shown, snapshot
 from tests.kept import litter
 from tests.keys import Pair, pair
 from tests.stored import NAME, add, age, location, put, record_of, sha256, show
 
-Run = Callable[..., Ran]
 ONE: Final = ["--component", "flow.encoder", "--precision", "fp16"]
 GOOD, BAD = b"what was signed" * 1000, b"what was not..." * 1000
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,18 +15,12 @@ from cosyjit import Outcome, Planned, Published, Store, Target, documents, expor
 from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
 from cosyjit.fingerprint import canonical
 from cosyjit.signing import Signer
-from tests.calls import Ran, run_here, shown, snapshot
+from tests.calls import Run, shown, snapshot
 from tests.kept import change, flip, keep, object_of, record_of
 from tests.keys import Pair, pair
 
-Run = Callable[..., Ran]
 ONE: Final = ["--component", "flow.encoder", "--precision", "fp16"]
 NAME: Final = "flow.encoder.fp16.zip"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 @pytest.fixture

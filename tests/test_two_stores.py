@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +14,10 @@ from cosyjit import audit, gc, publication, publish, record, sets
 from cosyjit.errors import OutputError, SignatureError, StoreError
 from cosyjit.publication import Publication
 from cosyjit.store import Store
-from tests.calls import Ran, run_here, shown, snapshot, start
+from tests.calls import Run, shown, snapshot, start
 from tests.keys import pair
 from tests.stored import files_of, location, object_of, put, put_folder, sha256, unique_url
 
-Run = Callable[..., Ran]
 FP32: Final = "llm.llm.fp32.zip"
 INT8: Final = "llm.llm.int8.zip"
 OLD: Final = {"config.json": b"old config", "model.safetensors": b"old model"}
@@ -27,25 +25,10 @@ NEW: Final = {"config.json": b"new config", "model.safetensors": b"new model"}
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
-
-
-@pytest.fixture
 def directory(tmp_path: Path) -> Path:
     path = tmp_path / "model"
     path.mkdir()
     return path
-
-
-@pytest.fixture
-def first(tmp_path: Path) -> Store:
-    return Store(tmp_path / "first")
-
-
-@pytest.fixture(params=["local", "remote"])
-def second(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(tmp_path / "second" if request.param == "local" else unique_url())
 
 
 def show(store: Store, directory: Path, zips: Mapping[str, bytes], folder: Mapping[str, bytes] = {}) -> Publication:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +11,7 @@ from cosyjit import Store, audit_directory, audit_store, collect, documents, pub
 from cosyjit.errors import LaterSchemaError
 from cosyjit.lineage import trace
 from cosyjit.planning import plan
-from tests.calls import Ran, run_here, shown, snapshot
+from tests.calls import Run, shown, snapshot
 from tests.kept import keep, record_of
 from tests.stored import sha256
 
@@ -76,14 +74,6 @@ def test_an_artifact_leads_to_what_it_was_made_from(written: Path, store: Store)
         assert found.same_bytes
         assert found.record is not None
         assert found.record.materials[0].name == "cosyvoice.yaml"
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 def test_a_later_versions_record_is_said_to_be_and_left_alone(tiny: Path, home: Path, tmp_path: Path, run: Run) -> None:

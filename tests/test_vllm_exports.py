@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,22 +17,16 @@ from cosyjit.errors import CheckpointError, ConfigError
 from cosyjit.pipeline import make
 from cosyjit.planning import find_targets
 from cosyjit.publish import opened
-from tests.calls import Ran, run_here, shown, snapshot
+from tests.calls import Run, shown, snapshot
 from tests.changing import need_stamps
 from tests.kept import change, flip, object_of, record_of
 from tests.keys import pair
 
 Copy = Callable[[Path], Path]
-Run = Callable[..., Ran]
 State = dict[str, Any]
 
 FILES: Final = ["config.json", "generation_config.json", "model.safetensors"]
 BASE: Final = "CosyVoice-BlankEN"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return partial(run_here, capsys)
 
 
 @pytest.fixture(scope="module")
