@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +17,8 @@ from tests.s3 import Server, Service
 from tests.stored import unique_url
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks it when it is imported
+# A shell lets what it starts in the background ignore this, and the processes under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

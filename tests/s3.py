@@ -20,11 +20,17 @@ import pytest
 
 _SERVE: Final = """
 import sys
+from datetime import timedelta
+from moto.backends import get_backend
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(*server.get_host_and_port(), flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    bucket, seconds = line.split()
+    for key in get_backend("s3")["123456789012"]["aws"].buckets[bucket].keys.values():
+        key.last_modified -= timedelta(seconds=float(seconds))
+    print(flush=True)
 """
 
 SECRET: Final = "0wn3d-by-the-tests-alone"  # noqa: S105  (no server asks for it)
@@ -65,6 +71,14 @@ class Server:
             region_name="us-east-1",
         )
 
+    def age(self, bucket: str, seconds: float) -> None:
+        """Have all that is in a bucket be older than it is."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        print(bucket, seconds, file=stdin, flush=True)
+        assert stdout.readline() == "\n"
+
     def stop(self) -> None:
         with self._process:
             self._process.communicate()
@@ -81,6 +95,7 @@ class Service:
     def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         self.env = dict(server.env)
         self.client = server.client
+        self._server = server
         self._monkeypatch = monkeypatch
         for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
             monkeypatch.delenv(name)
@@ -92,6 +107,10 @@ class Service:
         bucket = f"bucket-{uuid.uuid4().hex}"
         self.client.create_bucket(Bucket=bucket)
         return f"s3://{bucket}/a/prefix"
+
+    def age(self, url: str, seconds: float) -> None:
+        """Have all that is in the bucket of a store be older than it is."""
+        self._server.age(url.removeprefix("s3://").partition("/")[0], seconds)
 
     @contextmanager
     def proxied(self, watch: "Watch") -> Iterator[None]:

@@ -5,7 +5,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -79,11 +78,12 @@ def test_a_crowd_in_a_bucket_loses_nothing_and_leaves_nothing(folder: Path, s3: 
 # What is taken from a bucket while another machine collects it, at the worst of moments.
 
 
-@pytest.fixture
-def graceful(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Has buckets keep what is young for a second; gives what lets all that is there be older."""
-    monkeypatch.setattr(Store, "grace", 1.0)
-    return lambda: time.sleep(1.1)
+def age(s3: Service, store: Store) -> None:
+    """Have all that is in a bucket be older than what a collection keeps for being young.
+
+    Nothing here waits for a clock: on a busy machine what was just renewed would be old again before it is looked at.
+    """
+    s3.age(store.root, 2 * store.grace)
 
 
 def opened(url: str) -> Store:
@@ -155,12 +155,12 @@ class Superseded:
 
 
 def test_what_an_export_takes_from_a_bucket_while_it_is_collected_stays(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None]
+    s3: Service, tiny2: Path, tmp_path: Path
 ) -> None:
     moments = [("GET", "head"), ("HEAD", "record")]
     places = {each: Superseded(s3.url(), tiny2, tmp_path / " ".join(each)) for each in moments}
-    graceful()
     for moment, place in places.items():
+        age(s3, place.store)
         directory = tmp_path / " ".join((*moment, "new"))
 
         export = partial(
@@ -174,11 +174,9 @@ def test_what_an_export_takes_from_a_bucket_while_it_is_collected_stays(
         assert is_whole(place.store, directory), moment
 
 
-def test_what_a_plan_finds_in_a_bucket_while_it_is_collected_stays(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None]
-) -> None:
+def test_what_a_plan_finds_in_a_bucket_while_it_is_collected_stays(s3: Service, tiny2: Path, tmp_path: Path) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
-    graceful()
+    age(s3, place.store)
     planned = At("HEAD", place.names["record"], partial(planning.plan, tiny2, FLOW, ["fp16"], store=place.store))
     with s3.proxied(planned):
         taken = collect(Store(place.store.root))
@@ -187,11 +185,11 @@ def test_what_a_plan_finds_in_a_bucket_while_it_is_collected_stays(
 
 
 def test_what_is_collected_between_the_plan_of_an_export_and_its_end_is_nothing_that_it_needs(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None], other: Callable[[Store], Store]
+    s3: Service, tiny2: Path, tmp_path: Path, other: Callable[[Store], Store]
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     collecting = other(place.store)
-    graceful()
+    age(s3, place.store)
     planned = At("GET", "/latest/", lambda: collect(collecting))
     with s3.proxied(planned):
         store = Store(place.store.root)
@@ -205,10 +203,10 @@ def test_what_is_collected_between_the_plan_of_an_export_and_its_end_is_nothing_
 
 
 def test_what_a_rollback_takes_from_a_bucket_while_it_is_collected_stays(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None]
+    s3: Service, tiny2: Path, tmp_path: Path
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
-    graceful()
+    age(s3, place.store)
     with s3.proxied(At("DELETE", "/publications/", lambda: publish.rollback(place.store, place.directory, 1))):
         assert place.names["publication"] in collect(Store(place.store.root))
     assert publish.current(place.store, place.directory).restores == 1
@@ -216,11 +214,11 @@ def test_what_a_rollback_takes_from_a_bucket_while_it_is_collected_stays(
 
 
 def test_a_rollback_to_what_is_just_being_collected_is_refused(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None], other: Callable[[Store], Store]
+    s3: Service, tiny2: Path, tmp_path: Path, other: Callable[[Store], Store]
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     collecting = other(place.store)
-    graceful()
+    age(s3, place.store)
     with s3.proxied(At("HEAD", place.names["object"], lambda: collect(collecting))):
         message = f"/{place.names['object']}: is missing; export its checkpoint again to build it anew"
         with pytest.raises(StoreError, match=message):
@@ -230,14 +228,14 @@ def test_a_rollback_to_what_is_just_being_collected_is_refused(
 
 
 def test_what_a_copy_of_a_directory_shows_stays_as_soon_as_something_is_exported_into_it(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None]
+    s3: Service, tiny2: Path, tmp_path: Path
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     publish.rollback(place.store, place.directory, 1)
     copy = Path(shutil.copytree(place.directory, tmp_path / "copy", symlinks=True))
     shown = publish.current(place.store, copy)
     publish.rollback(place.store, place.directory, 2)
-    graceful()
+    age(s3, place.store)
 
     def export() -> None:
         assert publish.publish(place.store, copy, shown.artifacts, shown.source) == shown
@@ -250,10 +248,10 @@ def test_what_a_copy_of_a_directory_shows_stays_as_soon_as_something_is_exported
 
 
 def test_what_is_renewed_between_the_last_look_and_the_removal_is_lost_and_missed(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None]
+    s3: Service, tiny2: Path, tmp_path: Path
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
-    graceful()
+    age(s3, place.store)
     add = kept.keep  # the record is gone before the object, and is made anew
 
     def export() -> None:
@@ -267,11 +265,9 @@ def test_what_is_renewed_between_the_last_look_and_the_removal_is_lost_and_misse
     assert (planned.state, planned.reasons) == ("stale", ("object missing",))
 
 
-def test_two_machines_collect_one_bucket_at_a_time(
-    s3: Service, tiny2: Path, tmp_path: Path, graceful: Callable[[], None]
-) -> None:
+def test_two_machines_collect_one_bucket_at_a_time(s3: Service, tiny2: Path, tmp_path: Path) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
-    graceful()
+    age(s3, place.store)
     taken: set[str] = set()
     with s3.proxied(At("GET", place.names["publication"], lambda: taken.update(collect(place.store)))):
         collect(Store(place.store.root))
@@ -279,26 +275,26 @@ def test_two_machines_collect_one_bucket_at_a_time(
     assert is_whole(place.store, place.directory)
 
 
-def test_only_what_was_not_renewed_for_half_the_grace_is_renewed(s3: Service, graceful: Callable[[], None]) -> None:
+def test_only_what_was_not_renewed_for_half_the_grace_is_renewed(s3: Service) -> None:
     store = opened(s3.url())
     store.write("records/a", b"content")
     asked: list[str] = []
     with s3.proxied(lambda method, _: asked.append(method)):
         watched = Store(store.root)
-        graceful()
+        s3.age(store.root, store.grace * 0.6)
         assert watched.renew("records/a")
         assert asked.count("PUT") == 1
-        Store.grace = 1000.0
+        s3.age(store.root, store.grace * 0.4)
         assert watched.renew("records/a")
         assert asked.count("PUT") == 1
     assert store.read("records/a") == b"content"
     assert not store.renew("records/b")
 
 
-def test_who_may_only_read_a_bucket_renews_nothing(s3: Service, graceful: Callable[[], None]) -> None:
+def test_who_may_only_read_a_bucket_renews_nothing(s3: Service) -> None:
     store = opened(s3.url())
     store.write("records/a", b"content")
-    graceful()
+    age(s3, store)
     with s3.proxied(lambda method, _: Answer(403, "AccessDenied") if method == "PUT" else None):
         assert Store(store.root).renew("records/a")
 
