@@ -25,15 +25,16 @@ stress: $(INSTALLED)
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions
-VERSIONS_TESTS ?= tests/encoders $(addprefix tests/test_,$(addsuffix .py,script verify config hub hub_cli signed_stores \
-	storage server folder_logits))
+VERSIONS_TESTS ?= tests/encoders $(addprefix tests/,$(addsuffix .py,torchscript/test_script torchscript/test_gate \
+	configuration/test_config sources/test_modelscope cli/test_modelscope store/test_signed_stores store/test_backends \
+	test_prefect_api vllm/test_logits))
 versions: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
 
 # A hundred thousand inputs for each reader of what strangers write: some ten minutes.
 fuzz: $(INSTALLED)
 	for target in $(filter-out _%,$(basename $(notdir $(wildcard tests/fuzz/*.py)))); do \
-		$(BIN)/python -m tests.fuzzing $$target -runs=100000 || exit; done
+		$(BIN)/python -m tests.support.fuzzing $$target -runs=100000 || exit; done
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from cosyjit import folders
 from cosyjit.families import Precision
-from cosyjit.vllm import Folder
-from cosyjit.worker import Progress
+from cosyjit.processes.worker import Progress
+from cosyjit.vllm import folder as folders
+from cosyjit.vllm.rules import Folder
 
 
 class Cost(NamedTuple):
@@ -42,7 +42,7 @@ def _sync(directory: Path) -> None:
 
 
 def write(folder: Folder, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
-    """What `cosyjit.folders.write` costs, and bringing the files to the disk."""
+    """What `cosyjit.vllm.folder.write` costs, and bringing the files to the disk."""
 
     def call() -> None:
         folders.write(folder, weights, out, precision, progress)

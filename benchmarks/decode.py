@@ -24,11 +24,12 @@ from torch import Tensor
 
 from benchmarks import plain_export
 from benchmarks.plain import build_plain
-from cosyjit import pipeline, worker
-from cosyjit.checkpoint import open_checkpoint
-from cosyjit.source import open_source
-from cosyjit.store import Store
-from cosyjit.synth import synth
+from cosyjit import pipeline
+from cosyjit.processes import worker
+from cosyjit.sources.checkpoint import open_checkpoint
+from cosyjit.sources.source import open_source
+from cosyjit.store.store import Store
+from cosyjit.synth.synth import synth
 
 COMPONENT: Final = "llm.llm"
 CACHED: Final = (64, 250, 500, 1000, 2000)

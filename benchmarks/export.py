@@ -22,11 +22,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from cosyjit import pipeline, worker
-from cosyjit.files import remove
+from cosyjit import pipeline
+from cosyjit.fs.files import remove
 from cosyjit.pipeline import Outcome
-from cosyjit.store import Store
-from cosyjit.synth import synth
+from cosyjit.processes import worker
+from cosyjit.store.store import Store
+from cosyjit.synth.synth import synth
 
 STAGES = ("load", "script", "save", "verify")
 

@@ -21,10 +21,12 @@ import xxhash
 from rich.console import Console
 from rich.table import Table
 
-from cosyjit import pipeline, publish, worker
-from cosyjit.digests import Digests, processors
-from cosyjit.store import Store
-from cosyjit.synth import synth
+from cosyjit import pipeline
+from cosyjit.processes import worker
+from cosyjit.publishing import publish
+from cosyjit.store.store import Store
+from cosyjit.synth.synth import synth
+from cosyjit.weights.digests import Digests, processors
 
 _WEIGHTS = ("llm.pt", "flow.pt")
 _STREAM = 4 << 20

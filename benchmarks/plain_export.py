@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from benchmarks.plain import build_plain
-from cosyjit.checkpoint import open_checkpoint
-from cosyjit.source import open_source
+from cosyjit.sources.checkpoint import open_checkpoint
+from cosyjit.sources.source import open_source
 
 
 def save(encoder: nn.Module, methods: tuple[str, ...], path: Path) -> None:

@@ -22,8 +22,9 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from cosyjit import Store, pipeline, worker
-from cosyjit.synth import synth
+from cosyjit import Store, pipeline
+from cosyjit.processes import worker
+from cosyjit.synth.synth import synth
 
 SOURCES: Final = (1, 10, 50)
 TARGETS: Final = 6

@@ -26,12 +26,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from rich.console import Console
 from rich.table import Table
 
-from cosyjit import Publication, Published, Record, latest, pipeline, publication, record, worker
-from cosyjit.digests import processors
-from cosyjit.documents import stem
-from cosyjit.identity import Identity
-from cosyjit.store import Store, object_name
-from cosyjit.synth import synth
+from cosyjit import Publication, Published, Record, pipeline
+from cosyjit.documents import now, stem
+from cosyjit.fs.identity import Identity
+from cosyjit.processes import worker
+from cosyjit.provenance import latest, record
+from cosyjit.publishing import publication
+from cosyjit.store.store import Store, object_name
+from cosyjit.synth.synth import synth
+from cosyjit.weights.digests import processors
 
 COMPONENT: Final = "flow.encoder"
 ONE: Final = ("--component", COMPONENT, "--precision", "fp16")
@@ -54,7 +57,7 @@ def note():
     Path(sys.argv[1]).write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 
 atexit.register(note)
-from cosyjit.cli import main
+from cosyjit.cli.app import main
 main(sys.argv[2:])
 """
 
@@ -152,7 +155,7 @@ def show(store: Store, directory: Path, made: Sequence[Published], count: int) -
         for number in range(count):
             artifacts[NAMES[number % len(NAMES)]] = made[number % len(made)]
             previous = before.identity if before else None
-            before = Publication(number + 1, record.now(), "/models/a", dict(artifacts), previous)
+            before = Publication(number + 1, now(), "/models/a", dict(artifacts), previous)
             publication.save(store, before, directory, shown=True)
 
 

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import costs
-from cosyjit import worker
+from cosyjit.configuration.base_model import read_base
 from cosyjit.families import COSYVOICE2_VLLM, PRECISIONS, Precision
-from cosyjit.files import remove
-from cosyjit.fit import PLAIN, read_as
-from cosyjit.pretrained import read_base
-from cosyjit.synth import synth
-from cosyjit.vllm import Folder, plan_folder
-from cosyjit.weights_file import opened
+from cosyjit.fs.files import remove
+from cosyjit.processes import worker
+from cosyjit.synth.synth import synth
+from cosyjit.vllm.rules import Folder, plan_folder
+from cosyjit.weights.fit import PLAIN, read_as
+from cosyjit.weights.weights_file import opened
 
 
 def _clear(out: Path) -> Path:

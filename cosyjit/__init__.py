@@ -8,18 +8,18 @@ for outcome in cosyjit.export("CosyVoice-300M"):
 
 TYPE_CHECKING = False  # that of typing: the command line takes signals before anything is imported
 if TYPE_CHECKING:
-    from cosyjit.audit import Fault, audit_directory, audit_store
-    from cosyjit.building import Artifact, build
-    from cosyjit.copying import Copied, copy_store
+    from cosyjit.building.build import Artifact, build
     from cosyjit.errors import BuildError, CosyjitError, InputError
-    from cosyjit.gc import collect
-    from cosyjit.inspection import Shown, Status, status
+    from cosyjit.operations.copy_store import Copied, copy_store
+    from cosyjit.operations.gc import collect
+    from cosyjit.operations.status import Shown, Status, status
+    from cosyjit.operations.verify import Fault, audit_directory, audit_store
     from cosyjit.pipeline import Outcome, export, obstacles
-    from cosyjit.planning import Planned, Target, plan
-    from cosyjit.publication import Publication, Published
-    from cosyjit.publish import history, rollback
-    from cosyjit.record import Record
-    from cosyjit.store import Store
+    from cosyjit.planning.plan import Planned, Target, plan
+    from cosyjit.provenance.record import Record
+    from cosyjit.publishing.publication import Publication, Published
+    from cosyjit.publishing.publish import history, rollback
+    from cosyjit.store.store import Store
 
 __version__ = "0.1.0"
 
@@ -53,18 +53,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "audit": ("Fault", "audit_directory", "audit_store"),
-    "building": ("Artifact", "build"),
-    "copying": ("Copied", "copy_store"),
+    "operations.verify": ("Fault", "audit_directory", "audit_store"),
+    "building.build": ("Artifact", "build"),
+    "operations.copy_store": ("Copied", "copy_store"),
     "errors": ("BuildError", "CosyjitError", "InputError"),
-    "gc": ("collect",),
-    "inspection": ("Shown", "Status", "status"),
+    "operations.gc": ("collect",),
+    "operations.status": ("Shown", "Status", "status"),
     "pipeline": ("Outcome", "export", "obstacles"),
-    "planning": ("Planned", "Target", "plan"),
-    "publication": ("Publication", "Published"),
-    "publish": ("history", "rollback"),
-    "record": ("Record",),
-    "store": ("Store",),
+    "planning.plan": ("Planned", "Target", "plan"),
+    "publishing.publication": ("Publication", "Published"),
+    "publishing.publish": ("history", "rollback"),
+    "provenance.record": ("Record",),
+    "store.store": ("Store",),
 }
 
 if not TYPE_CHECKING:

@@ -103,10 +103,11 @@ def _run() -> None:
     import threading  # noqa: PLC0415  (signals are taken before anything is imported)
 
     threading.excepthook = _thread_ended
-    from cosyjit import cli, worker  # noqa: PLC0415
+    from cosyjit.cli import app  # noqa: PLC0415
+    from cosyjit.processes import worker  # noqa: PLC0415
 
     try:
-        cli.main()
+        app.main()
     finally:
         worker.stop()  # here, and not as Python ends, for here a signal is taken as it should be
 
@@ -154,7 +155,7 @@ def _has_directory() -> bool:
 
 
 def _lack(error: BaseException | None) -> str | None:
-    from cosyjit.limits import lack  # noqa: PLC0415  (signals are taken before this is imported)
+    from cosyjit.processes.limits import lack  # noqa: PLC0415  (signals are taken before this is imported)
 
     return None if error is None else lack(error)
 

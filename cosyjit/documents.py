@@ -1,12 +1,14 @@
 """JSON documents with a schema number, as stores and publications have them.
 
 Publications are named by the digest of their content. What else a store has carries its own: a checksum, by which any
-change of the file shows that was not made on purpose. Against those that are, there are signatures (`cosyjit.signing`).
+change of the file shows that was not made on purpose. Against those that are, there are signatures
+(`cosyjit.store.signing`).
 """
 
 import hashlib
 import json
 import re
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from cosyjit.errors import LaterSchemaError, RecordError
@@ -27,6 +29,11 @@ _DEEPEST: Final = 100
 
 LARGEST: Final = 1 << 63
 """The numbers of documents are smaller: sizes in bytes, counts, seconds, and what is computed and shown of them."""
+
+
+def now() -> str:
+    """The time, as RFC 3339 has it."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def dump(document: dict[str, Any]) -> bytes:

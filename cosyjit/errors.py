@@ -30,7 +30,7 @@ constructor passes its own arguments on to `Exception`.
 from collections.abc import Sequence
 from typing import Final
 
-from cosyjit.escaping import plain
+from cosyjit.text import plain
 
 _LONGEST: Final = 300
 """The most characters of another error's text in one of ours."""

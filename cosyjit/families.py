@@ -18,7 +18,7 @@ Kind = Literal["zip", "vllm"]
 
 
 class Tolerance(NamedTuple):
-    """How far an artifact may be from its encoder: see `cosyjit.verify.Figures`.
+    """How far an artifact may be from its encoder: see `cosyjit.torchscript.gate.Figures`.
 
     The absolute error is of outputs with a root mean square of 1 or less; of larger ones it is in units of that.
     """

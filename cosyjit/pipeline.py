@@ -1,6 +1,6 @@
 """From a model directory to the zips that the runtime reads: plan, build what the store has not, store, publish.
 
-Whatever needs torch runs in processes of its own (`cosyjit.worker`); the caller's does not import it.
+Whatever needs torch runs in processes of its own (`cosyjit.processes.worker`); the caller's does not import it.
 """
 
 import os
@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from cosyjit import publish, record, sets, worker
-from cosyjit.building import build
-from cosyjit.digests import processors
+from cosyjit.building.build import build
+from cosyjit.documents import now
 from cosyjit.errors import InputError, ResourceError, SignatureError, StoreError, line
-from cosyjit.files import absolute
-from cosyjit.memory import notes, reserved
-from cosyjit.planning import Planned, Target, check_apart, compare_one, localize, plan, remember
-from cosyjit.publication import Published
-from cosyjit.record import Material, Record
-from cosyjit.store import Store
-from cosyjit.waits import Wait
+from cosyjit.fs.files import absolute
+from cosyjit.fs.waits import Wait
+from cosyjit.planning.plan import Planned, Target, check_apart, compare_one, localize, plan, remember
+from cosyjit.processes import worker
+from cosyjit.processes.memory import notes, reserved
+from cosyjit.provenance import record
+from cosyjit.provenance.record import Material, Record
+from cosyjit.publishing import layout, publish
+from cosyjit.publishing.publication import Published
+from cosyjit.store.store import Store
+from cosyjit.weights.digests import processors
 
 _SLOTS: Final = threading.BoundedSemaphore(processors())
 """One for each processor: no more is built at a time. Who comes first is served first."""
@@ -120,7 +123,7 @@ def make(
 
 def _make(target: Target, store: Store, progress: worker.Progress | None, run: Mapping[str, str]) -> Record:
     """Build a target, and put it and its record into a store."""
-    started = record.now()
+    started = now()
     with ThreadPoolExecutor(1) as pool, store.staging() as work:
         materials = pool.submit(_materials, target, store)
         artifact = build(target, work, progress)
@@ -133,7 +136,7 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
             source=target.source.pinned,
             materials=materials.result(),
             started=started,
-            finished=record.now(),
+            finished=now(),
             figures={
                 "bytes": artifact.bytes,
                 "weight_bytes": target.weight_bytes,
@@ -266,7 +269,7 @@ def _needs(planned: Sequence[Planned], directory: Path) -> tuple[int, list[str]]
     """How many bytes will be copied into a directory, and what will be shown there, folders with a slash at the end."""
     reused = [each.record for each in planned if each.record]
     size = sum(each.target.weight_bytes for each in planned if each.record is None)
-    brought = (all(os.path.lexists(sets.file(directory, one)) for one in each.objects) for each in reused)
+    brought = (all(os.path.lexists(layout.file(directory, one)) for one in each.objects) for each in reused)
     size += sum(each.bytes for each, there in zip(reused, brought, strict=True) if not there)
     return size, [each.target.file_name + "/" * (each.target.component.kind == "vllm") for each in planned]
 

@@ -30,15 +30,17 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.filesize import decimal
 
-from cosyjit import pipeline, planning, report, settings, worker
+from cosyjit import pipeline, settings
 from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line
-from cosyjit.escaping import plain
+from cosyjit.operations.trends import trends
 from cosyjit.pipeline import Outcome, Pending
-from cosyjit.planning import Planned, Target
-from cosyjit.server import check_version
-from cosyjit.services import public
-from cosyjit.store import Store
-from cosyjit.trends import trends
+from cosyjit.planning import plan as planning
+from cosyjit.planning.plan import Planned, Target
+from cosyjit.prefect_api import check_version
+from cosyjit.processes import worker
+from cosyjit.reports import report
+from cosyjit.store.store import Store
+from cosyjit.text import plain, without_password
 
 _DELAYS: Final = (2, 8)
 """In s, before what may pass is tried again. The clients of the store and the hub have tried several times by then."""
@@ -225,7 +227,7 @@ def _check(sources: Sequence[str], publish: str | None) -> None:
             f"{settings.DASK}={settings.dask()}: needs a package that is missing; install cosyjit[dask]"
         )
     with get_client(sync_client=True) as client:
-        check_version(public(str(client.api_url)).rstrip("/"), client.api_version())
+        check_version(without_password(str(client.api_url)).rstrip("/"), client.api_version())
 
 
 def _export(

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosyjit.checkpoint import open_checkpoint
 from cosyjit.encoders.options import TABLES, EncoderOptions
 from cosyjit.encoders.registry import ENCODERS
 from cosyjit.errors import ConfigError, SelectionError
@@ -30,8 +29,9 @@ from cosyjit.families import (
     family_of,
     select,
 )
-from cosyjit.source import open_source
-from tests.folded import FILES
+from cosyjit.sources.checkpoint import open_checkpoint
+from cosyjit.sources.source import open_source
+from tests.support.vllm_folders import FILES
 
 Copy = Callable[[Path], Path]
 

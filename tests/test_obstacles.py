@@ -9,8 +9,8 @@ from typing import Final
 import pytest
 
 from cosyjit import InputError, Store, export, obstacles, plan
-from tests.calls import Run, shown, snapshot
-from tests.keys import pair
+from tests.support.keys import pair
+from tests.support.processes import Run, shown, snapshot
 
 Copy = Callable[[Path], Path]
 

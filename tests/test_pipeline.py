@@ -19,10 +19,10 @@ import pytest
 from cosyjit import InputError, Outcome, Planned, Store, Target, audit_store, collect, export, history, plan
 from cosyjit.errors import StoreError
 from cosyjit.pipeline import conclude, make, ready
-from cosyjit.record import SHORT_FORM, load, short_form
-from tests.calls import builds, children, ended, shown, snapshot, start, wait_for
-from tests.kept import flip, litter, object_of, record_of, retrain, rewrite, unreferenced
-from tests.stored import unique_url
+from cosyjit.provenance.record import SHORT_FORM, load, short_form
+from tests.support.kept import flip, litter, object_of, record_of, retrain, rewrite, unreferenced
+from tests.support.processes import builds, children, ended, shown, snapshot, start, wait_for
+from tests.support.stored import unique_url
 
 Copy = Callable[[Path], Path]
 

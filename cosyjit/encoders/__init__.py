@@ -6,8 +6,8 @@ from typing import Any, Final
 from cosyjit.encoders.options import TABLES
 
 VERSION: Final = 3
-"""Of the code here and in `cosyjit.script`. Raised when some artifact made from the same weights would come out another
-one; `version_of` says which."""
+"""Of the code here and in `cosyjit.torchscript.script`. Raised when some artifact made from the same weights would
+come out another one; `version_of` says which."""
 
 _BEFORE_CENTRED: Final = 2
 """Up to here the zeros around a centred convolution stood where those before a causal one stand."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosyjit.script import deprecations_ignored, optimize
+from cosyjit.torchscript.script import deprecations_ignored, optimize
 
 
 def preserved_methods(encoder: nn.Module) -> list[str]:

@@ -18,8 +18,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from cosyjit.store import Store
-from tests.calls import ROOT, wait_for
+from cosyjit.store.store import Store
+from tests.support.processes import ROOT, wait_for
 
 BIN: Final = Path(sys.executable).parent
 PATIENCE: Final = 900

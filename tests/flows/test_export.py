@@ -33,16 +33,18 @@ from prefect.events import ReceivedEvent
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cosyjit import Store, history, plan, record, worker
-from cosyjit.record import Material
+from cosyjit import Store, history, plan
+from cosyjit.processes import worker
+from cosyjit.provenance import record
+from cosyjit.provenance.record import Material
 from flows.export import export
-from tests import s3 as s3_server
-from tests.calls import wait_for
-from tests.hubs import MODEL, Hub
-from tests.kept import change, retrain
-from tests.keys import pair
-from tests.servers import Asked, answering
-from tests.strangers import HOSTILE, acting
+from tests.support import s3 as s3_server
+from tests.support.hostile_text import HOSTILE, acting
+from tests.support.http import Asked, answering
+from tests.support.kept import change, retrain
+from tests.support.keys import pair
+from tests.support.modelscope import MODEL, Hub
+from tests.support.processes import wait_for
 
 TARGETS = [
     f"{component}.{precision}"
@@ -177,7 +179,9 @@ def kill_one_build(directory: Path) -> None:
     seen: set[int] = set()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        servers = [child for child in psutil.Process().children() if "cosyjit.worker" in " ".join(child.cmdline())]
+        servers = [
+            child for child in psutil.Process().children() if "cosyjit.processes.worker" in " ".join(child.cmdline())
+        ]
         builders = {child.pid for server in servers for child in server.children()}
         begun = builders - seen
         if begun and any(directory.glob("tmp/*/*")):

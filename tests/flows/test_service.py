@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cosyjit import history
-from cosyjit.server import Server
-from tests.calls import wait_for
+from cosyjit.prefect_api import Server
 from tests.flows.service import PATIENCE, Service, readme_commands, serving, shown, start_worker
-from tests.kept import retrain
+from tests.support.kept import retrain
+from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.stress
 

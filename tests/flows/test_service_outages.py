@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from cosyjit import audit_directory, audit_store
-from cosyjit.store import Store
-from tests.calls import wait_for
+from cosyjit.store.store import Store
 from tests.flows.service import PATIENCE, Service, end, serving, start_server, start_worker
-from tests.kept import litter, retrain, unreferenced
+from tests.support.kept import litter, retrain, unreferenced
+from tests.support.processes import wait_for
 
 if TYPE_CHECKING:
     import subprocess

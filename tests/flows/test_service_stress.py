@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from cosyjit import Store, audit_directory, audit_store
-from cosyjit.synth import synth
-from tests import s3 as s3_server
-from tests.calls import wait_for
+from cosyjit.synth.synth import synth
 from tests.flows.service import PATIENCE, Service, end, serving, shown, start_worker
-from tests.kept import litter, unreferenced
+from tests.support import s3 as s3_server
+from tests.support.kept import litter, unreferenced
+from tests.support.processes import wait_for
 
 if TYPE_CHECKING:
     import subprocess
@@ -54,7 +54,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def builders(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     """The processes that build below a worker: children of build servers."""
     below = psutil.Process(worker.pid).children(recursive=True)
-    return [each for each in below if "cosyjit.worker" in " ".join(each.cmdline())]
+    return [each for each in below if "cosyjit.processes.worker" in " ".join(each.cmdline())]
 
 
 def building(service: Service, worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:

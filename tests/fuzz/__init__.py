@@ -1,1 +1,1 @@
-"""What is fuzzed, a module for each reader: its seeds, how they are changed, and how it reads; see `tests.fuzzing`."""
+"""What is fuzzed, a module for each reader: its seeds, how they are changed, and how it reads."""

@@ -4,11 +4,11 @@ import contextlib
 import random
 from typing import Final
 
-from cosyjit import config, nodes
-from cosyjit.config import Config
+from cosyjit.configuration import config, yaml_nodes
+from cosyjit.configuration.config import Config
 from cosyjit.errors import ConfigError
 from cosyjit.families import family_by_components, family_of
-from cosyjit.fingerprint import canonical, plain
+from cosyjit.provenance.fingerprint import canonical, plain
 
 _HEAD: Final = "llm: !new:cosyvoice.llm.llm.Qwen2LM {}\nflow: !new:a.B\n  encoder: !new:a.Encoder\n"
 SEEDS: Final = [
@@ -120,7 +120,7 @@ _PIECES: Final = (
 
 
 def read(content: bytes) -> None:
-    nodes.compose.cache_clear()
+    yaml_nodes.compose.cache_clear()
     config._resolved.cache_clear()
     try:
         text = content.decode()

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from cosyjit import digests, files
-from cosyjit.digests import Digests
-from cosyjit.identity import Identity
-from tests.mutating import mutator
+from cosyjit.fs import files
+from cosyjit.fs.identity import Identity
+from cosyjit.weights import digests
+from cosyjit.weights.digests import Digests
+from tests.support.mutations import mutator
 
 _FILE: Final = Path(tempfile.mkdtemp(), "llm.pt")
 _FILE.write_bytes(b"not read, for something is remembered of it")

@@ -5,9 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from cosyjit import documents, files, publication
-from cosyjit.store import Store
-from tests.mutating import mutator, resealed
+from cosyjit import documents
+from cosyjit.fs import files
+from cosyjit.publishing import publication
+from cosyjit.store.store import Store
+from tests.support.mutations import mutator, resealed
 
 SEEDS: Final = [
     documents.seal({"directory": directory, "publication": "a" * 64, "shown": True, "schema": documents.SCHEMA})

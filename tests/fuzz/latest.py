@@ -5,9 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from cosyjit import documents, files, latest
-from cosyjit.store import Store
-from tests.mutating import mutator, resealed
+from cosyjit import documents
+from cosyjit.fs import files
+from cosyjit.provenance import latest
+from cosyjit.store.store import Store
+from tests.support.mutations import mutator, resealed
 
 _DOCUMENT: Final = {"schema": documents.SCHEMA, "source": "/models/a", "target": "llm.llm", "fingerprint": "0" * 32}
 SEEDS: Final = [documents.seal(_DOCUMENT)]

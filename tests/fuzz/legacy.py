@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tests.fuzz import pickles, weights
-from tests.hostile import dictionary, named, number, pickled, row, tensor, text
+from tests.support.hostile_weights import dictionary, named, number, pickled, row, tensor, text
 
 _START: Final = (
     pickle.dumps(0x1950A86A20F9469CFC6C, 2),

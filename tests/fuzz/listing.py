@@ -10,10 +10,10 @@ import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
-from cosyjit import hub, snapshots
-from cosyjit.hub import Model
-from cosyjit.snapshots import Snapshot
-from tests.mutating import mutator
+from cosyjit.sources import modelscope, snapshots
+from cosyjit.sources.modelscope import Model
+from cosyjit.sources.snapshots import Snapshot
+from tests.support.mutations import mutator
 
 os.environ["MODELSCOPE_ENDPOINT"] = "http://127.0.0.1:9"
 _MODEL: Final = Model("iic/CosyVoice-300M")
@@ -53,7 +53,7 @@ requests.Session.get_adapter = lambda *_, **__: _CONNECTION  # type: ignore[meth
 
 def read(content: bytes) -> None:
     _CONNECTION.content = content
-    found = hub.listing(_MODEL, snapshots.NAMES)
+    found = modelscope.listing(_MODEL, snapshots.NAMES)
     snapshot = Snapshot(_MODEL, found.revision, found.endpoint, found.files)
     root = os.path.realpath(snapshots._root())
     for each in snapshot.files:

@@ -6,11 +6,11 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cosyjit.forms import UnsupportedFormError
-from cosyjit.pickles import ForbiddenError, loads
-from cosyjit.torch_files import _KNOWN, _Storage, _StorageType
-from tests.gadgets import INSTRUCTED
-from tests.hostile import SOUND, call, dictionary, named, number, pickled, row, storage, tensor, text
+from cosyjit.weights.formats import UnsupportedFormError
+from cosyjit.weights.pickle_reader import ForbiddenError, loads
+from cosyjit.weights.torch_files import _KNOWN, _Storage, _StorageType
+from tests.support.gadgets import INSTRUCTED
+from tests.support.hostile_weights import SOUND, call, dictionary, named, number, pickled, row, storage, tensor, text
 
 _ORDERED: Final = named("collections", "OrderedDict")
 

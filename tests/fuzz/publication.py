@@ -2,11 +2,13 @@
 
 from typing import Final
 
-from cosyjit import documents, publication, report
-from cosyjit.publication import Publication, Published
+from cosyjit import documents
+from cosyjit.publishing import publication
+from cosyjit.publishing.publication import Publication, Published
+from cosyjit.reports import report
 from tests.fuzz._showing import show
-from tests.mutating import mutator
-from tests.stored import NAME
+from tests.support.mutations import mutator
+from tests.support.stored import NAME
 
 _FIRST: Final = Publication(1, "2026-01-02T03:04:05.678Z", "/models/a", {NAME: Published("a" * 64, 5, "0" * 32)})
 _SECOND: Final = Publication(2, _FIRST.published, "iic/CosyVoice-300M", {**_FIRST.artifacts}, _FIRST.identity, 1)

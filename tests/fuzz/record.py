@@ -2,12 +2,14 @@
 
 from typing import Any, Final
 
-from cosyjit import documents, record, report
-from cosyjit.fingerprint import key_of
-from cosyjit.lineage import Trace
+from cosyjit import documents
+from cosyjit.provenance import record
+from cosyjit.provenance.fingerprint import key_of
+from cosyjit.provenance.lineage import Trace
+from cosyjit.reports import report
 from tests.fuzz._showing import show
-from tests.mutating import mutator, resealed
-from tests.stored import record_of
+from tests.support.mutations import mutator, resealed
+from tests.support.stored import record_of
 
 _STATEMENTS: Final = [
     record_of("f" * 64).statement,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.fuzz import weights
-from tests.mutating import change, copied
+from tests.support.mutations import change, copied
 
 _PATH: Final = Path("llm.safetensors")
 _A: Final = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}

@@ -7,12 +7,14 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-from cosyjit import documents, lineage, record, report
-from cosyjit.fingerprint import canonical, key_of
-from cosyjit.store import Store
+from cosyjit import documents
+from cosyjit.provenance import lineage, record
+from cosyjit.provenance.fingerprint import canonical, key_of
+from cosyjit.reports import report
+from cosyjit.store.store import Store
 from tests.fuzz._showing import show
-from tests.mutating import mutator
-from tests.stored import fingerprint
+from tests.support.mutations import mutator
+from tests.support.stored import fingerprint
 
 
 def _archive(said: bytes, name: str = f"model/extra/{record.SHORT_FORM}") -> bytes:

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 from typing import Final
 
-from cosyjit import documents, files, snapshots
-from cosyjit.hub import Model
-from cosyjit.source import Source
-from tests.mutating import mutator
+from cosyjit import documents
+from cosyjit.fs import files
+from cosyjit.sources import snapshots
+from cosyjit.sources.modelscope import Model
+from cosyjit.sources.source import Source
+from tests.support.mutations import mutator
 
 _MODEL: Final = Model("iic/CosyVoice-300M")
 _FILES: Final = [

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cosyjit.digests import _hash_batch
 from cosyjit.encoders.parameters import Parameter
 from cosyjit.errors import CheckpointError
 from cosyjit.families import FAMILIES
-from cosyjit.fit import EncoderNeed, check, choose
-from cosyjit.tensors import StoredTensor, entries_of
-from cosyjit.weights_file import _MOST_READ, numbers, read_contents
+from cosyjit.weights.digests import _hash_batch
+from cosyjit.weights.fit import EncoderNeed, check, choose
+from cosyjit.weights.tensors import StoredTensor, entries_of
+from cosyjit.weights.weights_file import _MOST_READ, numbers, read_contents
 from tests.fuzz import pickles
-from tests.hostile import LARGE, VERSION, End, Part, archive
+from tests.support.hostile_weights import LARGE, VERSION, End, Part, archive
 
 _PATH: Final = Path("llm.pt")
 _STORAGES: Final = (Part(b"archive/data/0", bytes(range(24))), Part(b"archive/data/1", b"half"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cosyjit.families import FAMILIES
-from tests.calls import ROOT
+from tests.support.processes import ROOT
 from tests.versions.environments import ENVIRONMENTS, EXTRAS, PYTHONS, Environment, Made, interpreter, resolve
 
 DIRECTORIES: Final = {family.name.casefold(): family for family in FAMILIES}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.calls import ROOT
+from tests.support.processes import ROOT
 from tests.versions.stand_ins import add_stand_ins
 
 EXTRAS: Final = "[prefect,s3,dask,signing,dev]"

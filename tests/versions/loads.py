@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from cosyjit import folders
+from cosyjit.configuration.base_model import read_base
 from cosyjit.families import PRECISIONS, Component, Precision
-from cosyjit.pretrained import read_base
-from cosyjit.script import cast
-from cosyjit.verify import Mode, _calls, _Gate, _has_arithmetic
-from cosyjit.vllm import plan_folder
-from cosyjit.weights import load_encoder
-from tests.built import opened
-from tests.indexed import indexed_file
+from cosyjit.torchscript.gate import Mode, _calls, _Gate, _has_arithmetic
+from cosyjit.torchscript.load import load_encoder
+from cosyjit.torchscript.script import cast
+from cosyjit.vllm import folder as folders
+from cosyjit.vllm.rules import plan_folder
+from tests.support.checkpoints import opened
+from tests.support.weights_index import indexed_file
 
 
 def modes_of(precision: Precision) -> list[Mode]:

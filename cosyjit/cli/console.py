@@ -1,0 +1,89 @@
+"""What stands on a terminal: results on standard output, the rest on standard error.
+
+All text passes through `escaping.plain` here, or through it into a table's cell.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import Final
+
+from rich.console import Console, RenderableType
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from cosyjit import pipeline
+from cosyjit.errors import OutputError
+from cosyjit.planning.plan import Target
+from cosyjit.text import plain
+
+_errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+
+def show(*things: RenderableType) -> None:
+    """On standard output: texts, a line each; tables as wide as a terminal is, or as they need where there is none.
+
+    Raises:
+        OutputError: it cannot be written to.
+    """
+    with _written() as console:
+        if not console.is_terminal:
+            console.width = 300
+        for thing in things:
+            console.print(plain(thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
+
+
+def show_json(document: str) -> None:
+    """On standard output: JSON as it is, in ASCII.
+
+    Raises:
+        OutputError: it cannot be written to.
+    """
+    with _written() as console:
+        console.print(document, soft_wrap=True)
+
+
+@contextmanager
+def _written() -> Iterator[Console]:
+    # A terminal of another encoding than UTF-8 has not all characters that are printable.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield Console(highlight=False, emoji=False, markup=False)
+    except OSError as error:
+        raise OutputError(
+            f"standard output: cannot be written to ({error.strerror}); what was done is done, run again to see it"
+        ) from None
+
+
+def tell(text: str) -> None:
+    """On standard error: a line."""
+    _errors.print(f"cosyjit: {plain(text)}")
+
+
+@contextmanager
+def stages() -> Iterator[pipeline.Progress]:
+    """Draws on a terminal, for each target, the stage it is in; the callback is told of stages."""
+    tasks: dict[Target, TaskID] = {}
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[stage]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
+
+        def draw(target: Target, stage: str) -> None:
+            if target not in tasks:
+                tasks[target] = bar.add_task(target.name, total=1, stage=stage)
+            bar.update(tasks[target], stage=plain(stage), completed=int(stage in {"built", "cached"}))
+
+        yield draw
+
+
+class Told(logging.Handler):
+    """Shows what cosyjit tells of itself, such as that something is downloaded, on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(record.getMessage())

@@ -1,0 +1,1 @@
+"""Local files: replaced whole, locked, hashed, and remembered by their identity."""

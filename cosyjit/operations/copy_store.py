@@ -1,0 +1,264 @@
+"""A whole store in another place, such as a bucket: its objects, and the documents that name them, byte for byte.
+
+Objects come first, then what names them: records, what each target was last exported with, publications, and the last
+publication of each directory. So nothing that is there ever names what is not, and who is killed amid it runs it again.
+Work in hand, remembered digests and locks are a machine's own, and stay.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from cosyjit import documents
+from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError
+from cosyjit.fs.files import sha256_of
+from cosyjit.operations.verify import STRANGE, Fault
+from cosyjit.provenance import latest, record
+from cosyjit.publishing import publication
+from cosyjit.publishing.layout import STATE
+from cosyjit.publishing.publication import Head
+from cosyjit.store.backends import Entry
+from cosyjit.store.coordination import optional
+from cosyjit.store.store import FORMS, KEPT, Store, object_name
+from cosyjit.weights.digests import processors
+
+_T = TypeVar("_T")
+
+
+class Copied(NamedTuple):
+    """What became of the files of a store that was copied.
+
+    Attributes:
+        copied: those that were copied, with their sizes in bytes.
+        present: the names of those that were there already.
+        left_out: those that were not copied, and why.
+    """
+
+    copied: tuple[Entry, ...]
+    present: tuple[str, ...]
+    left_out: tuple[Fault, ...]
+
+
+def copy_store(source: Store, to: Store) -> Copied:
+    """Copy what a store keeps into another one, with the history of all directories; what is there already stays.
+
+    Each object is checked by its digest as it is copied, and each document by its checksum. Left out are those that are
+    damaged or of a later version, those that name what is left out, and a directory's last publication where the
+    other store has one that this one does not lead to. The directories themselves are not looked at: their paths stay
+    as they are, and a store's history is found where they are published into with it.
+
+    Args:
+        source: need not be writable. What is damaged in it is set aside where it is.
+        to: made if missing.
+
+    Raises:
+        StoreError: the first has nothing of a store, both are the same, or one cannot be read or written. What was
+            copied is there, and is not copied again.
+    """
+    _check_apart(source, to)
+    if not any(source.entries(folder) for folder in KEPT):
+        raise StoreError(f"{source}: has nothing of a store; name one that something was exported to")
+    with ExitStack() as held:
+        with optional():  # one whose lock cannot be had is copied as it stands
+            held.enter_context(source.looked_at())
+        held.enter_context(to.in_use())
+        return _Copy(source, to).all()
+
+
+def _check_apart(source: Store, to: Store) -> None:
+    """See that a store is not copied into itself, nor among the files of a model, or of what is published."""
+    ours, theirs = (Path(os.path.realpath(each.root)) for each in (source, to))
+    if ours == theirs or (source.local and to.local and (ours in theirs.parents or theirs in ours.parents)):
+        raise StoreError(f"{to}: is the store itself, or one of the two is in the other; name another place")
+    if to.local and (STATE in theirs.parts or (theirs / STATE).exists() or any(theirs.glob("cosyvoice*.yaml"))):
+        raise StoreError(f"{to}: is a model's directory, or one that is published into; name another place")
+
+
+class _LeftOutError(Exception):
+    """Why a file is not copied."""
+
+
+def _without_cache(store: Store) -> Store:
+    """The same store, of which this machine keeps no copies: all of it would come to more than anyone asks for."""
+    found = Store(store.root, wait=store.wait)
+    found.cache = None
+    return found
+
+
+class _Copy:
+    """Copies from one store to another."""
+
+    def __init__(self, source: Store, to: Store) -> None:
+        self._source, self._to = _without_cache(source), _without_cache(to)
+        self._staging = to.staging
+        self._copied: list[Entry] = []
+        self._present: list[str] = []
+        self._left_out: list[Fault] = []
+        self._there: set[str] = set()
+
+    def all(self) -> Copied:
+        self._left_out += [Fault(name, STRANGE) for name in self._source.strange()]
+        copiers = (self._object, self._record, self._latest, self._publication, self._head)
+        for folder, copy in zip(KEPT, copiers, strict=True):
+            self._each(self._source.entries(folder), copy)
+            self._there |= {entry.name for entry in self._to.entries(folder)}
+        return Copied(tuple(self._copied), tuple(self._present), tuple(self._left_out))
+
+    def _each(self, entries: Iterable[Entry], copy: Callable[[str], bool | None]) -> None:
+        """Copy files of a kind, several at a time, for one waits while another is written."""
+
+        def copied(entry: Entry) -> None:
+            try:
+                is_new = copy(entry.name)
+            except _LeftOutError as error:
+                self._left_out.append(Fault(entry.name, str(error)))
+                return
+            if is_new:
+                self._copied.append(entry)
+            elif is_new is not None:
+                self._present.append(entry.name)
+
+        with ThreadPoolExecutor(processors()) as pool:
+            try:
+                for _ in pool.map(copied, sorted(entries)):
+                    pass
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    # Whether a file was copied, and not there already; None if it has gone since.
+
+    def _object(self, name: str) -> bool | None:
+        if not re.fullmatch(FORMS["objects"], name):
+            raise _LeftOutError("is no object")
+        digest = name.rpartition("/")[2]
+        if self._to.condition(digest) == "whole":
+            return False
+        with self._staging() as work:
+            self._fetch(digest, work / digest)
+            self._to.add(work / digest, digest)
+        return True
+
+    def _fetch(self, digest: str, path: Path) -> None:
+        """Write an object of the source to a local file, and see that it is what its name says."""
+        try:
+            with path.open("wb+") as file:
+                self._source.fetch(digest, file)
+                file.seek(0)
+                found = sha256_of(file)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            raise _LeftOutError(str(error)) from None
+        except OSError as error:
+            raise StoreError(
+                f"{path.parent}: cannot be written to ({error.strerror}); make room there, and run again"
+            ) from None
+        if found != digest:
+            raise _LeftOutError("is damaged; export its checkpoint again to build it anew")
+
+    def _record(self, name: str) -> bool | None:
+        content = self._source.read(name)
+        if content is None:
+            return None
+        key = documents.stem(name)
+        made = _readable(lambda: record.parse(content, f"{self._source}/{name}"))
+        if made.fingerprint.key != key:
+            raise _LeftOutError("is another fingerprint's")
+        self._check_there(map(object_name, made.objects))
+        if self._is_same(name, content):
+            return False
+        with self._to.turn(key):  # nobody builds the same meanwhile
+            other = self._to.read(name)
+            if other == content:
+                return False
+            if other is not None and not self._is_damaged(name, other):
+                raise _LeftOutError(f"{self._to} has another record of it, which stays")
+            if other is not None:
+                self._to.set_aside(name)
+            self._to.write(name, content)
+        return True
+
+    def _is_damaged(self, name: str, content: bytes) -> bool:
+        try:
+            return record.parse(content, f"{self._to}/{name}").fingerprint.key != documents.stem(name)
+        except LaterSchemaError:
+            return False
+        except RecordError:
+            return True
+
+    def _latest(self, name: str) -> bool | None:
+        content = self._source.read(name)
+        if content is None:
+            return None
+        key = _readable(lambda: latest.read(self._source, name))
+        if key is None:
+            raise _LeftOutError("is damaged; the next export writes it anew")
+        self._check_there([record.name_of(key)])
+        if self._to.read(name) is not None:  # of what was exported to that store, perhaps later
+            return False
+        self._to.write(name, content)
+        return True
+
+    def _publication(self, name: str) -> bool | None:
+        content = self._source.read(name)
+        if content is None:
+            return None
+        if publication.name_of(hashlib.sha256(content).hexdigest()) != name:
+            raise _LeftOutError("is of other content than its name says")
+        found = _readable(lambda: publication.parse(content, f"{self._source}/{name}"))
+        self._check_there(object_name(digest) for each in found.artifacts.values() for digest in each.objects)
+        if self._is_same(name, content):
+            return False
+        self._to.write(name, content)
+        return True
+
+    def _head(self, name: str) -> bool | None:
+        content = self._source.read(name)
+        if content is None:
+            return None
+        ours = _readable(lambda: publication.parse_head(content, self._source, name))
+        self._check_there([publication.name_of(ours.publication)])
+        other = self._to.read(name)
+        if other == content:
+            return False
+        if other is not None:
+            theirs = _readable(lambda: publication.parse_head(other, self._to, name))
+            if self._leads_to(theirs, ours):
+                return False
+            if not self._leads_to(ours, theirs):
+                raise _LeftOutError(
+                    f"{self._to} has another publication of {ours.directory}, which stays; go on from that, "
+                    f"or remove {self._to}/{name}, and run again"
+                )
+        self._to.write(name, content)
+        return True
+
+    def _leads_to(self, head: Head, earlier: Head) -> bool:
+        """Whether a head says all that another one does, or that and more."""
+        if head.publication == earlier.publication:
+            return head.shown or not earlier.shown
+        last = publication.load(self._to, head.publication)
+        return any(each.identity == earlier.publication for each in publication.chain(self._to, last))
+
+    def _is_same(self, name: str, content: bytes) -> bool:
+        """Whether the other store has a document already, and keeps it from being collected."""
+        return self._to.read(name) == content and self._to.renew(name)
+
+    def _check_there(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._there:
+                raise _LeftOutError(f"names {name}, which is not in {self._to}")
+
+
+def _readable(read: Callable[[], _T]) -> _T:
+    """What a document says."""
+    try:
+        return read()
+    except RecordError as error:
+        raise _LeftOutError(str(error)) from None

@@ -1,0 +1,53 @@
+"""How the artifacts of a directory went from publication to publication."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cosyjit.errors import RecordError
+from cosyjit.provenance import record
+from cosyjit.publishing import publish
+from cosyjit.store.store import Store
+
+LAST: Final = 10
+"""How many publications a trend has at most."""
+
+
+class Point(NamedTuple):
+    """An artifact in a publication.
+
+    Attributes:
+        publication: its number.
+        figures: what was measured of the artifact.
+    """
+
+    publication: int
+    figures: Mapping[str, float]
+
+
+def trends(store: Store, directory: Path, last: int = LAST) -> dict[str, list[Point]]:
+    """The artifacts of the last publications by file names, the earliest first; those without a record are left out.
+
+    Raises:
+        PublicationError: nothing was published there that the directory or the store knows of.
+        StoreError: the store cannot be read.
+    """
+    found: dict[str, list[Point]] = {}
+    known: dict[str, Mapping[str, float] | None] = {}
+    for publication in reversed(publish.history(store, directory, last)):
+        for name, artifact in publication.artifacts.items():
+            key = artifact.fingerprint
+            if key not in known:
+                known[key] = _figures(store, key)
+            figures = known[key]
+            if figures is not None:
+                found.setdefault(name, []).append(Point(publication.number, figures))
+    return found
+
+
+def _figures(store: Store, key: str) -> Mapping[str, float] | None:
+    try:
+        found = record.load(store, key)
+    except RecordError:
+        return None
+    return None if found is None else found.figures

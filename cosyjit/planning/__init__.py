@@ -1,0 +1,1 @@
+"""Which artifacts are wanted, and which of them the store already has."""

@@ -1,0 +1,108 @@
+"""What the artifacts of a component are made from: options, tensors, and what their files were when they were read."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cosyjit.configuration.base_model import read_base
+from cosyjit.errors import UnsupportedOptionError
+from cosyjit.families import Component
+from cosyjit.fs.identity import Identity
+from cosyjit.sources.checkpoint import Checkpoint
+from cosyjit.vllm.rules import FolderNeed, plan_folder
+from cosyjit.weights.digests import Digests, TensorDigest, Weights
+from cosyjit.weights.fit import EncoderNeed, Need, Reading, check
+
+_Needs = dict[Path, list[Need]]
+"""By weights file, what components need of it."""
+
+
+class Inputs(NamedTuple):
+    """What a component is made from.
+
+    Attributes:
+        options: what decides an artifact's bytes beside tensors and precision.
+        tensors: those that go into it, by their names in the weights file.
+        reading: how these names are read in that file.
+        weights: what that file was.
+        configs: the SHA-256 of the configurations, by their names in the model directory.
+    """
+
+    options: Mapping[str, Any]
+    tensors: Mapping[str, TensorDigest]
+    reading: Reading
+    weights: Identity
+    configs: Mapping[str, str]
+
+
+def read_inputs(
+    checkpoint: Checkpoint, parts: Iterable[Component], digests: Digests, ready: Callable[[], None] | None = None
+) -> dict[Component, Inputs]:
+    """What components of a checkpoint are made from; what is not at hand of it is downloaded.
+
+    Args:
+        digests: those that are remembered.
+        ready: is called before weights are read that are not known.
+
+    Raises:
+        InputError: the configuration cannot be resolved; weights are missing, damaged or more than tensors; or what a
+            folder is made from does not fit.
+    """
+    parts = tuple(dict.fromkeys(parts))
+    source = checkpoint.source
+    options = {part: checkpoint.options(part) for part in parts if part.kind == "zip"}
+    source.obtain({name for part in parts for name in (source.weights(part.weights), *part.configs)})
+    folders = {part: FolderNeed(part, read_base(source.directory)) for part in parts if part.kind == "vllm"}
+    found = _digests_of(checkpoint, {**_encoders(checkpoint, options), **folders}, parts, digests, ready)
+    return {part: _encoder(checkpoint, part, given, found[part.weights]) for part, given in options.items()} | {
+        part: _folder(checkpoint, need, found[part.weights]) for part, need in folders.items()
+    }
+
+
+def _encoders(checkpoint: Checkpoint, options: Mapping[Component, Mapping[str, Any]]) -> dict[Component, Need]:
+    """What encoders need, of those whose options are supported."""
+    found: dict[Component, Need] = {}
+    for part, given in options.items():
+        with suppress(UnsupportedOptionError):  # whoever builds it will say so
+            found[part] = EncoderNeed.of(part, given, checkpoint.source.config)
+    return found
+
+
+def _digests_of(
+    checkpoint: Checkpoint,
+    needs: Mapping[Component, Need],
+    parts: Iterable[Component],
+    digests: Digests,
+    ready: Callable[[], None] | None,
+) -> dict[str, Weights]:
+    """The digests of weights files by their names: in each, of whatever the family's components have there."""
+    wanted: defaultdict[frozenset[str], _Needs] = defaultdict(dict)
+    paths = {part.weights: checkpoint.source.file(checkpoint.source.weights(part.weights)) for part in parts}
+    for name, path in paths.items():
+        prefixes = frozenset(part.prefix for part in checkpoint.family.components if part.weights == name)
+        own = [need for part, need in needs.items() if part.weights == name]
+        wanted[prefixes][path] = own
+    if ready is not None and not all(
+        digests.known(path, prefixes, own) for prefixes, files in wanted.items() for path, own in files.items()
+    ):
+        ready()
+    found: dict[Path, Weights] = {}
+    for prefixes, files in wanted.items():
+        found |= digests.tensors(files, prefixes, files)
+    return {name: found[path] for name, path in paths.items()}
+
+
+def _encoder(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any], weights: Weights) -> Inputs:
+    tensors = {name: each for name, each in weights.tensors.items() if name.startswith(part.prefix)}
+    configs = {checkpoint.source.config.name: checkpoint.config.sha256}
+    return Inputs(options, tensors, weights.reading, weights.identity, configs)
+
+
+def _folder(checkpoint: Checkpoint, need: FolderNeed, weights: Weights) -> Inputs:
+    path = checkpoint.source.directory / checkpoint.source.weights(need.component.weights)
+    check(path, weights.tensors, need, weights.reading)
+    folder = plan_folder(need.component, need.base, path, weights.tensors)
+    tensors = {name: weights.tensors[name] for name in folder.sources}
+    return Inputs(folder.options, tensors, weights.reading, weights.identity, need.base.digests)

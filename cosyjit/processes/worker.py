@@ -1,0 +1,389 @@
+"""Calls in processes of their own, without the seconds that each would take to import torch.
+
+A server process imports torch once and forks one child for each call. The child does the call and ends: its memory is
+given back, TorchScript's process-wide state is fresh each time, and when it is killed only this call fails. The server
+never runs torch itself and has a single thread, so that forking it is safe. When the process that started it ends, in
+whatever way, it ends its children and itself.
+
+`multiprocessing`'s fork server is not used because each of its children imports the caller's main module, which for a
+Prefect run is Prefect.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
+
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, line
+from cosyjit.processes import limits
+
+Progress = Callable[[str], None]
+"""Is told the name of each stage as it begins."""
+
+T = TypeVar("T")
+
+_SERVER_ENDED: Final = "the build server ended; see its output above, and run again"
+
+
+def run(
+    function: Callable[..., T], *args: Any, progress: Progress | None = None, into: os.PathLike[str] | None = None
+) -> T:
+    """Call `function(*args, progress=...)` in a process of its own and wait for what it returns.
+
+    Safe to call from several threads at once. The function and its arguments are pickled, so the function has to stand
+    in a module; what it returns or raises is pickled back.
+
+    Args:
+        progress: is told the name of each stage that the call tells.
+        into: where it writes, if it does: what torch does when it cannot is abort.
+
+    Raises:
+        BuildError: the process ended without an answer; the message says how.
+        ResourceError: no process can be started for it.
+    """
+    call = pickle.dumps((function, args))
+    ours, theirs = socket.socketpair()
+    with Connection(ours.detach()) as connection:
+        with theirs:
+            server = _SERVER.submit(theirs)
+        try:
+            connection.send_bytes(call)
+        except OSError:
+            raise server.failure() from None
+        kind, value = _receive(connection, server)
+        while kind == "progress":
+            if progress is not None:
+                progress(value)
+            kind, value = _receive(connection, server)
+    if kind == "raised":
+        raise value.error from value
+    if kind == "ended":
+        raise BuildError(f"the build process {_how(value, into)}")
+    return value
+
+
+def _receive(connection: Connection, server: "_Server") -> tuple[str, Any]:
+    try:
+        kind, value = connection.recv()
+    except (EOFError, OSError):
+        raise server.failure() from None
+    return kind, value
+
+
+def prepare() -> None:
+    """Start the server, so that it imports torch while the caller does something else."""
+    _SERVER.prepare()
+
+
+def reopen() -> None:
+    """Let calls begin again after `stopped_on_error` has stopped them."""
+    _SERVER.closed = False
+
+
+def check_open() -> None:
+    """
+    Raises:
+        BuildError: calls were stopped, and none begins until `reopen`.
+    """
+    if _SERVER.closed:
+        raise BuildError("stopped: what it was part of has ended")
+
+
+def stop() -> None:
+    """End the server and all calls that are running; they raise BuildError. The next call starts it anew."""
+    _SERVER.stop()
+
+
+@contextlib.contextmanager
+def stopped_on_error() -> Iterator[None]:
+    """Stop all calls when the block is left by an error, Ctrl-C included, so that none of them outlives it.
+
+    None begins after that until `reopen`, for other threads may be about to.
+    """
+    try:
+        yield
+    except BaseException:
+        _SERVER.closed = True
+        stop()
+        raise
+
+
+class _Raised(Exception):  # noqa: N818  (shown as the cause of the error it carries)
+    """An error of a call, and its traceback there."""
+
+    def __init__(self, error: Exception, trace: str) -> None:
+        super().__init__(error, trace)
+        self.error, self.trace = error, trace
+
+    def __str__(self) -> str:
+        return f"\n{self.trace}"
+
+
+def _cannot_start(reason: str) -> str:
+    return f"{sys.executable!r}: the build server cannot be started ({reason}); mend that, and run again"
+
+
+def _how(status: int, into: os.PathLike[str] | None) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended without an answer, exit status {code}; see its output above"
+    disk = f"; the disk of {os.fspath(into)} may be full" if into else ""
+    hints = {signal.SIGKILL: "; the system may be out of memory", signal.SIGABRT: disk}
+    died_of = signal.Signals(-code)
+    return f"was killed by {died_of.name}{hints.get(died_of, '')}"
+
+
+_MAIN: Final = """
+import sys
+fd, errors, *sys.path = sys.argv[1:]
+from cosyjit.processes.worker import serve
+serve(int(fd), int(errors))
+"""
+"""What the server runs. It takes the caller's path: on that of a `python -c`, the working directory comes first, which
+may be a stranger's."""
+
+
+_ENVIRONMENT: Final = {
+    # numpy, which torch imports where it is installed, would start the threads of its OpenBLAS.
+    "OPENBLAS_NUM_THREADS": "1",
+    # torch asks for large pages of memory, where the system gives them: an export took 2 and 15 % less time so.
+    "THP_MEM_ALLOC_ENABLE": "1",
+    # What is less than an error is not told by torch's C++, such as, in each process, that quantization will change.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+
+class _Server(NamedTuple):
+    """A server that was started.
+
+    Attributes:
+        control: the connection to it, which ends it when it is closed.
+        said: the file of what it says until it is ready, after a line break; empty from then on.
+    """
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    said: BinaryIO
+
+    def failure(self) -> CosyjitError:
+        """Why it has ended, which it does by itself only when it could not be started, or was killed."""
+        code = self.process.wait()
+        try:
+            self.said.seek(0)
+            said = self.said.read().decode(errors="replace")
+        except ValueError:  # it was ended, and what it said is gone
+            said = ""
+        if not said:
+            return BuildError(_SERVER_ENDED)
+        ended = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        reason = ([ended] + [each for each in said.splitlines() if each.strip()])[-1]
+        return ResourceError(limits.lack_in(said) or _cannot_start(reason))
+
+    def end(self) -> None:
+        """End it and whatever it runs, and wait for that."""
+        self.control.close()
+        self.process.terminate()  # while it imports torch it does not see that the connection is closed
+        self.process.wait()
+        self.said.close()
+
+
+class _Servers:
+    """The server of this process, which is started at the first call, and anew after it died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._running: _Server | None = None
+        self._pid = 0
+        self.closed = False
+
+    def submit(self, call: socket.socket) -> _Server:
+        """Hand one end of a call's connection to the server."""
+        with self._lock:
+            server = self.prepare()
+            try:
+                socket.send_fds(server.control, [b"c"], [call.fileno()])
+            except OSError:
+                raise server.failure() from None
+            return server
+
+    def prepare(self) -> _Server:
+        """Start the server unless it runs."""
+        with self._lock:
+            check_open()
+            if self._running is None or self._running.process.poll() is not None:
+                self.stop()
+                self._running = self._start()
+            return self._running
+
+    def _start(self) -> _Server:
+        with ExitStack() as held, ExitStack() as passed:
+            try:
+                ours, theirs = map(held.enter_context, socket.socketpair())
+                passed.enter_context(theirs)
+                said = held.enter_context(os.fdopen(os.memfd_create("said"), "rb"))
+                os.write(said.fileno(), b"\n")
+                errors = os.dup(2)
+                passed.callback(os.close, errors)
+                # A session of its own: Ctrl-C at a terminal is for the caller to handle, who then ends the server.
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(errors), *sys.path],
+                    pass_fds=[theirs.fileno(), errors],
+                    cwd=None if _has_directory() else "/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    env={**os.environ, **_ENVIRONMENT},
+                    start_new_session=True,
+                )
+            except (OSError, MemoryError) as error:
+                reason = error.strerror if isinstance(error, OSError) else None
+                raise ResourceError(limits.lack(error) or _cannot_start(reason or line(error))) from None
+            held.pop_all()
+        self._pid = os.getpid()
+        return _Server(process, ours, said)
+
+    def stop(self) -> None:
+        """End the server and whatever it runs."""
+        with self._lock:
+            if self._running is not None and self._pid == os.getpid():  # not in a fork of the process that started it
+                self._running.end()
+            self._running = None
+
+
+_SERVER: Final = _Servers()
+atexit.register(_SERVER.stop)
+
+
+def ignore_missing_numpy() -> None:
+    """Ignore torch's warning that numpy is not installed: nothing in this package uses numpy.
+
+    This holds for the whole process. Call it before torch is imported: some releases of torch warn when they are
+    imported, others at the first operation on a tensor.
+    """
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy: No module named 'numpy'", UserWarning)
+
+
+def leave_lost_directory() -> None:
+    """Change the working directory where it is gone: as torch is imported there, MKL ends the process."""
+    if not _has_directory():
+        os.chdir("/")
+
+
+def _has_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
+
+
+def serve(fd: int, errors: int) -> None:
+    """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it.
+
+    Args:
+        errors: where it writes once it is ready. What it says until then is for its caller, who tells why it is not.
+    """
+    gc.disable()
+    ignore_missing_numpy()
+    for name in ("torch", "cosyjit.vllm.folder", "cosyjit.torchscript.gate", "cosyjit.torchscript.load"):
+        importlib.import_module(name)  # once, for all the children
+    _speak(errors)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from now on it sees that the connection is closed
+    gc.freeze()  # none of this is garbage: spare the children the look, and the copies of pages that it makes
+    control = socket.socket(fileno=fd)
+    running: dict[int, int] = {}
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(wake, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fd == wake:
+                    os.read(wake, 4096)
+                    _reap(running)
+                    continue
+                message, fds, _, _ = socket.recv_fds(control, 1, 1)
+                if not message:
+                    _kill(running)
+                    return
+                pid = os.fork()
+                if pid == 0:
+                    _answer(fds[0])
+                running[pid] = fds[0]
+
+
+def _speak(errors: int) -> None:
+    """Write to where the caller does, and first what was said until now, such as warnings."""
+    sys.stderr.flush()
+    said = os.pread(2, os.fstat(2).st_size, 1)
+    os.ftruncate(2, 0)
+    for number in (1, 2):
+        os.dup2(errors, number)
+    os.close(errors)
+    with contextlib.suppress(OSError):  # nobody can read it
+        os.write(2, said)
+
+
+def _reap(running: dict[int, int]) -> None:
+    """Tell the callers of children that ended how they ended; those that had an answer no longer listen."""
+    for pid, fd in list(running.items()):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            del running[pid]
+            with Connection(fd) as connection, contextlib.suppress(OSError):
+                connection.send(("ended", status))
+
+
+def _kill(running: dict[int, int]) -> None:
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _answer(fd: int) -> None:
+    """Do the call that comes over a connection, in a forked child."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    gc.enable()
+    with Connection(fd) as connection:
+        try:
+            function, args = pickle.loads(connection.recv_bytes())  # noqa: S301  (from the process that started us)
+            answer = "returned", function(*args, progress=lambda stage: connection.send(("progress", stage)))
+        except Exception as error:  # noqa: BLE001  (raised again by the caller)
+            answer = "raised", _Raised(_portable(error), traceback.format_exc())
+        with contextlib.suppress(OSError):  # the caller may have given up
+            connection.send(answer)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or, where it is the system's or would not survive pickling, one that says the same."""
+    lack = limits.lack(error)
+    if lack is not None and not isinstance(error, CosyjitError):
+        return BuildError(lack)
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:  # noqa: BLE001  (a constructor of any kind)
+        return BuildError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,199 @@
+"""What decides the bytes of an artifact, and the key that stands for it."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import version
+from typing import Any, Final, NamedTuple
+
+import xxhash
+
+from cosyjit import encoders
+from cosyjit.configuration.config import Instance
+from cosyjit.families import Component, Precision
+from cosyjit.vllm import rules
+from cosyjit.weights.digests import TensorDigest
+
+_DOMAIN: Final = b"cosyjit fingerprint 1\n"
+"""What all keys are taken over first; another form of the parts gets another number."""
+
+
+class _Recipe(NamedTuple):
+    """What an artifact goes through, and the version of the code that does it, by its class and options."""
+
+    stages: tuple[str, ...]
+    version: Callable[[str, Mapping[str, Any]], int]
+
+
+_RECIPES: Final = {
+    "zip": _Recipe(("script", "freeze", "optimize_for_inference"), encoders.version_of),
+    "vllm": _Recipe(("cast",), lambda _class_name, _options: rules.VERSION),
+}
+
+_SHOWN: Final = 3
+"""How many names of tensors a reason gives."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What decides an artifact's bytes.
+
+    Attributes:
+        tensors: what the component's weights are, by their names without its prefix.
+        config: the class and the options that the configuration gives, as JSON has them; and the component's overrides,
+            if it has any.
+        precision, device: by their names.
+        recipe: the methods kept, and the stages that the encoder goes through.
+        encoders: the version of the code that makes it: of such an encoder's, or of vLLM's folder.
+        torch: the version of torch.
+    """
+
+    tensors: Mapping[str, TensorDigest]
+    config: Mapping[str, Any]
+    precision: str
+    device: str
+    recipe: Mapping[str, Any]
+    encoders: int
+    torch: str
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """All of it as JSON has it, the tensors by their number and one digest."""
+        return {
+            "tensors": {"count": len(self.tensors), "xxh3_128": self._tensors_digest},
+            "config": self.config,
+            "precision": self.precision,
+            "device": self.device,
+            "recipe": self.recipe,
+            "encoders": self.encoders,
+            "torch": self.torch,
+        }
+
+    @cached_property
+    def _tensors_digest(self) -> str:
+        return xxhash.xxh3_128_hexdigest(canonical(self.tensors))
+
+    @cached_property
+    def key(self) -> str:
+        """The XXH3-128 of the parts, in hex."""
+        return key_of(self.parts)
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """The key that parts have: what `Fingerprint.key` is, for parts that were read from somewhere."""
+    return xxhash.xxh3_128_hexdigest(_DOMAIN + canonical(parts))
+
+
+def canonical(value: Any) -> bytes:
+    """JSON in one form for equal values: keys sorted, no spaces, ASCII. What holds itself is a RecursionError."""
+    # The usual look for circles would take a fifth of the time.
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), check_circular=False).encode("ascii")
+
+
+def fingerprint(
+    component: Component,
+    options: Mapping[str, Any],
+    precision: Precision,
+    device: str,
+    tensors: Mapping[str, TensorDigest],
+) -> Fingerprint:
+    """The fingerprint of a component at a precision on a kind of device.
+
+    Args:
+        component: one of its family's.
+        options: from `Checkpoint.options`.
+        precision, device: what it is built for.
+        tensors: those that go into it, by their names in the weights file, which begin with its prefix.
+    """
+    recipe = _RECIPES[component.kind]
+    return Fingerprint(
+        tensors={name.removeprefix(component.prefix): digest for name, digest in tensors.items()},
+        config={
+            "class": component.class_name,
+            "options": plain(options),
+            **({"overrides": plain(component.overrides)} if component.overrides else {}),
+        },
+        precision=precision.name,
+        device=device,
+        recipe={"methods": list(component.methods), "stages": list(recipe.stages)},
+        encoders=recipe.version(component.class_name, options),
+        torch=_torch_version(),
+    )
+
+
+@cache
+def _torch_version() -> str:
+    """Without importing it, which takes seconds."""
+    return version("torch")
+
+
+def plain(value: Any) -> Any:
+    """A value of a configuration as JSON has it, with a mark for what JSON has not; different ones stay different."""
+    if value is None or isinstance(value, bool | int | float | str):
+        # Python writes no integer of thousands of digits.
+        return {"!int": hex(value)} if isinstance(value, int) and abs(value) >= 1 << 64 else value
+    if isinstance(value, Instance):
+        return {f"!new:{value.class_name}": plain(value.options)}
+    if isinstance(value, Mapping):
+        return _plain_mapping(value)
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return {f"!{type(value).__name__}": str(value)}
+
+
+def _plain_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
+    if all(isinstance(key, str) and not key.startswith("!") for key in value):
+        return {key: plain(each) for key, each in value.items()}
+    return {"!map": sorted(([plain(key), plain(each)] for key, each in value.items()), key=canonical)}
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """In words, what differs between what an artifact was made from and what it would be made from now."""
+    return [
+        *_tensors(before.tensors, now.tensors),
+        *_values("", _flat(before.config), _flat(now.config)),
+        *_values("component: ", before.config.get("overrides", {}), now.config.get("overrides", {})),
+        *_values("", {"precision": before.precision}, {"precision": now.precision}),
+        *_values("", {"device": before.device}, {"device": now.device}),
+        *_values("recipe: ", before.recipe, now.recipe),
+        *_values("", {"encoder code": before.encoders}, {"encoder code": now.encoders}),
+        *_values("", {"torch": before.torch}, {"torch": now.torch}),
+    ]
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"class": config["class"], **config["options"]}
+
+
+def _tensors(before: Mapping[str, TensorDigest], now: Mapping[str, TensorDigest]) -> Iterator[str]:
+    changed = [name for name in now if name in before and now[name] != before[name]]
+    kinds = {
+        f"of {len(now)} tensors changed": changed,
+        f"of {len(now)} tensors added": [name for name in now if name not in before],
+        f"of {len(before)} tensors removed": [name for name in before if name not in now],
+    }
+    for kind, names in kinds.items():
+        if names:
+            yield f"{len(names)} {kind}: {_some(names)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _values(label: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in {**before, **now}:
+        if name not in now:
+            yield f"{label}{name} {_word(before[name])} removed"
+        elif name not in before:
+            yield f"{label}{name} {_word(now[name])} added"
+        elif canonical(before[name]) != canonical(now[name]):
+            words = [_word(before[name]), _word(now[name])]
+            if words[0] == words[1]:  # a string and what it looks like
+                words = [json.dumps(before[name]), json.dumps(now[name])]
+            yield f"{label}{name} {words[0]} -> {words[1]}"
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,48 @@
+"""Which record a target was last exported with: what a plan compares with."""
+
+import os
+
+import xxhash
+
+from cosyjit import documents
+from cosyjit.errors import LaterSchemaError, RecordError
+from cosyjit.store.store import Store
+
+
+def name_of(source: str, target: str) -> str:
+    """The name, in a store, of the reference that a target of a source has.
+
+    Args:
+        source: the model directory.
+        target: its component, precision and device.
+    """
+    digest = xxhash.xxh3_128_hexdigest(os.fsencode(f"{source}\n{target}"))
+    return f"latest/{digest}.json"
+
+
+def read(store: Store, name: str) -> str | None:
+    """The key of the fingerprint that a reference leads to; None if there is none, or it is damaged or another's.
+
+    Raises:
+        LaterSchemaError: a later version has written it.
+    """
+    try:
+        content = store.read(name)
+        if content is None:
+            return None
+        document = documents.read_sealed(content, f"{store}/{name}")
+        if name_of(document["source"], document["target"]) != name:
+            return None
+        return documents.digest(document["fingerprint"], 32)
+    except LaterSchemaError:
+        raise
+    except (RecordError, LookupError, ValueError):
+        return None
+
+
+def write(store: Store, source: str, target: str, key: str) -> None:
+    """Let a target lead to the record of a fingerprint."""
+    name = name_of(source, target)
+    if read(store, name) != key:
+        document = {"schema": documents.SCHEMA, "source": source, "target": target, "fingerprint": key}
+        store.write(name, documents.seal(document))

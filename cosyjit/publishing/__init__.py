@@ -1,0 +1,1 @@
+"""What a directory shows: publications, switched in one step."""

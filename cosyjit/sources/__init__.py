@@ -1,0 +1,1 @@
+"""Where a model directory comes from: the user's disk, or ModelScope."""

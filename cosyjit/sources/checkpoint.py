@@ -1,0 +1,74 @@
+"""A model directory with its configuration read: which family it is, and the options of each component."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cosyjit.configuration.config import Config
+from cosyjit.errors import ConfigError
+from cosyjit.families import LANGUAGE_MODEL, Component, Family, family_by_components, family_of, nodes_of_components
+from cosyjit.sources.source import Source
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory, its configuration read and its family known."""
+
+    source: Source
+    config: Config
+    family: Family
+
+    def has(self, component: Component) -> bool:
+        """Whether the configuration has the node of a component."""
+        return self.config.has(component.node)
+
+    def check_nodes(self, components: Iterable[Component]) -> None:
+        """See that the configuration has the nodes of components; published files may have those of the flow alone.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        missing = [part for part in dict.fromkeys(components) if not self.has(part)]
+        if missing:
+            nodes = " and ".join(dict.fromkeys(self._missing_node(part.node) for part in missing))
+            parts = ", ".join(part.name for part in missing)
+            usual = [part for part in self.family.components if not part.on_request]
+            there = [f"--component {part.name}" for part in usual if self.has(part)]
+            way = f"{' '.join(there)} exports what there is" if there else "restore the published file"
+            raise ConfigError(f"{self.source.config}: has no node {nodes}, of which {parts} would be made; {way}")
+
+    def _missing_node(self, path: str) -> str:
+        """The uppermost node on a path that is missing."""
+        parts = path.split(".")
+        paths = [".".join(parts[: length + 1]) for length in range(len(parts))]
+        return next(each for each in paths if not self.config.has(each))
+
+    def options(self, component: Component) -> dict[str, Any]:
+        """The options that the configuration gives the component's encoder, resolved.
+
+        Raises:
+            ConfigError: the component is missing, is of another class, or cannot be resolved.
+        """
+        instance = self.config.instance(component.node)
+        if instance.class_name != component.class_name:
+            raise ConfigError(
+                f"{self.source.config}: {component.node} is a {instance.class_name}; supported: {component.class_name}"
+            )
+        return instance.options
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Read the configuration of a model directory.
+
+    Raises:
+        ConfigError: it is not YAML, or its family cannot be told.
+    """
+    config = Config.read(source.config)
+    return Checkpoint(source, config, _family(config))
+
+
+def _family(config: Config) -> Family:
+    if config.has(LANGUAGE_MODEL):
+        return family_of(config.class_of(LANGUAGE_MODEL), config.where)
+    classes = {node: config.class_of(node) for node in nodes_of_components() if config.has(node)}
+    return family_by_components(classes, config.where)

@@ -1,0 +1,1 @@
+"""Writes model directories with random weights, for tests, demonstrations and measurements."""

@@ -1,0 +1,281 @@
+"""What the models of a configuration hold, by name and shape, for stand-ins of them.
+
+The encoders are declared by `build_encoder`, and the rest by the few layers that give the published names and shapes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from torch import nn
+
+from cosyjit.configuration.base_model import CONFIG, GENERATION
+from cosyjit.configuration.config import Instance
+from cosyjit.encoders.registry import build_encoder
+
+_Options = dict[str, Any]
+_Convolve = Callable[[int, int], nn.Module]
+
+
+class _Qwen2(NamedTuple):
+    layers: int
+    heads: int
+    key_value_heads: int
+    intermediate: int
+    vocabulary: int
+    end: int
+
+
+_QWEN2: Final = {64: _Qwen2(2, 4, 2, 128, 256, 243), 896: _Qwen2(24, 14, 2, 4864, 151936, 151643)}
+"""By its width, which is all that the model's configuration says of it. The second is Qwen2-0.5B."""
+
+
+def declare_model(node: Instance) -> nn.Module:
+    """A module, on the default device, that has the tensors of a `!new:` node by their published names and shapes."""
+    declare = _MODELS.get(node.class_name)
+    return declare(node.options) if declare else build_encoder(node.class_name, node.options)
+
+
+def declare_base(node: Instance) -> dict[str, _Options]:
+    """What the two files hold, by their names, that describe the text model under a language model.
+
+    Empty for one that has none under it.
+    """
+    if node.class_name not in _ON_QWEN2:
+        return {}
+    width = node.options["llm_input_size"]
+    sizes = _QWEN2[width]
+    ends = {"bos_token_id": sizes.end, "eos_token_id": sizes.end}
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        **ends,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": sizes.intermediate,
+        "max_position_embeddings": 131072,
+        "max_window_layers": sizes.layers,
+        "model_type": "qwen2",
+        "num_attention_heads": sizes.heads,
+        "num_hidden_layers": sizes.layers,
+        "num_key_value_heads": sizes.key_value_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 131072,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": sizes.vocabulary,
+    }
+    generation = {**ends, "do_sample": False, "max_new_tokens": 2048, "transformers_version": "4.37.0"}
+    return {CONFIG: config, GENERATION: generation}
+
+
+def _parts(**parts: nn.Module) -> nn.Module:
+    return nn.ModuleDict(parts)
+
+
+def _transformer_lm(options: _Options) -> nn.Module:
+    width, tokens = options["llm_input_size"], options["speech_token_size"]
+    return _parts(
+        text_embedding=nn.Embedding(options["text_token_size"], options["text_encoder_input_size"]),
+        text_encoder=declare_model(options["text_encoder"]),
+        text_encoder_affine_layer=nn.Linear(options["text_encoder"].options["output_size"], width),
+        llm_embedding=nn.Embedding(2, width),
+        llm=declare_model(options["llm"]),
+        llm_decoder=nn.Linear(options["llm_output_size"], tokens + 1),
+        speech_embedding=nn.Embedding(tokens, width),
+        spk_embed_affine_layer=nn.Linear(options["spk_embed_dim"], width),
+    )
+
+
+def _qwen2_lm(options: _Options) -> nn.Module:
+    width, tokens = options["llm_input_size"], options["speech_token_size"]
+    return _parts(
+        llm_embedding=nn.Embedding(2, width),
+        llm=_parts(model=_qwen2(width, _QWEN2[width], with_head=True)),
+        llm_decoder=nn.Linear(options["llm_output_size"], tokens + 3),
+        speech_embedding=nn.Embedding(tokens + 3, width),
+    )
+
+
+def _cosyvoice3_lm(options: _Options) -> nn.Module:
+    width, rows = options["llm_input_size"], options["speech_token_size"] + 200
+    return _parts(
+        llm=_parts(model=_qwen2(width, _QWEN2[width], with_head=False)),
+        llm_decoder=nn.Linear(options["llm_output_size"], rows, bias=False),
+        speech_embedding=nn.Embedding(rows, width),
+    )
+
+
+def _qwen2(width: int, sizes: _Qwen2, *, with_head: bool) -> nn.Module:
+    embedding = nn.Embedding(sizes.vocabulary, width)
+    layers = nn.ModuleList([_qwen2_layer(width, sizes) for _ in range(sizes.layers)])
+    body = _parts(embed_tokens=embedding, layers=layers, norm=nn.LayerNorm(width, bias=False))
+    if not with_head:
+        return _parts(model=body)
+    head = nn.Linear(width, sizes.vocabulary, bias=False)
+    head.weight = embedding.weight  # tied in Qwen2-0.5B: two names, one tensor in the file
+    return _parts(model=body, lm_head=head)
+
+
+def _qwen2_layer(width: int, sizes: _Qwen2) -> nn.Module:
+    key_value_width = width // sizes.heads * sizes.key_value_heads
+    return _parts(
+        self_attn=_parts(
+            q_proj=nn.Linear(width, width),
+            k_proj=nn.Linear(width, key_value_width),
+            v_proj=nn.Linear(width, key_value_width),
+            o_proj=nn.Linear(width, width, bias=False),
+        ),
+        mlp=_parts(
+            gate_proj=nn.Linear(width, sizes.intermediate, bias=False),
+            up_proj=nn.Linear(width, sizes.intermediate, bias=False),
+            down_proj=nn.Linear(sizes.intermediate, width, bias=False),
+        ),
+        input_layernorm=nn.LayerNorm(width, bias=False),
+        post_attention_layernorm=nn.LayerNorm(width, bias=False),
+    )
+
+
+def _flow(options: _Options) -> nn.Module:
+    mel = options["output_size"]
+    regulator = (
+        {"length_regulator": declare_model(options["length_regulator"])} if "length_regulator" in options else {}
+    )
+    return _parts(
+        input_embedding=nn.Embedding(options["vocab_size"], options["input_size"]),
+        spk_embed_affine_layer=nn.Linear(options["spk_embed_dim"], mel),
+        encoder=declare_model(options["encoder"]),
+        encoder_proj=nn.Linear(options["encoder"].options["output_size"], mel),
+        decoder=_parts(estimator=declare_model(options["decoder"].options["estimator"])),
+        **regulator,
+    )
+
+
+def _dit_flow(options: _Options) -> nn.Module:
+    mel = options["output_size"]
+    return _parts(
+        input_embedding=nn.Embedding(options["vocab_size"], options["input_size"]),
+        spk_embed_affine_layer=nn.Linear(options["spk_embed_dim"], mel),
+        pre_lookahead_layer=declare_model(options["pre_lookahead_layer"]),
+        decoder=_parts(estimator=declare_model(options["decoder"].options["estimator"])),
+    )
+
+
+def _pre_lookahead(options: _Options) -> nn.Module:
+    inputs, channels = options["in_channels"], options["channels"]
+    ahead = nn.Conv1d(inputs, channels, options["pre_lookahead_len"] + 1)
+    return _parts(conv1=ahead, conv2=nn.Conv1d(channels, inputs, 3))
+
+
+def _dit(options: _Options) -> nn.Module:
+    width, mel = options["dim"], options["mel_dim"]
+    joined = 2 * mel + options["mu_dim"] + options["spk_dim"]
+    positions = [nn.Sequential(nn.Conv1d(width, width, 31, groups=16)) for _ in range(2)]
+    return _parts(
+        time_embed=_parts(time_mlp=nn.Sequential(nn.Linear(256, width), nn.Identity(), nn.Linear(width, width))),
+        input_embed=_parts(
+            proj=nn.Linear(joined, width), conv_pos_embed=_parts(conv1=positions[0], conv2=positions[1])
+        ),
+        transformer_blocks=nn.ModuleList([_dit_block(options) for _ in range(options["depth"])]),
+        norm_out=_parts(linear=nn.Linear(width, 2 * width)),
+        proj_out=nn.Linear(width, mel),
+    )
+
+
+def _dit_block(options: _Options) -> nn.Module:
+    width, inner = options["dim"], options["heads"] * options["dim_head"]
+    widened = width * options["ff_mult"]
+    projections = {f"to_{name}": nn.Linear(width, inner) for name in "qkv"}
+    widen = nn.Sequential(nn.Linear(width, widened))
+    return _parts(
+        attn_norm=_parts(linear=nn.Linear(width, 6 * width)),
+        attn=_parts(**projections, to_out=nn.ModuleList([nn.Linear(inner, width)])),
+        ff=_parts(ff=nn.ModuleList([widen, nn.Identity(), nn.Linear(widened, width)])),
+    )
+
+
+def _length_regulator(options: _Options) -> nn.Module:
+    channels = options["channels"]
+    layers: list[nn.Module] = []
+    for _ in options["sampling_ratios"]:
+        layers += [nn.Conv1d(channels, channels, 3), nn.GroupNorm(1, channels), nn.Identity()]
+    return _parts(model=nn.Sequential(*layers, nn.Conv1d(channels, channels, 1)))
+
+
+def _unet(convolve: _Convolve, options: _Options) -> nn.Module:
+    """The flow's estimator: stages down, in the middle and up; `convolve` makes the convolutions of their kind."""
+    widths, time = list(options["channels"]), 4 * options["channels"][0]
+    upward = [*widths[-2::-1], widths[0]]
+    stage = partial(_stage, convolve, options)
+    down = map(stage, [options["in_channels"], *widths], widths, _resampling(widths, nn.Conv1d, 3))
+    middle = [stage(widths[-1], widths[-1]) for _ in range(options["num_mid_blocks"])]
+    up = map(stage, [2 * width for width in widths[::-1]], upward, _resampling(upward, nn.ConvTranspose1d, 4))
+    return _parts(
+        time_mlp=_parts(linear_1=nn.Linear(options["in_channels"], time), linear_2=nn.Linear(time, time)),
+        down_blocks=nn.ModuleList(down),
+        mid_blocks=nn.ModuleList(middle),
+        up_blocks=nn.ModuleList(up),
+        final_block=_parts(block=convolve(widths[0], widths[0])),
+        final_proj=nn.Conv1d(widths[0], options["out_channels"], 1),
+    )
+
+
+def _resampling(widths: list[int], layer: Callable[[int, int, int], nn.Module], kernel: int) -> list[nn.Module]:
+    """What ends each stage: a change of frame rate, and at the last a convolution that makes none."""
+    changes = [_parts(conv=layer(width, width, kernel)) for width in widths[:-1]]
+    return [*changes, nn.Conv1d(widths[-1], widths[-1], 3)]
+
+
+def _stage(convolve: _Convolve, options: _Options, inputs: int, outputs: int, *end: nn.Module) -> nn.Module:
+    residual = _parts(
+        mlp=nn.Sequential(nn.Identity(), nn.Linear(4 * options["channels"][0], outputs)),
+        block1=_parts(block=convolve(inputs, outputs)),
+        block2=_parts(block=convolve(outputs, outputs)),
+        res_conv=nn.Conv1d(inputs, outputs, 1),
+    )
+    transformers = nn.ModuleList([_transformer_block(options, outputs) for _ in range(options["n_blocks"])])
+    return nn.ModuleList([residual, transformers, *end])
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(inputs, outputs, 3), nn.GroupNorm(8, outputs))
+
+
+def _causal_convolution(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(inputs, outputs, 3), nn.Identity(), nn.LayerNorm(outputs))
+
+
+def _transformer_block(options: _Options, width: int) -> nn.Module:
+    inner = options["num_heads"] * options["attention_head_dim"]
+    projections = {f"to_{name}": nn.Linear(width, inner, bias=False) for name in "qkv"}
+    widen = _parts(proj=nn.Linear(width, 4 * width))
+    return _parts(
+        norm1=nn.LayerNorm(width),
+        attn1=_parts(**projections, to_out=nn.ModuleList([nn.Linear(inner, width)])),
+        norm3=nn.LayerNorm(width),
+        ff=_parts(net=nn.ModuleList([widen, nn.Identity(), nn.Linear(4 * width, width)])),
+    )
+
+
+_MODELS: Final[dict[str, Callable[[_Options], nn.Module]]] = {
+    "cosyvoice.llm.llm.TransformerLM": _transformer_lm,
+    "cosyvoice.llm.llm.Qwen2LM": _qwen2_lm,
+    "cosyvoice.llm.llm.CosyVoice3LM": _cosyvoice3_lm,
+    "cosyvoice.flow.flow.MaskedDiffWithXvec": _flow,
+    "cosyvoice.flow.flow.CausalMaskedDiffWithXvec": _flow,
+    "cosyvoice.flow.flow.CausalMaskedDiffWithDiT": _dit_flow,
+    "cosyvoice.flow.DiT.dit.DiT": _dit,
+    "cosyvoice.transformer.upsample_encoder.PreLookaheadLayer": _pre_lookahead,
+    "cosyvoice.flow.length_regulator.InterpolateRegulator": _length_regulator,
+    "cosyvoice.flow.decoder.ConditionalDecoder": partial(_unet, _convolution),
+    "cosyvoice.flow.decoder.CausalConditionalDecoder": partial(_unet, _causal_convolution),
+}
+"""What declares a node's tensors, by its class; an encoder's are declared by itself."""
+
+_ON_QWEN2: Final = {"cosyvoice.llm.llm.Qwen2LM", "cosyvoice.llm.llm.CosyVoice3LM"}
+"""The classes of language models that have a Qwen2 under them, with a configuration of its own."""

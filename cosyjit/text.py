@@ -1,0 +1,49 @@
+"""Text from outside as it is shown: one function for each medium, called where the text is shown and nowhere before.
+
+Names of files, fields of records and configurations, names of tensors, sources, answers of servers and the texts of
+errors may be anybody's. Until they are shown they stay as they are. JSON needs none of these functions: cosyjit writes
+it in ASCII, and what is no printable ASCII stands in it as JSON's own escapes.
+"""
+
+import re
+from html import escape
+
+
+def plain(text: str) -> str:
+    """Text as one line for a terminal, a log, or the message of a state.
+
+    What is no printable character stands as Python escapes it: controls and escape sequences, line breaks, marks that
+    change the direction of writing, and the bytes of names that are not UTF-8. Markup is left as it is: whoever prints
+    the line does not read any.
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
+def markdown(text: str) -> str:
+    """Text as a part of a paragraph, a heading, a list or a table in Markdown, where it is shown as code.
+
+    Backslashes alone would not do: renderers look for addresses to link in text that is unescaped already, and in code
+    they look for nothing.
+    """
+    # A table's row is divided at each `|`, also within code, unless a backslash stands before it.
+    return r"\|".join(map(_code, plain(text).split("|")))
+
+
+def _code(text: str) -> str:
+    """A code span (https://spec.commonmark.org/0.31.2/#code-spans), between more backticks than stand in it."""
+    if not text:
+        return ""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    # One space is taken off each end where both have one, unless there are only spaces.
+    pad = " " if text.strip(" ") and (text[0] in "` " or text[-1] in "` ") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def xml(text: str) -> str:
+    """Text as the content or as an attribute of an element of XML, SVG or HTML, in one line."""
+    return escape(plain(text))
+
+
+def without_password(url: str) -> str:
+    """A URL without the name and the password that may stand in it."""
+    return re.sub(r"(?<=//)[^/?#]*@", "", url)

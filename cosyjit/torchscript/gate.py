@@ -1,0 +1,273 @@
+"""The gate that an artifact passes before it is stored: the saved file against the eager float32 encoder.
+
+The file is loaded as its consumer loads it, in a process that has not built it, and called in all the ways of the
+runtime on fixed random inputs. What half precisions are too coarse to show is proven by what the file holds: its
+weights are the float32 ones cast, and its code is that of a float32 artifact but for the type's name. On a processor
+without arithmetic for a half precision only a few frames are computed: all of them would take minutes.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from inspect import signature
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cosyjit.errors import VerificationError
+from cosyjit.families import Component, Precision, Tolerance
+from cosyjit.torchscript import script, structure
+from cosyjit.torchscript.step_time import STEP, Step, measure
+
+_SEQUENCES: Final = ([1], [2], [17], [64], [333], [17, 8, 1])
+"""The lengths of whole sequences, in frames; several make a padded batch."""
+_OTHER_FORMS: Final = ([64], [17, 8, 1])
+"""Those for other forms of `forward`."""
+_STREAM: Final = (17, 1, 1, 1, 1, 1, 4, 1, 1, 1, 1, 1)
+"""How many frames the calls of a stream have: a prompt, single frames, a chunk, single frames."""
+
+_FEW_SEQUENCES: Final = ([2],)
+_FEW_STREAM: Final = (2, *[1] * 10)
+
+_MOST: Final = 1.05, 1_000_000
+"""An artifact may have so many times the bytes of its weights, and so many more: code, and a place for each tensor."""
+_LEAST: Final = 0.95
+
+Labelled = tuple[str, Tensor]
+
+
+class Figures(NamedTuple):
+    """How far an artifact is from its encoder.
+
+    Attributes:
+        absolute: the largest difference of two numbers.
+        relative: the largest norm of a call's difference, in norms of what is expected.
+        cosine: the smallest cosine of the angle between what a call gives and what is expected.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    cosine: float = 1.0
+
+
+class Mode(NamedTuple):
+    """The type of the inputs, and that of autocast if it is on."""
+
+    name: str
+    inputs: torch.dtype
+    autocast: torch.dtype | None = None
+
+
+class Call(NamedTuple):
+    """One way to use an encoder: what to call it, and what it gives, by labels, for inputs of a type."""
+
+    name: str
+    run: Callable[[Any, torch.dtype], Iterator[Labelled]]
+
+
+def verify(
+    path: Path, encoder: nn.Module, component: Component, precision: Precision, least_bytes: int, weight_bytes: int
+) -> tuple[Figures, Step | None]:
+    """Compare an artifact with the encoder that it was made from.
+
+    Args:
+        path: the zip.
+        encoder: filled, float32, not scripted.
+        component, precision: of the artifact.
+        least_bytes: what the artifact's weights take if of equal ones only one is kept.
+        weight_bytes: what they take if all are.
+
+    Returns:
+        How far it is from the encoder, and what a step of decoding takes, if it decodes in steps.
+
+    Raises:
+        VerificationError: it does not load, lacks something, or computes something else; the message says in which
+            call, and what to try.
+    """
+    gate = _Gate(component.tolerances[precision.name], precision)
+    gate.check_size(path.stat().st_size, least_bytes, weight_bytes)
+    module = gate.load(path)
+    gate.check_methods(module, ("forward", *component.methods))
+    dtype: torch.dtype = getattr(torch, precision.dtype)
+    modes = [Mode(f"{precision.dtype} inputs", dtype)]
+    if dtype != torch.float32:
+        modes.append(Mode("float32 inputs under autocast", torch.float32, dtype))
+        problem = structure.problem(path, module, encoder, component.methods, dtype)
+        if problem:
+            raise gate.fail(problem)
+    with torch.inference_mode():
+        for call in _calls(encoder, component.methods, whole=_has_arithmetic(dtype)):
+            expected = list(call.run(encoder, torch.float32))
+            for mode in modes:
+                gate.compare(f"{call.name}, {mode.name}", gate.found(call, module, mode), expected)
+        step = measure(module, encoder, dtype) if STEP in component.methods else None
+    return gate.figures, step
+
+
+def _has_arithmetic(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies numbers of a type by itself, and so as fast as float32 at least."""
+    # torch has no public name for it.
+    name = {torch.float16: "_is_mkldnn_fp16_supported", torch.bfloat16: "_is_mkldnn_bf16_supported"}.get(dtype)
+    return name is None or bool(getattr(torch.ops.mkldnn, name, lambda: False)())
+
+
+# The calls.
+
+
+def _calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool) -> Iterator[Call]:
+    """All the ways to use an encoder; with `whole` false, over a few frames."""
+    size: Any = encoder.get_submodule("embed.out.0").in_features
+    forms: dict[str, dict[str, Any]] = {"": {}}
+    if "streaming" in signature(encoder.forward).parameters:
+        forms |= {", streaming": {"streaming": True}, ", streaming with context": {"streaming": True, "context": 3}}
+    for form, options in forms.items():
+        for lengths in (_OTHER_FORMS if options else _SEQUENCES) if whole else _FEW_SEQUENCES:
+            words = " and ".join(map(str, lengths))
+            yield Call(f"forward over {words} frames{form}", _forward(lengths, size, options))
+    for method in methods:
+        yield Call(method, _METHODS[method](_STREAM if whole else _FEW_STREAM, size))
+
+
+def _random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _forward(
+    lengths: Sequence[int], size: int, options: dict[str, Any]
+) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
+    xs = _random(max(lengths), len(lengths), max(lengths), size)
+    context = _random(3, len(lengths), options["context"], size) if "context" in options else None
+
+    def run(model: Any, dtype: torch.dtype) -> Iterator[Labelled]:
+        given = options if context is None else {**options, "context": context.to(dtype)}
+        ys, mask = model(xs.to(dtype), torch.tensor(lengths, dtype=torch.int32), **given)
+        yield from (("mask", mask), ("ys", ys[mask.squeeze(1)]))
+
+    return run
+
+
+def _forward_chunk(steps: Sequence[int], size: int) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
+    xs = _random(len(steps), 1, sum(steps), size)
+
+    def run(model: Any, dtype: torch.dtype) -> Iterator[Labelled]:
+        att_cache, cnn_cache = torch.zeros(0, 0, 0, 0), torch.zeros(0, 0, 0, 0)
+        offset = 0
+        for number, chunk in enumerate(xs.to(dtype).split(list(steps), dim=1), start=1):
+            frames = chunk.size(1)
+            seen = torch.ones(1, frames, offset + frames).tril(offset).bool()
+            ys, att_cache, cnn_cache = model.forward_chunk(
+                chunk,
+                offset=offset,
+                required_cache_size=-1,
+                att_cache=att_cache,
+                cnn_cache=cnn_cache,
+                att_mask=seen,
+            )
+            offset += frames
+            yield f"ys of call {number}, {frames} frames behind {offset - frames}", ys
+        yield from (("att_cache", att_cache), ("cnn_cache", cnn_cache))
+
+    return run
+
+
+_METHODS: Final = {STEP: _forward_chunk}
+"""How to stream through each method that an artifact may keep."""
+
+
+# The checks.
+
+
+class _Gate:
+    """The checks of one artifact, and its figures so far."""
+
+    def __init__(self, tolerance: Tolerance, precision: Precision) -> None:
+        self.tolerance = tolerance
+        self.precision = precision
+        self.figures = Figures()
+
+    def fail(self, problem: str) -> VerificationError:
+        return VerificationError(f"{problem}; {self.precision.instead}")
+
+    def check_size(self, size: int, least_bytes: int, weight_bytes: int) -> None:
+        factor, more = _MOST
+        if not _LEAST * least_bytes <= size <= factor * weight_bytes + more:
+            raise self.fail(f"the artifact has {size:,} bytes for weights of {weight_bytes:,}")
+
+    def load(self, path: Path) -> Any:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch does not look at the checksums
+            with script.deprecations_ignored(), script.name_for_torch(path) as name:
+                module = torch.jit.load(name, map_location="cpu")
+        except Exception as error:  # noqa: BLE001  (torch raises what it likes over a damaged archive)
+            raise self.fail(f"the artifact does not load ({_lines(error)[0]})") from None
+        if damaged:
+            raise self.fail(f"the artifact does not load ({damaged} is damaged)")
+        return module
+
+    def check_methods(self, module: Any, methods: Sequence[str]) -> None:
+        missing = [name for name in methods if not hasattr(module, name)]
+        if missing:
+            raise self.fail(f"the artifact has no method {', '.join(missing)}")
+
+    def found(self, call: Call, module: Any, mode: Mode) -> list[Labelled]:
+        """What an artifact gives: outputs of the inputs' type, caches of the weights'."""
+        where = f"{call.name}, {mode.name}"
+        try:
+            with torch.autocast("cpu", mode.autocast) if mode.autocast else nullcontext():
+                found = list(call.run(module, mode.inputs))
+        except Exception as error:  # noqa: BLE001  (torch raises what it likes)
+            raise self.fail(f"{where}: {_lines(error)[-1]}") from None  # after a trace of TorchScript's
+        for label, tensor in found:
+            wanted = mode.inputs if label.startswith("ys") else mode.autocast or mode.inputs
+            if tensor.dtype not in (wanted, torch.bool) and tensor.numel():
+                raise self.fail(f"{where}: {label} is {tensor.dtype} instead of {wanted}")
+        return found
+
+    def compare(self, call: str, found: list[Labelled], expected: list[Labelled]) -> None:
+        """Take the figures of a call, and see that they are within the tolerance."""
+        for (label, ours), (_, theirs) in zip(found, expected, strict=True):
+            where = f"{call}: {label}"
+            if ours.shape != theirs.shape:
+                raise self.fail(f"{where} is {tuple(ours.shape)} instead of {tuple(theirs.shape)}")
+            if theirs.dtype == torch.bool:
+                if not torch.equal(ours, theirs):
+                    raise self.fail(f"{where} is another one")
+            elif theirs.numel():
+                self._measure(where, ours.double(), theirs.double())
+
+    def _measure(self, where: str, ours: Tensor, theirs: Tensor) -> None:
+        for whose, tensor, way_out in (
+            (" of the encoder itself", theirs, "export a checkpoint whose weights are sound"),
+            ("", ours, self.precision.instead),
+        ):
+            unfit = tensor.numel() - int(tensor.isfinite().sum())
+            if unfit:
+                problem = f"{where}{whose} has {unfit:,} of {tensor.numel():,} numbers NaN or infinite"
+                raise VerificationError(f"{problem}; {way_out}")
+        off, norm, other = float((ours - theirs).norm()), float(theirs.norm()), float(ours.norm())
+        figures = Figures(
+            absolute=float((ours - theirs).abs().max()),
+            relative=off / norm if norm else float(off > 0),
+            cosine=float((ours * theirs).sum()) / (norm * other) if norm and other else float(norm == other),
+        )
+        scale = max(1.0, norm / theirs.numel() ** 0.5)
+        bounds = {
+            "largest absolute error": (figures.absolute, self.tolerance.absolute * scale),
+            "relative error": (figures.relative, self.tolerance.relative),
+            "distance of the cosine from 1": (1 - figures.cosine, 1 - self.tolerance.cosine),
+        }
+        for name, (value, bound) in bounds.items():
+            if value > bound:
+                raise self.fail(f"{where}: the {name} is {value:.2g}, more than {bound:.2g}")
+        self.figures = Figures(
+            max(self.figures.absolute, figures.absolute),
+            max(self.figures.relative, figures.relative),
+            min(self.figures.cosine, figures.cosine),
+        )
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]

@@ -1,0 +1,85 @@
+"""The numbers of tensors in a weights file, cast to a precision a few megabytes at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import torch
+from torch import Tensor
+
+from cosyjit.errors import CheckpointError, VerificationError
+from cosyjit.families import Precision
+from cosyjit.fs import files
+from cosyjit.weights.tensors import StoredTensor
+from cosyjit.weights.weights_file import changed
+
+_NUMBERS: Final = 1 << 20
+"""How many numbers a block has at most."""
+
+
+class Caster:
+    """Reads tensors of a weights file in blocks, and casts them; the memory is the same few megabytes for all.
+
+    Numbers are rounded to the nearest, of two to the even one, by way of float32, as torch does it.
+
+    Attributes:
+        underflows: how many numbers have become 0 so far.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, precision: Precision) -> None:
+        self.underflows = 0
+        self._file, self._path, self._precision = file, path, precision
+        self._dtype: torch.dtype = getattr(torch, precision.dtype)
+        self._read = bytearray(_NUMBERS * torch.float64.itemsize)
+        self._cast = bytearray(_NUMBERS * self._dtype.itemsize)
+
+    def blocks(self, name: str, tensor: StoredTensor) -> Iterator[memoryview]:
+        """The numbers of a tensor of floats in row-major order, cast, as bytes; a block lasts until the next.
+
+        Raises:
+            CheckpointError: the file cannot be read, or has become shorter.
+            VerificationError: numbers are NaN or infinite, or become so.
+        """
+        for numbers in self._numbers(tensor):
+            out = torch.frombuffer(self._cast, dtype=self._dtype, count=numbers.numel())
+            out.copy_(numbers)
+            self._check(name, numbers, out)
+            yield memoryview(self._cast)[: out.nbytes]
+
+    def _numbers(self, tensor: StoredTensor) -> Iterator[Tensor]:
+        dtype: torch.dtype = getattr(torch, tensor.dtype)
+        if not tensor.contiguous:
+            # Whole, since the next numbers may be anywhere in it.
+            content = bytearray(tensor.extent)
+            self._fill(memoryview(content), tensor.start)
+            whole = torch.frombuffer(content, dtype=dtype).as_strided(tensor.shape, tensor.stride)
+            yield from whole.flatten().split(_NUMBERS)
+            return
+        step = _NUMBERS * tensor.item_size
+        for at in range(0, tensor.bytes, step):
+            size = min(step, tensor.bytes - at)
+            self._fill(memoryview(self._read)[:size], tensor.start + at)
+            yield torch.frombuffer(self._read, dtype=dtype, count=size // tensor.item_size)
+
+    def _fill(self, buffer: memoryview, at: int) -> None:
+        try:
+            whole = files.fill(self._file.fileno(), buffer, at)
+        except OSError as error:
+            raise CheckpointError(f"{self._path}: cannot be read ({error.strerror}); copy it again") from None
+        if not whole:
+            raise changed(self._path)
+
+    def _check(self, name: str, before: Tensor, after: Tensor) -> None:
+        # A sum that is finite is of such numbers alone; most are, and looking at each takes ten times as long.
+        if not after.sum().isfinite() and not after.isfinite().all():
+            if not before.isfinite().all():
+                raise VerificationError(
+                    f"{self._path}: {name} has numbers that are NaN or infinite; "
+                    "export a checkpoint whose weights are sound"
+                )
+            raise VerificationError(
+                f"{self._path}: {name} has numbers that overflow in {self._precision.dtype}; {self._precision.instead}"
+            )
+        left = int(after.count_nonzero())
+        if left < after.numel():
+            self.underflows += int(before.count_nonzero()) - left

@@ -1,0 +1,188 @@
+"""From a weights file to vLLM's folder, and the gate that compares the two; both stream, whatever the model's size."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+from cosyjit.errors import VerificationError
+from cosyjit.families import Precision
+from cosyjit.processes.worker import Progress
+from cosyjit.vllm.casting import Caster
+from cosyjit.vllm.rules import MODEL, Copied, Folder
+from cosyjit.weights import safetensors
+from cosyjit.weights.fit import PLAIN, Reading, read_as
+from cosyjit.weights.safetensors import UNSOUND
+from cosyjit.weights.tensors import StoredTensor
+from cosyjit.weights.weights_file import changed, numbers, opened
+
+
+class _Digest:
+    """A SHA-256 that is taken in a thread of its own, while the caller makes the next block."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._digest = hashlib.sha256()
+        self._pool = pool
+        self._under_way: deque[Future[None]] = deque()
+
+    def update(self, block: memoryview | bytes | bytearray) -> None:
+        """Take another block, which is to stay as it is."""
+        self._under_way.append(self._pool.submit(self._digest.update, block))
+        if len(self._under_way) > 1:  # no more than two blocks are in memory
+            self._under_way.popleft().result()
+
+    def hex(self) -> str:
+        for future in self._under_way:
+            future.result()
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def _digesting() -> Iterator[_Digest]:
+    with ThreadPoolExecutor(1) as pool:
+        yield _Digest(pool)
+
+
+def write(
+    folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
+) -> int:
+    """Write a folder; equal inputs give equal bytes.
+
+    What is written is not brought to the disk.
+
+    Args:
+        folder: what it is to hold, from `plan_folder`.
+        weights: the file with the tensors.
+        directory: an empty one.
+        precision: the type of the tensors.
+        progress: is told "write", and how many numbers become 0 if some do.
+        reading: how the names in that file are read.
+
+    Returns:
+        How many numbers the cast made 0.
+
+    Raises:
+        CheckpointError: the weights file cannot be read, or is not the one any more that was planned with.
+        VerificationError: numbers are NaN or infinite, or become so at this precision.
+        OSError: the directory cannot be written to.
+    """
+    progress("write")
+    with _located(folder, weights, reading) as (source, tensors), (directory / MODEL).open("xb", buffering=0) as file:
+        caster = Caster(source, weights, precision)
+        _write(file, memoryview(safetensors.head({each.name: each.shape for each, _ in tensors}, precision.dtype)))
+        for tensor, stored in tensors:
+            for block in caster.blocks(tensor.source, stored):
+                _write(file, block)
+    for name, content in folder.texts(precision).items():
+        with (directory / name).open("xb") as text:
+            text.write(content)
+    if caster.underflows:
+        progress(f"cast: {caster.underflows:,} numbers become 0")
+    return caster.underflows
+
+
+@contextmanager
+def _located(
+    folder: Folder, weights: Path, reading: Reading
+) -> Iterator[tuple[BinaryIO, list[tuple[Copied, StoredTensor]]]]:
+    """A file with the numbers of the folder's tensors, and each of these with where they are in it."""
+    with opened(weights) as file:
+        contents, entries = read_as(file, weights, reading)
+        found = []
+        for tensor in folder.tensors:
+            stored = entries.get(tensor.source)
+            if not isinstance(stored, StoredTensor) or stored.shape != tensor.shape or "float" not in stored.dtype:
+                raise changed(weights, "after it was planned")
+            found.append((tensor, stored))
+        with numbers(file, weights, contents, [stored for _, stored in found]) as source:
+            yield source, found
+
+
+def _write(file: FileIO, block: memoryview) -> None:
+    written = 0
+    while written < len(block):
+        written += file.write(block[written:])
+
+
+def verify(
+    folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
+) -> dict[str, str]:
+    """Read a folder back and compare all of it with what it was made from.
+
+    Each tensor has to be, bit for bit, the cast of its source, the configurations what the rules make of the base
+    ones, and nothing else may be there.
+
+    Args:
+        folder, weights, precision, reading: what it was written from.
+        directory: the folder.
+        progress: is told "verify".
+
+    Returns:
+        The SHA-256 of each file, by its name.
+
+    Raises:
+        CheckpointError: see `write`.
+        VerificationError: the folder is not what it should be, or its weights are not sound.
+        OSError: it cannot be read.
+    """
+    progress("verify")
+    texts = folder.texts(precision)
+    _check_names(directory, {MODEL, *texts})
+    digests = {MODEL: _verify_model(folder, weights, directory / MODEL, precision, reading)}
+    for name, content in texts.items():
+        with (directory / name).open("rb") as file:
+            if file.read(len(content) + 1) != content:
+                raise VerificationError(f"{directory / name}: is not what was planned; {UNSOUND}")
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def _check_names(directory: Path, wanted: set[str]) -> None:
+    with os.scandir(directory) as entries:
+        plain = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    if plain != dict.fromkeys(wanted, True):
+        names = ", ".join(sorted(plain)) or "nothing"
+        raise VerificationError(f"{directory}: holds {names}, not the files {', '.join(sorted(wanted))}; {UNSOUND}")
+
+
+def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precision, reading: Reading) -> str:
+    """Compare a file of tensors with their sources. Returns its SHA-256."""
+    located = _located(folder, weights, reading)
+    with located as (source, tensors), _digesting() as digest, path.open("rb", buffering=0) as file:
+        head, entries = safetensors.read_head(file, os.fstat(file.fileno()).st_size)
+        _check_entries(path, entries, folder.tensors, precision)
+        digest.update(head)
+        caster = Caster(source, weights, precision)
+        for tensor, stored in tensors:
+            for expected in caster.blocks(tensor.source, stored):
+                found = _read(file, len(expected))
+                if found != expected:
+                    raise VerificationError(
+                        f"{path}: {tensor.name} is not the cast of {tensor.source} in {weights}; {UNSOUND}"
+                    )
+                digest.update(found)
+        return digest.hex()
+
+
+def _check_entries(
+    path: Path, entries: Mapping[str, safetensors.Entry], wanted: Iterable[Copied], precision: Precision
+) -> None:
+    code = safetensors.TYPES[precision.dtype]
+    found = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
+    if found != [(tensor.name, code, tensor.shape) for tensor in wanted]:
+        raise VerificationError(f"{path}: its tensors are not those that were planned; {UNSOUND}")
+
+
+def _read(file: FileIO, size: int) -> bytearray:
+    """So many bytes, or what there is until the end of the file."""
+    block = bytearray(size)
+    view = memoryview(block)
+    done = 0
+    while done < size and (got := file.readinto(view[done:])):
+        done += got
+    return block if done == size else block[:done]

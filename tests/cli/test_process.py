@@ -1,0 +1,346 @@
+"""The command as a process: signals at any moment, and a system that gives or takes less than is asked of it."""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from cosyjit.processes import limits
+from cosyjit.processes.interrupts import deferred
+from cosyjit.store.store import Store
+from tests.support.processes import CONSOLE_SCRIPT, Ran, children, ended, finished, snapshot, spawn, wait_for
+
+Copy = Callable[[Path], Path]
+
+ONE = ("--component", "flow.encoder", "--precision", "fp16")
+
+# What takes a while, and starts something; what is over at once; and what imports torch itself.
+COMMANDS: dict[str, Sequence[str]] = {
+    "export": ("export", "{}", *ONE, "--force"),
+    "plan": ("plan", "{}"),
+    "verify": ("verify",),
+    "gc": ("gc", "--delete", "--older-than", "0s"),
+    "synth": ("synth", "new"),
+    "status": ("status", "{}"),
+}
+
+TWICE = [
+    (signal.SIGINT, signal.SIGINT),
+    (signal.SIGTERM, signal.SIGTERM),
+    (signal.SIGINT, signal.SIGTERM),
+    (signal.SIGTERM, signal.SIGINT),
+    (signal.SIGHUP, signal.SIGHUP),
+]
+
+
+def listens(pid: int) -> bool:
+    """Whether a command takes signals by now; until then Python itself does, which is starting."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGALRM - 1))
+
+
+def signalled(cwd: Path, command: Sequence[str], sent: Sequence[signal.Signals], after: float) -> tuple[Ran, list[int]]:
+    """What becomes of a command to which signals are sent, the first after a time in s; and what it had started."""
+    process = spawn(CONSOLE_SCRIPT, *command, cwd=cwd)
+    wait_for(lambda: listens(process.pid) or process.poll() is not None)
+    time.sleep(after)
+    below = children(process.pid)
+    for each in sent:
+        process.send_signal(each)
+        time.sleep(0.001)
+    return finished(process), below
+
+
+def assert_ended(ran: Ran, first: signal.Signals) -> None:
+    if ran.status in {0, 1}:  # it was done before
+        assert ran.err == ""
+    else:
+        # Of signals that wait at one moment the system delivers that of the lowest number first.
+        assert (ran.status, ran.err.count("\n")) in {(128 + first, 1), (128 + signal.SIGINT, 1)}
+        assert ran.err.startswith("cosyjit: ended by SIG")
+        assert "; run it again, and it goes on from what is done\n" in ran.err
+
+
+@pytest.fixture
+def published(tiny: Path, copy_of: Copy) -> Path:
+    """A model directory with a publication."""
+    directory = copy_of(tiny)
+    assert finished(spawn(CONSOLE_SCRIPT, "export", directory, *ONE)).status == 0
+    return directory
+
+
+def test_a_second_signal_changes_nothing_while_an_export_is_ended(published: Path, store: Store) -> None:
+    assert store.local is not None
+    before = snapshot(published)
+    for number, sent in enumerate(TWICE):
+        process = spawn(CONSOLE_SCRIPT, "export", published, *ONE, "--force")
+        wait_for(lambda pid=process.pid: children(pid))  # type: ignore[misc]
+        time.sleep(0.5 * number)  # while its server imports torch, and while it builds
+        below = children(process.pid)
+        for each in sent:
+            process.send_signal(each)
+        ran = finished(process)
+        assert_ended(ran, sent[0])
+        wait_for(lambda pids=below: all(map(ended, pids)))  # type: ignore[misc]
+        assert snapshot(published) == before
+        assert list((store.local / "tmp").iterdir()) == []
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", COMMANDS)
+def test_signals_at_any_moment_end_a_command_in_one_line(published: Path, name: str) -> None:
+    chance = random.Random(name)  # noqa: S311
+    command = [each.replace("{}", str(published)) for each in COMMANDS[name]]
+    longest, times = (5, 15) if name in {"export", "synth"} else (0.6, 40)
+    for number in range(times):
+        sent = TWICE[number % len(TWICE)]
+        ran, below = signalled(published.parent, command, sent, chance.uniform(0, longest))
+        assert_ended(ran, sent[0])
+        wait_for(lambda pids=below: all(map(ended, pids)))  # type: ignore[misc]
+        shutil.rmtree(published.parent / "new", ignore_errors=True)
+    assert finished(spawn(CONSOLE_SCRIPT, "verify", published)).status == 0
+
+
+def test_a_signal_that_is_ignored_from_the_start_stays_ignored(tiny: Path) -> None:
+    ignoring = "import os, signal, sys; signal.signal(1, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    process = spawn(sys.executable, "-c", ignoring, CONSOLE_SCRIPT, "plan", tiny)
+    wait_for(lambda: listens(process.pid) or process.poll() is not None)
+    process.send_signal(signal.SIGHUP)
+    assert finished(process).status == 0
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_deferred_signals_come_after_the_block_and_ignored_ones_not_at_all(handler: signal.Handlers) -> None:
+    seen: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("taken")), signal.signal(signal.SIGHUP, handler)
+    try:
+        with deferred():
+            assert signal.getsignal(signal.SIGHUP) is handler
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("done")
+        assert seen == ["done", "taken"]
+    finally:
+        for number, each in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, each)
+
+
+def bounded(limit: str, size: int, *command: object, cwd: Path) -> Ran:
+    """What becomes of a command under a limit of the system's."""
+    return finished(spawn("prlimit", f"--{limit}={size}", CONSOLE_SCRIPT, *command, cwd=cwd))
+
+
+MEMORY = "there is not enough memory; free some, raise the limit"
+THREADS = "the system starts no more threads or processes; raise the limit"
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("megabytes", [50, 100, 200, 300, 400, 500, 600, 700, 800, 1500])
+def test_a_lack_of_memory_is_one_line(published: Path, megabytes: int) -> None:
+    before = snapshot(published)
+    zipped = next(published.glob("*.zip"))
+    for command in (
+        ["export", published, "--force"],
+        ["plan", published],
+        ["verify"],
+        ["verify", published],
+        ["lineage", zipped],
+        ["synth", "new"],
+    ):
+        ran = bounded("as", megabytes * 1_000_000, *command, cwd=published.parent)
+        assert (ran.status, ran.err) == (0, "") or is_lack(ran) or is_loaders(ran), (command, ran)
+        if ran.status and command[0] == "export":
+            assert snapshot(published) == before
+
+
+def is_loaders(ran: Ran) -> bool:
+    """Whether the loader of libraries has ended `synth`, which loads torch itself; nobody can catch that."""
+    return (ran.status, ran.err) == (127, "cannot allocate memory for thread-local data: ABORT\n")
+
+
+def is_lack(ran: Ran) -> bool:
+    return (
+        ran.status == 1
+        and ran.out == ""
+        and ran.err.count("\n") == 1
+        and ran.err.startswith((f"cosyjit: {MEMORY}", f"cosyjit: {THREADS}"))
+    )
+
+
+@pytest.mark.parametrize("command", ["export", "synth"])
+def test_where_torch_has_no_memory_to_be_loaded_it_is_one_line(tiny: Path, tmp_path: Path, command: str) -> None:
+    arguments: dict[str, list[object]] = {"export": [tiny, "--publish", tmp_path / "new"], "synth": [tmp_path / "new"]}
+    ran = bounded("as", 400_000_000, command, *arguments[command], cwd=tmp_path)
+    assert is_lack(ran), ran
+    assert not list(tmp_path.glob("new/*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: not enough memory: you tried"), "memory"),
+        (RuntimeError("can't start new thread"), "threads"),
+        (OSError("/lib/libtorch_global_deps.so: failed to map segment from shared object"), "memory"),
+        (OSError(12, "Cannot allocate memory"), "memory"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "threads"),
+        (OSError(24, "Too many open files"), "files"),
+    ],
+    ids=str,
+)
+def test_what_libraries_say_of_a_lack_is_understood(error: Exception, says: str) -> None:
+    assert says in (limits.lack(error) or "")
+    last = SystemError("error return without exception set")  # which C code raises over another one
+    last.__context__ = error
+    assert limits.lack(last) == limits.lack(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("memory"), OSError(2, "No such file"), ImportError("no module")], ids=str)
+def test_other_errors_are_no_lack(error: Exception) -> None:
+    assert limits.lack(error) is None
+
+
+# What a user may not read. Tests may run as root, who may read everything unless he does without that right.
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner") if os.geteuid() == 0 else ()
+
+
+def may_do_without_rights() -> bool:
+    try:
+        return not UNPRIVILEGED or finished(spawn(*UNPRIVILEGED, "true")).status == 0
+    except FileNotFoundError:
+        return False
+
+
+NEEDS_SETPRIV = pytest.mark.skipif(
+    not may_do_without_rights(), reason="root cannot do without his rights here: needs setpriv"
+)
+
+
+@NEEDS_SETPRIV
+@pytest.mark.parametrize(
+    "unreadable", [".", ".cosyjit", ".cosyjit/sets", ".cosyjit/files", "store", "store/objects", "store/records"]
+)
+def test_what_may_not_be_read_is_named_in_one_line(published: Path, home: Path, unreadable: str) -> None:
+    store = home / ".cache" / "cosyjit"
+    places = {"store": store, "store/objects": store / "objects", "store/records": store / "records"}
+    path = places.get(unreadable, published / unreadable)
+    zipped = next(published.glob("*.zip"))
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        refusals = 0
+        for command in (
+            ["status", published],
+            ["verify", published],
+            ["verify"],
+            ["history", published],
+            ["rollback", published],
+            ["gc"],
+            ["plan", published],
+            ["export", published, *ONE],
+            ["lineage", zipped],
+        ):
+            ran = finished(spawn(*UNPRIVILEGED, CONSOLE_SCRIPT, *command))
+            if ran.status == 2:
+                refusals += 1
+                assert (ran.out, ran.err.count("\n")) == ("", 1)
+                assert str(published) in ran.err or str(store) in ran.err
+                assert "; " in ran.err
+            else:
+                assert ran.err == ""
+        assert refusals >= 2
+    finally:
+        path.chmod(mode)
+
+
+# Odd means, all possible.
+
+LOOKING = {"plan": ("plan", "{}", "--json"), "status": ("status", "{}"), "verify": ("verify",), "gc": ("gc",)}
+
+
+def in_shell(line: str, *arguments: object, cwd: Path | None = None) -> Ran:
+    """What becomes of a line of the shell, in which $@ is the command and its arguments."""
+    return finished(spawn("sh", "-c", line, "sh", *arguments, cwd=cwd))
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_a_standard_output_that_is_full_is_said_in_one_line(published: Path, name: str) -> None:
+    command = [each.replace("{}", str(published)) for each in LOOKING[name]]
+    ran = in_shell('"$@" >/dev/full', CONSOLE_SCRIPT, *command)
+    assert ran.status == 2
+    assert ran.err.startswith("cosyjit: standard output: cannot be written to (No space left on device); what was done")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_streams_change_nothing_but_what_is_seen(published: Path, closing: str) -> None:
+    shown = published / "flow.encoder.fp16.zip"
+    before = shown.read_bytes()
+    assert in_shell(f'"$@" {closing}', CONSOLE_SCRIPT, "export", published, *ONE, "--force").status == 0
+    assert shown.read_bytes() == before
+    refused = in_shell(f'"$@" {closing}', CONSOLE_SCRIPT, "export", published / "nowhere")
+    assert refused.status == 2 or "/dev/full" in closing
+    assert "Traceback" not in refused.err
+    assert finished(spawn(CONSOLE_SCRIPT, "verify")).status == 0  # nothing was written into a file of the store's
+
+
+def test_a_reader_that_goes_away_is_nobodys_fault(published: Path) -> None:
+    ran = in_shell('{ "$@"; } | true', CONSOLE_SCRIPT, "plan", published)
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize("command", [["plan", "."], ["export", "model"], ["status", "."], ["synth", "new"]])
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    ran = in_shell('rmdir ../gone && exec "$@"', CONSOLE_SCRIPT, *command, cwd=tmp_path / "gone")
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("cosyjit: ")
+
+
+@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize(
+    "environment", ["-u HOME", "HOME=/proc/nowhere", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 LANG=C"]
+)
+def test_an_odd_environment_changes_no_more_than_where_the_store_is(
+    published: Path, store: Store, name: str, environment: str
+) -> None:
+    odd = published.rename(published.with_name("Модель \udcff"))
+    command = [each.replace("{}", str(odd)) for each in LOOKING[name]]
+    ran = in_shell(f'env {environment} "$@"', CONSOLE_SCRIPT, *command, "--store", store.root)
+    assert "Traceback" not in ran.err
+    assert ran.err.count("\n") == (0 if ran.status in {0, 1} else 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"), [("nofile=12", "too many files are open"), ("nproc=1", THREADS), ("fsize=0", "File too large")]
+)
+def test_other_limits_are_one_line(published: Path, limit: str, says: str) -> None:
+    before = snapshot(published)
+    ran = in_shell(f'prlimit --{limit} "$@"', CONSOLE_SCRIPT, "export", published, *ONE, "--force")
+    if ran.status == 0:  # of processes root has as many as he wants
+        assert (limit, os.geteuid()) == ("nproc=1", 0)
+    else:
+        assert ran.err.count("\n") <= 1
+        assert "Traceback" not in ran.err
+        assert says in ran.err + ran.out
+        assert snapshot(published) == before
+
+
+@NEEDS_SETPRIV
+def test_a_umask_that_takes_all_is_one_line_or_none(tiny: Path, tmp_path: Path) -> None:
+    ran = in_shell('umask 777; exec "$@"', *UNPRIVILEGED, CONSOLE_SCRIPT, "synth", tmp_path / "new")
+    assert ran.status == 2
+    assert ran.err.count("\n") == 1
+    ran = in_shell(
+        'umask 777; exec "$@"', *UNPRIVILEGED, CONSOLE_SCRIPT, "export", tiny, "--publish", tmp_path / "zips"
+    )
+    assert ran.status == 2
+    assert ran.err.count("\n") == 1

@@ -1,0 +1,318 @@
+"""Calls in processes of their own: what comes back, however they end, and what is left when somebody is killed."""
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cosyjit.errors import BuildError, ResourceError, TensorMismatchError
+from cosyjit.processes import worker
+from tests.support import processes
+from tests.support.processes import CONSOLE_SCRIPT, children, ended, servers, start, wait_for
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads that call; they outnumber the processors."""
+    with ThreadPoolExecutor(32) as executor:
+        yield executor
+
+
+@pytest.fixture
+def waiting(pool: ThreadPoolExecutor, tmp_path: Path) -> Iterator[tuple["Future[str]", int, Path]]:
+    """A call that runs until a path exists: its future, its process, and the path, which the fixture makes at last."""
+    path = tmp_path / "go"
+    future = pool.submit(worker.run, processes.wait_until_exists, path)
+    yield future, _pid_in(path.with_suffix(".pid")), path
+    path.touch()
+
+
+def _pid_in(path: Path) -> int:
+    return int(wait_for(lambda: path.read_text() if path.exists() else None))
+
+
+@pytest.mark.parametrize("value", [None, 0, "text", ("a", [1.5]), b"x" * 20_000_000, Path("/nowhere")], ids=type)
+def test_what_a_call_returns_is_what_it_was_given(value: object) -> None:
+    assert worker.run(processes.give, value) == value
+
+
+def test_an_exception_comes_back_as_itself_with_the_traceback_of_the_call_as_its_cause() -> None:
+    with pytest.raises(ValueError, match=r"^no such moon$") as caught:
+        worker.run(processes.raise_value_error, "no such moon")
+    cause = str(caught.value.__cause__)
+    assert "Traceback (most recent call last)" in cause
+    assert "calls.py" in cause
+    assert "in raise_value_error" in cause
+
+
+def test_an_error_of_the_project_keeps_its_fields() -> None:
+    with pytest.raises(TensorMismatchError) as caught:
+        worker.run(processes.raise_mismatch)
+    assert caught.value.missing == ["a"]
+    assert caught.value.misshapen == ["c ((1,) instead of (2,))"]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (processes.raise_two_arguments, "TwoArgumentsError: the moon is full"),
+        (processes.raise_locked, "LockedError: no entry"),
+    ],
+)
+def test_an_exception_that_cannot_travel_becomes_a_build_error_that_says_the_same(
+    function: Callable[..., object], message: str
+) -> None:
+    with pytest.raises(BuildError) as caught:
+        worker.run(function)
+    assert str(caught.value) == message
+    assert f"in {function.__name__}" in str(caught.value.__cause__)
+
+
+def test_a_result_that_cannot_travel_is_a_build_error() -> None:
+    with pytest.raises(BuildError):
+        worker.run(processes.give_lock)
+
+
+def test_progress_arrives_in_order_and_before_the_result() -> None:
+    stages = [f"stage {number}" for number in range(200)]
+    told: list[str] = []
+    assert worker.run(processes.tell, stages, progress=told.append) == len(stages)
+    assert told == stages
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), BrokenPipeError("mine"), EOFError("mine")], ids=type)
+def test_an_error_of_the_progress_callback_reaches_the_caller_unchanged(error: Exception) -> None:
+    def refuse(_: str) -> None:
+        raise error
+
+    with pytest.raises(type(error), match=r"^mine$"):
+        worker.run(processes.tell, ["a", "b"], progress=refuse)
+    assert worker.run(processes.give, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "says"),
+    [
+        (processes.end_by_signal, signal.SIGKILL, "SIGKILL"),
+        (processes.end_by_signal, signal.SIGSEGV, "SIGSEGV"),
+        (processes.end_by_exit, 3, "exit status 3"),
+    ],
+)
+def test_a_process_that_ends_without_an_answer_fails_its_call_alone(
+    waiting: tuple["Future[str]", int, Path], function: Callable[..., object], argument: int, says: str
+) -> None:
+    other, _, path = waiting
+    with pytest.raises(BuildError, match=says):
+        worker.run(function, argument)
+    assert not other.done()
+    path.touch()
+    assert other.result(60) == "waited"
+
+
+def test_calls_from_many_threads_get_their_own_answers_from_processes_of_their_own(pool: ThreadPoolExecutor) -> None:
+    payloads = [f"{number}" * 10_000 for number in range(40)]
+    answers = list(pool.map(lambda payload: worker.run(processes.give_with_pid, payload), payloads))
+    assert [payload for payload, _ in answers] == payloads
+    assert len({os.getpid(), *(pid for _, pid in answers)}) == 41
+
+
+def test_what_a_call_leaves_in_a_module_is_not_seen_by_the_next() -> None:
+    assert worker.run(processes.remember, "first") == ["first"]
+    assert worker.run(processes.remember, "second") == ["second"]
+
+
+def test_torch_computes_with_its_threads_in_every_process(pool: ThreadPoolExecutor) -> None:
+    size = 400
+    rows = range(size)
+    expected = sum((size * i + k) * (size * k + i) for i in rows for k in rows) / size**4
+    for trace in pool.map(lambda _: worker.run(processes.matrix_product, size), range(4)):
+        assert trace == pytest.approx(expected)
+
+
+def test_the_caller_keeps_no_open_files_of_calls_that_are_done() -> None:
+    def count() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    worker.run(processes.give, 0)
+    before = count()
+    for number in range(50):
+        assert worker.run(processes.give, number) == number
+    assert count() == before
+
+
+def test_the_server_keeps_no_open_files_of_calls_that_are_done() -> None:
+    def count() -> int:
+        return len(list(Path(f"/proc/{server}/fd").iterdir()))
+
+    worker.run(processes.give, 0)
+    (server,) = servers(os.getpid())
+    wait_for(lambda: not children(server))
+    worker.run(processes.give, 0)
+    before = count()
+    for number in range(20):
+        worker.run(processes.give, number)
+    # It closes its end of a call once the process of the call is reaped, which may be after the answer.
+    wait_for(lambda: count() <= before)
+
+
+def test_stop_ends_the_running_calls_and_the_next_call_works(waiting: tuple["Future[str]", int, Path]) -> None:
+    running, pid, _ = waiting
+    (server,) = servers(os.getpid())
+    worker.stop()
+    with pytest.raises(BuildError):
+        running.result(60)
+    wait_for(lambda: ended(pid) and ended(server))
+    assert worker.run(processes.give, "again") == "again"
+
+
+def test_stop_amid_calls_raises_nothing_but_build_errors_in_them(pool: ThreadPoolExecutor) -> None:
+    stopped = threading.Event()
+
+    def call_on() -> Exception | None:
+        for number in itertools.count():
+            try:
+                assert worker.run(processes.give, number) == number
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is looked at below)
+                return error
+            if stopped.is_set():
+                return None
+        return None
+
+    worker.run(processes.give, 0)
+    begun = [pool.submit(call_on) for _ in range(8)]
+    wait_for(lambda: children(servers(os.getpid())[0]))
+    worker.stop()
+    stopped.set()
+    errors = [error for future in begun if (error := future.result(60)) is not None]
+    assert [error for error in errors if not isinstance(error, BuildError)] == []
+
+
+def test_prepare_starts_the_server_once_and_the_next_call_uses_it() -> None:
+    worker.stop()
+    assert servers(os.getpid()) == []
+    worker.prepare()
+    (server,) = servers(os.getpid())
+    worker.prepare()
+    assert worker.run(processes.give, 1) == 1
+    assert servers(os.getpid()) == [server]
+
+
+def test_a_server_that_was_killed_before_a_call_is_started_again() -> None:
+    worker.prepare()
+    (server,) = servers(os.getpid())
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: ended(server))
+    worker.prepare()
+    assert worker.run(processes.give, 1) == 1
+    assert servers(os.getpid()) != [server]
+
+
+def test_a_killed_server_costs_the_calls_under_way_and_no_more(waiting: tuple["Future[str]", int, Path]) -> None:
+    running, _, path = waiting
+    (server,) = servers(os.getpid())
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: ended(server))
+    path.touch()
+    with contextlib.suppress(BuildError):
+        assert running.result(60) == "waited"
+    assert worker.run(processes.give, "again") == "again"
+    assert servers(os.getpid()) != [server]
+
+
+WAIT = """
+import sys
+from pathlib import Path
+from cosyjit.processes import worker
+from tests.support import processes as calls
+worker.run(calls.wait_until_exists, Path(sys.argv[1]))
+"""
+
+
+def test_server_and_calls_end_when_the_caller_is_killed(tmp_path: Path) -> None:
+    with start(WAIT, tmp_path / "never") as caller:
+        call = _pid_in(tmp_path / "never.pid")
+        below = children(caller.pid)
+        assert call in below
+        assert set(servers(caller.pid)) < set(below)
+        caller.kill()
+    wait_for(lambda: all(map(ended, below)))
+
+
+def test_a_server_that_still_starts_ends_when_the_caller_is_killed(tmp_path: Path) -> None:
+    with start(WAIT, tmp_path / "never") as caller:
+        below = wait_for(lambda: servers(caller.pid))
+        caller.kill()
+    wait_for(lambda: all(map(ended, below)))
+    assert not (tmp_path / "never.pid").exists() or ended(_pid_in(tmp_path / "never.pid"))
+
+
+def test_a_caller_gets_clean_output_imports_no_torch_and_leaves_no_process() -> None:
+    code = """
+import os
+import sys
+from cosyjit.processes import worker
+from tests.support import processes as calls
+print(worker.run(calls.shout), "torch" in sys.modules, *calls.servers(os.getpid()))
+"""
+    with start(code) as caller:
+        out, err = caller.communicate(timeout=60)
+    answer, imported, server = out.split()
+    assert (answer, imported) == ("answer", "False")
+    assert sorted(err.splitlines()) == ["printed by the call", "written by the call"]
+    wait_for(lambda: ended(int(server)))
+
+
+def test_a_server_that_cannot_be_started_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.stop()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    for call in (worker.prepare, lambda: worker.run(processes.give, 1)):
+        with pytest.raises(ResourceError, match=r"'/nowhere/python': the build server cannot be started \(No such"):
+            call()
+
+
+def test_after_an_error_no_call_begins_until_calls_are_let_in_again() -> None:
+    def work() -> None:
+        with worker.stopped_on_error():
+            worker.run(processes.give, 1)
+            raise ZeroDivisionError
+
+    try:
+        with pytest.raises(ZeroDivisionError):
+            work()
+        with pytest.raises(BuildError, match="stopped"):
+            worker.run(processes.give, 2)
+        assert processes.servers(os.getpid()) == []
+    finally:
+        worker.reopen()
+    assert worker.run(processes.give, 3) == 3
+
+
+# README's own install brings no numpy; which of the commands' processes torch warns in depends on its release.
+def test_no_command_tells_that_numpy_is_not_installed(tmp_path: Path) -> None:
+    package = tmp_path / "path" / "numpy" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("raise ModuleNotFoundError(\"No module named 'numpy'\")")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "path")}
+    one = ["--component", "flow.encoder", "--precision", "fp16", "--store", "store"]
+    for command in (["synth", "model"], ["plan", "model", *one], ["export", "model", *one]):
+        told = subprocess.run(
+            [CONSOLE_SCRIPT, *command], cwd=tmp_path, env=environment, check=False, capture_output=True, text=True
+        )
+        assert told.returncode == 0, told.stderr
+        assert "Warning" not in told.stderr
+    warned = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.nn.Linear(1, 1)"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "Failed to initialize NumPy: No module named 'numpy'" in warned.stderr, "torch no longer warns"

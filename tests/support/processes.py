@@ -1,0 +1,243 @@
+"""What tests call in worker processes, and how they watch processes and directories."""
+
+import logging
+import os
+import resource
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
+
+from cosyjit.errors import TensorMismatchError
+from cosyjit.processes.worker import Progress
+
+if TYPE_CHECKING:
+    import pytest
+
+T = TypeVar("T")
+
+ROOT: Final = Path(__file__).parents[2]
+CONSOLE_SCRIPT: Final = Path(sysconfig.get_path("scripts"), "cosyjit")
+
+_seen: Final[list[str]] = []
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, and does not come back: `Exception` hands its constructor one argument of the two."""
+
+    def __init__(self, thing: str, problem: str) -> None:
+        super().__init__(f"{thing} is {problem}")
+
+
+class LockedError(Exception):
+    """Does not pickle: it holds a lock."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+def give(value: T, progress: Progress) -> T:  # noqa: ARG001
+    return value
+
+
+def give_with_pid(value: T, progress: Progress) -> tuple[T, int]:  # noqa: ARG001
+    return value, os.getpid()
+
+
+def remember(word: str, progress: Progress) -> list[str]:  # noqa: ARG001
+    """All the words that this process was given."""
+    _seen.append(word)
+    return _seen
+
+
+def tell(stages: list[str], progress: Progress) -> int:
+    for stage in stages:
+        progress(stage)
+    return len(stages)
+
+
+def raise_value_error(message: str, progress: Progress) -> NoReturn:  # noqa: ARG001
+    raise ValueError(message)
+
+
+def raise_mismatch(progress: Progress) -> NoReturn:  # noqa: ARG001
+    raise TensorMismatchError("llm.pt: llm.llm", ["a"], ["b"], ["c ((1,) instead of (2,))"])
+
+
+def raise_two_arguments(progress: Progress) -> NoReturn:  # noqa: ARG001
+    raise TwoArgumentsError("the moon", "full")
+
+
+def raise_locked(progress: Progress) -> NoReturn:  # noqa: ARG001
+    raise LockedError("no entry")
+
+
+def give_lock(progress: Progress) -> object:  # noqa: ARG001
+    return threading.Lock()
+
+
+def end_by_signal(number: int, progress: Progress) -> NoReturn:  # noqa: ARG001
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.kill(os.getpid(), number)
+    raise AssertionError("unreachable")
+
+
+def end_by_exit(status: int, progress: Progress) -> NoReturn:  # noqa: ARG001
+    os._exit(status)
+
+
+def matrix_product(size: int, progress: Progress) -> float:  # noqa: ARG001
+    """The trace of a product that a pool of threads computes."""
+    import torch  # noqa: PLC0415  (most calls, and the processes that only watch, do without)
+
+    torch.set_num_threads(2)
+    matrix = torch.arange(size * size, dtype=torch.float64).reshape(size, size) / size**2
+    return float((matrix @ matrix).trace())
+
+
+def shout(progress: Progress) -> str:  # noqa: ARG001
+    """Writes to standard output in the two ways there are."""
+    print("printed by the call")  # noqa: T201
+    os.write(1, b"written by the call\n")
+    return "answer"
+
+
+def wait_until_exists(path: Path, progress: Progress) -> str:
+    """Ends once a path exists; its own process id stands in the file `<path>.pid` meanwhile."""
+    path.with_suffix(".pid").write_text(str(os.getpid()))
+    progress("waiting")
+    wait_for(path.exists)
+    return "waited"
+
+
+def wait_for(condition: Callable[[], T | None], seconds: float = 300) -> T:
+    """Poll until a condition gives something true, and return that."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{condition} did not come true within {seconds} s")
+        time.sleep(0.005)
+    return result
+
+
+def children(pid: int) -> list[int]:
+    """The processes below this one, those of its own children included, that have not ended."""
+    parents = _parents()
+    found = [pid]
+    for above in found:
+        found += [child for child, parent in parents.items() if parent == above]
+    return found[1:]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or waits to be reaped by whoever should."""
+    return pid not in _parents()
+
+
+def servers(pid: int) -> list[int]:
+    """The build servers, not the builds, that a process has started."""
+    direct = [child for child, parent in _parents().items() if parent == pid]
+    return [child for child in direct if b"cosyjit.processes.worker" in (_read(Path(f"/proc/{child}/cmdline")) or b"")]
+
+
+def builds(pid: int) -> list[int]:
+    """The processes of the calls that a process has under way."""
+    return [child for server in servers(pid) for child in children(server)]
+
+
+def _parents() -> dict[int, int]:
+    """The parent of each process that has not ended. Not by psutil: each call would wait for its import."""
+    stats = {int(path.name): _read(path / "stat") for path in Path("/proc").iterdir() if path.name.isdecimal()}
+    fields = {pid: stat.rpartition(b")")[2].split() for pid, stat in stats.items() if stat}
+    return {pid: int(parent) for pid, (state, parent, *_) in fields.items() if state not in (b"Z", b"X")}
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def start(code: str, *arguments: object, cwd: Path = ROOT) -> "subprocess.Popen[str]":
+    """Start Python on some code that finds this project's tests; the pipes are text."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+class Ran(NamedTuple):
+    """What a command came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+"""Runs a command with its arguments; see the fixture `run`."""
+
+
+def run_here(capsys: "pytest.CaptureFixture[str]", *arguments: object) -> Ran:
+    """Runs the command line in this process, whose build server all tests share."""
+    from cosyjit.cli.app import main  # noqa: PLC0415  (calls do without)
+
+    capsys.readouterr()
+    logger = logging.getLogger("cosyjit")
+    handlers, level = logger.handlers, logger.level
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as ended_with:
+        return Ran(int(ended_with.code or 0), *capsys.readouterr())
+    finally:  # or it would go on printing what other tests tell
+        logger.handlers = handlers
+        logger.setLevel(level)
+    raise AssertionError("the command line did not exit")
+
+
+def spawn(*command: object, cwd: Path | None = None) -> "subprocess.Popen[str]":
+    """Starts a command as a shell would, its output in pipes."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "PYTHONPATH"}}
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finished(process: "subprocess.Popen[str]") -> Ran:
+    """What a started command comes to."""
+    with process:
+        out, err = process.communicate(timeout=120)
+        return Ran(process.returncode, out, err)
+
+
+def snapshot(directory: Path) -> dict[str, bytes | None]:
+    """All that is in a directory: paths to contents of files, targets of links, and None for directories."""
+    return {str(path.relative_to(directory)): _content(path) for path in sorted(directory.rglob("*"))}
+
+
+def shown(directory: Path) -> dict[str, bytes]:
+    """What a user of a directory sees in it: the files' contents by name, links followed, without cosyjit's own."""
+    names = [path for path in directory.iterdir() if not path.name.startswith(".") and path.name != "cosyjit.json"]
+    return {path.name: path.read_bytes() for path in sorted(names) if path.is_file()}
+
+
+def _content(path: Path) -> bytes | None:
+    if path.is_symlink():
+        return b"-> " + bytes(path.readlink())
+    return None if path.is_dir() else path.read_bytes()

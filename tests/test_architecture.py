@@ -1,0 +1,281 @@
+"""House rules: who imports whom, what is public, and what stands where."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import cosyjit
+from cosyjit.families import FAMILIES
+from tests.support.processes import ROOT, start
+
+PACKAGE: Final = ROOT / "cosyjit"
+FLOWS: Final = ROOT / "flows"
+
+ROOMS: Final = (
+    {"text"},
+    {"errors"},
+    {"documents", "families", "settings"},
+    {"encoders", "fs"},
+    {"weights", "processes", "prefect_api"},
+    {"configuration", "store"},
+    {"sources", "synth"},
+    {"torchscript", "vllm"},
+    {"provenance"},
+    {"publishing"},
+    {"planning"},
+    {"building"},
+    {"operations", "pipeline"},
+    {"reports"},
+    {"cli", "flows"},
+    {"__main__"},
+)
+"""From the bottom up: a room, or a module beside the rooms, imports from those below its own. `cosyjit` itself gathers
+the public names."""
+
+OTHERS: Final = {
+    "torch": {
+        *("building.build", "torchscript.load", "torchscript.script", "torchscript.gate", "torchscript.structure"),
+        *("torchscript.step_time", "vllm.casting", "synth.synth", "synth.shapes", "encoders"),
+    },
+    "fsspec": {"store.backends"},
+    "modelscope_hub": {"sources.modelscope"},
+    "requests": {"sources.responses", "sources.modelscope", "prefect_api"},
+    "urllib3": {"sources.responses", "prefect_api"},
+    "xxhash": {"weights.digests", "provenance.fingerprint", "provenance.latest", "publishing.publication"},
+    "hyperpyyaml": {"configuration.config"},
+    "ruamel": {"configuration.config", "configuration.yaml_subset", "configuration.yaml_nodes"},
+    "cryptography": {"store.signing"},
+    "cyclopts": {"cli.app"},
+    "rich": {"reports.report", "cli.console"},
+}
+"""What is imported from elsewhere, and by which modules; prefect by the flows alone."""
+
+PUBLIC: Final = [
+    "Artifact",
+    "BuildError",
+    "Copied",
+    "CosyjitError",
+    "Fault",
+    "InputError",
+    "Outcome",
+    "Planned",
+    "Publication",
+    "Published",
+    "Record",
+    "Shown",
+    "Status",
+    "Store",
+    "Target",
+    "audit_directory",
+    "audit_store",
+    "build",
+    "collect",
+    "copy_store",
+    "export",
+    "history",
+    "obstacles",
+    "plan",
+    "rollback",
+    "status",
+]
+
+
+def modules(directory: Path = PACKAGE) -> list[Path]:
+    return sorted(directory.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The word for a file in `ROOMS`: that of the folder which it is in, or its own name."""
+    return path.parent.name if path.parent != PACKAGE else path.stem
+
+
+def name_of(path: Path) -> str:
+    """The name of a module below the package; `encoders` for all that are there."""
+    return "encoders" if room(path) == "encoders" else ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The full names of all that is imported anywhere in a tree, `from` imports down to the name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they go"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own(path: Path) -> set[str]:
+    """The rooms of this project that a file imports, `__init__` where it is a name that the package itself has."""
+    names = {tuple(name.split(".")) for name in imports(parsed(path))}
+    rooms = {room(path) for path in modules()}
+    found = {(name[1] if name[1:2] and name[1] in rooms else "__init__") for name in names if name[0] == "cosyjit"}
+    return found | {"flows" for name in names if name[0] == "flows"}
+
+
+def below(name: str) -> set[str]:
+    if name == "__init__":
+        return set().union(*ROOMS[: ROOMS.index({"reports"})])
+    level = next(level for level, rooms in enumerate(ROOMS) if name in rooms)
+    return set().union(*ROOMS[:level]) | ({"__init__"} if "cli" in ROOMS[level] else set())
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [*modules(), *modules(FLOWS)], ids=ids)
+def test_imports_point_down(path: Path) -> None:
+    assert own(path) - {room(path)} <= below(room(path))
+
+
+def test_each_module_has_its_place() -> None:
+    assert {room(path) for path in modules()} == set().union(*ROOMS) - {"flows"} | {"__init__"}
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in [*modules(), *modules(FLOWS)]}), ids=ids)
+def test_a_folder_is_looked_over_at_once(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= 12
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=ids)
+def test_a_room_says_in_a_sentence_what_it_is_for_and_imports_nothing(path: Path) -> None:
+    tree = parsed(path)
+    assert ast.get_docstring(tree)
+    assert path.parent.name == "encoders" or len(tree.body) == 1
+
+
+def test_each_dependency_is_imported_where_it_belongs() -> None:
+    found: dict[str, set[str]] = {}
+    for path in modules():
+        for name in imports(parsed(path)):
+            root = name.split(".")[0]
+            if root not in sys.stdlib_module_names and root != "cosyjit":
+                found.setdefault(root, set()).add(name_of(path))
+    assert found == OTHERS
+
+
+@pytest.mark.parametrize("name", ["building/build"])
+def test_torch_and_what_needs_it_are_imported_where_they_run_only(name: str) -> None:
+    tree = parsed(PACKAGE / f"{name}.py")
+    inside = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in imports(node)}
+    needing = {"torch", "encoders", "synth", "torchscript", "folder"}
+    heavy = {each for each in imports(tree) if needing & set(each.split("."))}
+    assert heavy
+    assert heavy <= inside
+
+
+def test_the_encoders_import_torch_the_errors_and_themselves_alone() -> None:
+    for path in modules(PACKAGE / "encoders"):
+        roots = {name.split(".")[0] for name in imports(parsed(path))}
+        assert roots - sys.stdlib_module_names <= {"torch", "cosyjit"}
+        assert own(path) <= {"encoders", "errors"}
+
+
+@pytest.mark.parametrize(
+    "module", ["cosyjit", *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker"))]
+)
+def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
+    code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
+    with start(code, module) as process:
+        out, err = process.communicate(timeout=60)
+    imported = {name.split(".")[0] for name in out.split()}
+    assert err == ""
+    assert module in out.split()
+    assert imported & {"torch", "prefect", "numpy"} == set()
+
+
+def test_nothing_is_printed_but_by_the_command_line() -> None:
+    printing = {
+        (path.stem, ast.unparse(node))
+        for path in [*modules(), *modules(FLOWS)]
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).split(".")[-1] == "print"
+    }
+    # The report's console is captured, for the text that it draws.
+    assert {name for name, _ in printing} == {"report", "console"}
+    assert {text for name, text in printing if name == "report"} == {"console.print"}
+
+
+def test_the_public_names_are_these() -> None:
+    assert cosyjit.__all__ == PUBLIC
+    assert [name for name in PUBLIC if not hasattr(cosyjit, name)] == []
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_has_a_docstring(name: str) -> None:
+    # From the source: a dataclass without one is given its signature.
+    path = ROOT.joinpath(*getattr(cosyjit, name).__module__.split(".")).with_suffix(".py")
+    (definition,) = (
+        node for node in parsed(path).body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
+    )
+    assert ast.get_docstring(definition)
+
+
+@pytest.mark.parametrize("path", modules(), ids=ids)
+def test_a_module_says_what_it_is_for_and_is_no_longer_than_it_should_be(path: Path) -> None:
+    assert ast.get_docstring(parsed(path))
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 600
+
+
+FAMILY_WORDS: Final = {word.casefold() for family in FAMILIES for word in (family.name, family.language_model)}
+
+
+def family_strings(tree: ast.Module) -> Iterator[str]:
+    """The strings of code that are a family's name or one of its classes.
+
+    Prose that mentions one is none of them, nor is the default of a parameter, which the caller can see and change.
+    """
+    defaults = {
+        id(default)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for default in (*node.args.defaults, *node.args.kw_defaults)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in defaults:
+            word = node.value.casefold()
+            if word in FAMILY_WORDS or word.startswith("cosyvoice."):
+                yield node.value
+
+
+def family_comparisons(tree: ast.Module) -> Iterator[str]:
+    """The comparisons and matches of a family or its name with anything."""
+    for node in ast.walk(tree):
+        compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        for side in [*compared, *([node.subject] if isinstance(node, ast.Match) else [])]:
+            if ast.unparse(side).removesuffix(".name").split(".")[-1] == "family":
+                yield ast.unparse(node)
+
+
+SHARED: Final = [path for path in [*modules(), *modules(FLOWS)] if room(path) not in {"families", "synth"}]
+
+
+@pytest.mark.parametrize("path", SHARED, ids=ids)
+def test_no_family_is_named_in_shared_code(path: Path) -> None:
+    # The encoders' options are tables by the class names that configurations use.
+    assert path.name == "options.py" or list(family_strings(parsed(path))) == []
+    assert list(family_comparisons(parsed(path))) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if family.name == 'x': pass",
+        "ok = checkpoint.family in others",
+        "match target.family.name:\n    case 'x': pass",
+        "if name == 'CosyVoice2': pass",
+        "table = {'cosyvoice.llm.llm.Qwen2LM': 1}",
+        "def f(x): return x.startswith('cosyvoice')",
+    ],
+)
+def test_the_rule_about_families_finds_what_it_forbids(code: str) -> None:
+    tree = ast.parse(code)
+    assert [*family_strings(tree), *family_comparisons(tree)] != []

@@ -1,0 +1,87 @@
+"""Text from outside, in each medium: shown as it is, in one line, and nothing else than shown."""
+
+from collections.abc import Iterator
+from typing import Final
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it.token import Token
+
+from cosyjit.text import markdown, plain, xml
+from tests.support.hostile_text import HOSTILE, MARKDOWN
+
+TEXTS: Final = st.text(st.characters(exclude_categories=())) | st.text("`|\\ *_[]()<>!#-\n\x1b\udc80a", max_size=12)
+PLACES: Final = {
+    "paragraph": "{}",
+    "within a sentence": "so `it` is {} and `so`",
+    "heading": "# {}",
+    "list": "- {}\n- after",
+    "table": "| one | two |\n| --- | --- |\n| {} | after |",
+}
+"""Where a page has such text."""
+
+
+def within(tokens: list[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from within(token.children or [])
+
+
+def rendered(page: str) -> list[Token]:
+    return list(within(MARKDOWN.parse(page)))
+
+
+def elements(page: str) -> list[str]:
+    return [token.type for token in rendered(page) if token.type not in {"text", "code_inline"}]
+
+
+def shown(page: str, *kinds: str) -> str:
+    return "".join(token.content for token in rendered(page) if token.type in (kinds or ("text", "code_inline")))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_a_line_is_printable_and_stays_what_it_is(text: str) -> None:
+    line = plain(text)
+    assert line.isprintable()
+    assert plain(line) == line
+
+
+@given(TEXTS)
+def test_any_text_is_one_printable_line_and_what_is_printable_is_left(text: str) -> None:
+    line = plain(text)
+    assert line.isprintable()
+    line.encode("utf-8")
+    assert (line == text) == text.isprintable()
+
+
+def check_page(place: str, text: str) -> None:
+    """See that a page has the elements that it has with a word in the place of a text, and shows the text."""
+    page, usual = PLACES[place].format(markdown(text)), PLACES[place].format("`word`")
+    assert elements(page) == elements(usual)
+    assert shown(page) == shown(usual).replace("word", plain(text))
+    # All of it is code, but for what divides a table's cells.
+    assert shown(page, "text").replace("|", "") == shown(usual, "text")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_markdown_shows_it_as_code(text: str, place: str) -> None:
+    check_page(place, text)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@given(text=TEXTS.filter(bool))
+def test_markdown_shows_any_text_as_code(place: str, text: str) -> None:
+    check_page(place, text)
+
+
+def test_markdown_of_nothing_is_nothing() -> None:
+    assert markdown("") == ""
+
+
+@given(TEXTS)
+def test_xml_has_it_as_content_and_as_an_attribute(text: str) -> None:
+    element = ET.fromstring(f'<a b="{xml(text)}">{xml(text)}</a>')  # noqa: S314  (our own)
+    assert (element.text or "", element.get("b"), len(element)) == (plain(text), plain(text), 0)
