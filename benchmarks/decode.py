@@ -42,7 +42,7 @@ Turn = Callable[[], object]
 def _artifacts(source: Path, work: Path) -> dict[str, Path]:
     """Ours and the plain one, by what they are called in the tables."""
     pipeline.export(
-        source, components=[COMPONENT], precisions=["fp32", "int8"], directory=work, store=Store(work / "store")
+        source, components=[COMPONENT], precisions=["fp32", "int8"], publish=work, store=Store(work / "store")
     )
     worker.stop()
     path = work / "plain.zip"

@@ -125,7 +125,7 @@ def _clear(directory: Path) -> Path:
 def _export(source: Path, out: Path, progress: pipeline.Progress | None = None) -> list[Outcome]:
     """Into an empty store on the same disk."""
     try:
-        return pipeline.export(source, directory=out, store=Store(out / "store"), progress=progress)
+        return pipeline.export(source, publish=out, store=Store(out / "store"), progress=progress)
     finally:
         worker.stop()  # each export of the command line starts its own server; so does each one here
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from cosyjit import pipeline
 from cosyjit.processes import worker
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 from cosyjit.synth.synth import synth
 from cosyjit.weights.digests import Digests, processors
@@ -127,10 +127,10 @@ def _copy(paths: list[Path], out: Path, *, sync: bool) -> None:
 def publishing(source: Path, root: Path, work: Path, rounds: int) -> Table:
     """All zips into an empty directory, against copying them, and copying them followed by fsync."""
     store = Store(root)
-    shown = publish.history(store, work / "shown")[0]
+    shown = PublishedDirectory(work / "shown", store).history()[0]
     paths = [(work / "shown" / name).resolve() for name in shown.artifacts]
     ways: dict[str, Callable[[], object]] = {
-        "publish": lambda: publish.publish(store, work / "published", shown.artifacts, str(source)),
+        "publish": lambda: PublishedDirectory(work / "published", store).publish(shown.artifacts, str(source)),
         "copy": lambda: _copy(paths, work / "copied", sync=False),
         "copy and fsync": lambda: _copy(paths, work / "copied", sync=True),
     }
@@ -154,7 +154,7 @@ def main(directory: Path, rounds: int) -> None:
     if not source.is_dir():
         synth(source, "cosyvoice", "full")
     work.mkdir(parents=True, exist_ok=True)
-    pipeline.export(source, directory=work / "shown", store=Store(store))
+    pipeline.export(source, publish=work / "shown", store=Store(store))
     worker.stop()
     console = Console(highlight=False)
     console.print(fingerprints(source, work, rounds))

@@ -81,7 +81,7 @@ def cost(work: Path, *arguments: object) -> Cost:
 
 
 def _export(source: Path, root: Path, shown: Path) -> None:
-    pipeline.export(source, components=[COMPONENT], precisions=["fp16"], store=Store(root), directory=shown)
+    pipeline.export(source, components=[COMPONENT], precisions=["fp16"], store=Store(root), publish=shown)
     worker.stop()
 
 

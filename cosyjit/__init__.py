@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from cosyjit.building.build import Artifact, build
     from cosyjit.errors import BuildError, CosyjitError, InputError
     from cosyjit.operations.copy_store import Copied, copy_store
-    from cosyjit.operations.gc import collect
+    from cosyjit.operations.gc import gc
     from cosyjit.operations.status import Shown, Status, status
-    from cosyjit.operations.verify import Fault, audit_directory, audit_store
-    from cosyjit.pipeline import Outcome, export, obstacles
+    from cosyjit.operations.verify import Fault, verify_directory, verify_store
+    from cosyjit.pipeline import Export, Outcome, export, obstacles
     from cosyjit.planning.plan import Planned, Target, plan
+    from cosyjit.provenance.lineage import Lineage, lineage
     from cosyjit.provenance.record import Record
+    from cosyjit.publishing.directory import PublishedDirectory, history, rollback
     from cosyjit.publishing.publication import Publication, Published
-    from cosyjit.publishing.publish import history, rollback
     from cosyjit.store.store import Store
 
 __version__ = "0.1.0"
@@ -28,41 +29,46 @@ __all__ = [
     "BuildError",
     "Copied",
     "CosyjitError",
+    "Export",
     "Fault",
     "InputError",
+    "Lineage",
     "Outcome",
     "Planned",
     "Publication",
     "Published",
+    "PublishedDirectory",
     "Record",
     "Shown",
     "Status",
     "Store",
     "Target",
-    "audit_directory",
-    "audit_store",
     "build",
-    "collect",
     "copy_store",
     "export",
+    "gc",
     "history",
+    "lineage",
     "obstacles",
     "plan",
     "rollback",
     "status",
+    "verify_directory",
+    "verify_store",
 ]
 
 _HOMES = {
-    "operations.verify": ("Fault", "audit_directory", "audit_store"),
+    "operations.verify": ("Fault", "verify_directory", "verify_store"),
     "building.build": ("Artifact", "build"),
     "operations.copy_store": ("Copied", "copy_store"),
     "errors": ("BuildError", "CosyjitError", "InputError"),
-    "operations.gc": ("collect",),
+    "operations.gc": ("gc",),
     "operations.status": ("Shown", "Status", "status"),
-    "pipeline": ("Outcome", "export", "obstacles"),
+    "pipeline": ("Export", "Outcome", "export", "obstacles"),
     "planning.plan": ("Planned", "Target", "plan"),
     "publishing.publication": ("Publication", "Published"),
-    "publishing.publish": ("history", "rollback"),
+    "publishing.directory": ("PublishedDirectory", "history", "rollback"),
+    "provenance.lineage": ("Lineage", "lineage"),
     "provenance.record": ("Record",),
     "store.store": ("Store",),
 }

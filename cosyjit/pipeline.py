@@ -1,4 +1,4 @@
-"""From a model directory to the zips that the runtime reads: plan, build what the store has not, store, publish.
+"""The export: plan, build what the store does not have, store, publish.
 
 Whatever needs torch runs in processes of its own (`cosyjit.processes.worker`); the caller's does not import it.
 """
@@ -8,22 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from cosyjit.building.build import build
 from cosyjit.documents import now
-from cosyjit.errors import InputError, ResourceError, SignatureError, StoreError, line
-from cosyjit.fs.files import absolute
+from cosyjit.errors import InputError, OutputError, ResourceError, SignatureError, StoreError, line
 from cosyjit.fs.waits import Wait
 from cosyjit.planning.plan import Planned, Target, check_apart, compare_one, localize, plan, remember
 from cosyjit.processes import worker
 from cosyjit.processes.memory import notes, reserved
 from cosyjit.provenance import record
 from cosyjit.provenance.record import Material, Record
-from cosyjit.publishing import layout, publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
 from cosyjit.weights.digests import processors
@@ -63,20 +62,20 @@ Where numbers become 0 in a cast, "cast: …" says how many."""
 def make(
     planned: Planned,
     store: Store,
-    directory: Path | None,
+    directory: PublishedDirectory | None,
     *,
     link: bool = False,
     memory: int | None = None,
     progress: worker.Progress | None = None,
     run: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """See to it that the store has a target's artifact, and bring it to where it will be published.
+    """See to it that the store has a target's artifact, and stage it where it will be published.
 
     Args:
         planned: from `plan`, perhaps on another machine.
         store: entered with `Store.in_use`.
-        directory: entered with `publish.opened`; None where it is another machine's, and `conclude` is to bring it.
-        link: see `publish.publish`.
+        directory: where it will be published; None if that is another machine's, which stages it when it publishes.
+        link: see `PublishedDirectory.publish`.
         memory: what builds may take of this machine's at a time, in bytes; three quarters for None.
         progress: is told the name of each stage.
         run: the identifiers of the run that this is part of, for the record.
@@ -111,7 +110,7 @@ def make(
                 for digest in found.objects:
                     store.fetch(digest, nowhere)
         else:
-            publish.bring(store, directory, _published(target, found), link=link)
+            directory.stage(_published(target, found), link=link)
     except StoreError:
         if state == "built" or store.worst(found.objects) == "whole":
             raise
@@ -174,56 +173,129 @@ class Pending(Protocol):
         """Wait for the outcome, or raise what the work raised."""
 
 
-def begin(planned: Sequence[Planned], submit: Callable[[Planned], Pending]) -> dict[Target, Pending]:
-    """Start the work on each target, the largest first."""
-    return {each.target: submit(each) for each in sorted(planned, key=lambda each: -each.target.weight_bytes)}
+class Export:
+    """One export of one source, in three steps: `plan`, `begin`, `finish`.
 
+    A context manager within which all three are called, and within `Store.in_use` of its store. If it is left before
+    the set is published, what was staged is removed.
 
-def gather(planned: Sequence[Planned], pending: Mapping[Target, Pending]) -> list[Outcome]:
-    """Wait for the work on all targets, whichever fail; the outcomes in the order of the plan."""
-    return [_outcome(each.target, pending[each.target]) for each in planned]
+    Attributes:
+        store: where the artifacts are kept.
+        planned: what is to be done, once it is planned.
+        directory: where the set is published, once that is known.
+    """
+
+    planned: tuple[Planned, ...]
+    directory: PublishedDirectory
+
+    def __init__(
+        self,
+        source: str | Path,
+        components: Sequence[str] | None = None,
+        precisions: Sequence[str] | None = None,
+        *,
+        publish: str | Path | None = None,
+        store: Store,
+        force: bool = False,
+        link: bool = False,
+        replace: bool = False,
+    ) -> None:
+        """
+        Args:
+            source, components, precisions, publish, store, force, link, replace: see `export`.
+        """
+        self.store: Final = store
+        self._wanted: Final = source, components, precisions
+        self._publish, self._force, self._link, self._replace = publish, force, link, replace
+        self._pending: dict[Target, Pending] = {}
+        self._outcomes: list[Outcome] = []
+        self._staging = False
+
+    def __enter__(self) -> "Export":  # noqa: PYI034  (typing has no Self on Python 3.10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._staging:
+            with suppress(OutputError):
+                self.directory.discard_staged()
+
+    def plan(self) -> tuple[Planned, ...]:
+        """Find out what is to be done.
+
+        Raises:
+            InputError: see `export`.
+        """
+        source, components, precisions = self._wanted
+        check_apart(self.store, source, self._publish)
+        self.planned = plan(source, components, precisions, store=self.store, force=self._force, exporting=True)
+        self.directory = publication_directory(self.planned, self._publish, self.store)
+        return self.planned
+
+    def begin(self, submit: Callable[[Planned], Pending]) -> None:
+        """See that the results will fit, and start the work on each target, the largest first.
+
+        Args:
+            submit: starts `make` for a target, and gives what waits for it.
+
+        Raises:
+            SignatureError: something is to be built, and there is no key for the signature that the store requires; or
+                something else that the directory shows does not have one.
+            StoreError: the store has no room for what is to be built.
+            OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
+        """
+        for error in _obstacles(self.planned, self.directory, replace=self._replace):
+            raise error
+        self.directory.prepare()
+        self._staging = True
+        largest_first = sorted(self.planned, key=lambda each: -each.target.weight_bytes)
+        self._pending = {each.target: submit(each) for each in largest_first}
+
+    def finish(self) -> list[Outcome]:
+        """Wait for the work on all targets, whichever fail, and publish the set if all of it is there.
+
+        It may be called again after an error of publishing that passes.
+
+        Returns:
+            What became of each target, in the order of the plan.
+
+        Raises:
+            OutputError, StoreError: see `PublishedDirectory.publish`.
+        """
+        self._outcomes = self._outcomes or [_outcome(each.target, self._pending[each.target]) for each in self.planned]
+        if any(each.record is None for each in self._outcomes):
+            self.directory.discard_staged()
+        else:
+            self._outcomes = self._published(self._outcomes)
+        self._staging = False
+        return self._outcomes
+
+    def _published(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        artifacts = {each.target.file_name: _published(each.target, each.record) for each in outcomes if each.record}
+        source = outcomes[0].target.source.name
+        self.directory.publish(artifacts, source, link=self._link, replace=self._replace)
+        return [replace(each, path=self.directory.path / each.target.file_name) for each in outcomes]
 
 
 def _outcome(target: Target, pending: Pending) -> Outcome:
     try:
         return pending.result()
-    except ResourceError:  # which is no target's
+    except ResourceError:  # which does not concern one target alone
         raise
     except Exception as error:  # noqa: BLE001  (one target's failure is not the others')
         return Outcome(target, "failed", error=line(error))
 
 
-def publication_directory(planned: Sequence[Planned], directory: str | Path | None) -> Path:
-    """Where artifacts go: the directory given, or the home of the source: for a model directory, itself."""
-    return planned[0].target.source.home if directory is None else absolute(Path(directory))
-
-
-@contextmanager
-def ready(planned: Sequence[Planned], store: Store, directory: Path, *, replace_others: bool = False) -> Iterator[None]:
-    """Make sure, before the work, that there is room for it; and end it with an error, what it left is removed.
-
-    Args:
-        replace_others: see `publish.publish`.
-
-    Raises:
-        SignatureError: something is to be built, and there is no key for the signature that the store requires; or
-            something else that the directory shows has none.
-        StoreError: the store has no room for what is to be built.
-        OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
-    """
-    for error in _refusals(planned, store, directory):
-        raise error
-    needs, own, ways = _needs(planned, directory), _copies(planned, store, directory), _ways(planned)
-    with publish.opened(directory, *needs, replace=replace_others, own=own, ways=ways, wait=store.wait):
-        yield
+def publication_directory(planned: Sequence[Planned], publish: str | Path | None, store: Store) -> PublishedDirectory:
+    """Where a plan is published: in the directory given, or the home of the source: for a model directory, itself."""
+    return PublishedDirectory(planned[0].target.source.home if publish is None else publish, store)
 
 
 def obstacles(
     planned: Sequence[Planned],
-    directory: str | Path | None = None,
     *,
+    publish: str | Path | None = None,
     store: Store | None = None,
-    replace_others: bool = False,
+    replace: bool = False,
 ) -> tuple[InputError, ...]:
     """What `export` would refuse to publish a plan for, such as a folder of others where it is to be shown.
 
@@ -231,30 +303,34 @@ def obstacles(
 
     Args:
         planned: from `plan`.
-        directory, store, replace_others: see `export`.
+        publish, store, replace: see `export`.
 
     Returns:
         The errors, of which `export` would raise the first; none if nothing is in the way.
     """
-    directory, store = publication_directory(planned, directory), store or Store()
-    refusals = tuple(_refusals(planned, store, directory))
-    needs, own, ways = _needs(planned, directory), _copies(planned, store, directory), _ways(planned)
-    return (*refusals, *publish.obstacles(directory, *needs, replace=replace_others, own=own, ways=ways))
+    return tuple(_obstacles(planned, publication_directory(planned, publish, store or Store()), replace=replace))
 
 
-def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator[InputError]:
-    """What stands in the way of a plan in the store, or with signatures."""
-    names = {each.target.file_name for each in planned}
+def _obstacles(planned: Sequence[Planned], directory: PublishedDirectory, *, replace: bool) -> Iterator[InputError]:
+    """What is in the way of a plan: in the store, with signatures, and then in the directory."""
+    store = directory.store
+    names = [each.target.file_name for each in planned]
     new = [each.target for each in planned if each.record is None]
+    reused = {each.target: each.record for each in planned if each.record}
     size = sum(each.weight_bytes for each in new)
     checks: list[Callable[[], None]] = [
         lambda: _check_writable(new, store),
         lambda: _check_signer(new, store),
-        lambda: check_apart(store, directory),
-        lambda: publish.check_others(store, directory, names),
+        lambda: check_apart(store, directory.path),
+        lambda: directory.check_kept(names),
         lambda: store.check_room(size) if size else None,
     ]
     yield from filter(None, map(_refusal, checks))
+    copied = size + sum(each.bytes for each in reused.values() if not directory.is_staged(each))
+    folders = {each.target.file_name for each in planned if each.target.component.kind == "vllm"}
+    own = directory.copies(folders, {target.file_name: _published(target, each) for target, each in reused.items()})
+    marked = [f"{name}/" if name in folders else name for name in names]
+    yield from directory.obstacles(copied, marked, replace=replace, own=own, hints=_hints(planned))
 
 
 def _refusal(check: Callable[[], None]) -> InputError | None:
@@ -265,31 +341,15 @@ def _refusal(check: Callable[[], None]) -> InputError | None:
     return None
 
 
-def _needs(planned: Sequence[Planned], directory: Path) -> tuple[int, list[str]]:
-    """How many bytes will be copied into a directory, and what will be shown there, folders with a slash at the end."""
-    reused = [each.record for each in planned if each.record]
-    size = sum(each.target.weight_bytes for each in planned if each.record is None)
-    brought = (all(os.path.lexists(layout.file(directory, one)) for one in each.objects) for each in reused)
-    size += sum(each.bytes for each, there in zip(reused, brought, strict=True) if not there)
-    return size, [each.target.file_name + "/" * (each.target.component.kind == "vllm") for each in planned]
-
-
-def _copies(planned: Sequence[Planned], store: Store, directory: Path) -> frozenset[str]:
-    """The folders that stand where others are to be shown and are cosyjit's own, copied with all links."""
-    folders = {each.target.file_name for each in planned if each.target.component.kind == "vllm"}
-    reused = {each.target.file_name: _published(each.target, each.record) for each in planned if each.record}
-    return publish.copies(store, directory, folders, reused)
-
-
-def _ways(planned: Sequence[Planned]) -> dict[str, str]:
+def _hints(planned: Sequence[Planned]) -> dict[str, str]:
     """How what stands in the way of a folder can be left alone: by exporting the other components."""
     parts = dict.fromkeys(each.target.component for each in planned)
-    found = {}
+    hints = {}
     for part in parts:
         others = " ".join(f"--component {each.name}" for each in parts if each != part)
         if part.published and others:
-            found[part.published] = f"with {others}, which leaves it alone"
-    return found
+            hints[part.published] = f"with {others}, which leaves it alone"
+    return hints
 
 
 def _check_writable(targets: Sequence[Target], store: Store) -> None:
@@ -307,33 +367,16 @@ def _check_signer(targets: Sequence[Target], store: Store) -> None:
         )
 
 
-def conclude(
-    outcomes: Sequence[Outcome], store: Store, directory: Path, *, link: bool = False, replace_others: bool = False
-) -> list[Outcome]:
-    """Publish a set of artifacts if all of it is there; else leave what is published as it is.
-
-    Raises:
-        OutputError, StoreError: see `publish.publish`.
-    """
-    if any(each.record is None for each in outcomes):
-        publish.discard(directory)
-        return list(outcomes)
-    artifacts = {each.target.file_name: _published(each.target, each.record) for each in outcomes if each.record}
-    name = outcomes[0].target.source.name
-    publish.publish(store, directory, artifacts, name, link=link, replace=replace_others)
-    return [replace(each, path=directory / each.target.file_name) for each in outcomes]
-
-
 def export(
     source: str | Path,
-    *,
     components: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
-    directory: str | Path | None = None,
+    *,
+    publish: str | Path | None = None,
     store: Store | None = None,
     force: bool = False,
     link: bool = False,
-    replace_others: bool = False,
+    replace: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
@@ -343,9 +386,9 @@ def export(
 
     Args:
         source, components, precisions, store, force: see `plan`.
-        directory: where to publish; the model directory for None.
-        link: see `publish.publish`.
-        replace_others: whether what others have put where a folder is to be published is put aside, and not an error.
+        publish: the directory to publish into; the model directory for None.
+        link: see `PublishedDirectory.publish`.
+        replace: whether what others have put where a folder is to be published is put aside, and not an error.
         memory: see `make`.
         progress: is told of stages, from several threads.
 
@@ -356,37 +399,25 @@ def export(
         InputError: the source, the store or the directory is not fit for it; what was published is as it was.
     """
     store = store or Store()
-    check_apart(store, source, directory)
-    with store.in_use():
-        planned = plan(source, components, precisions, store=store, force=force, exporting=True)
-        directory = publication_directory(planned, directory)
-        with ready(planned, store, directory, replace_others=replace_others):
-            outcomes = _make_all(planned, store, directory, link=link, memory=memory, progress=progress)
-            return conclude(outcomes, store, directory, link=link, replace_others=replace_others)
+    options: dict[str, Any] = {"publish": publish, "store": store, "force": force, "link": link, "replace": replace}
+    check_apart(store, source, publish)
+    with store.in_use(), Export(source, components, precisions, **options) as exporting:
+        exporting.plan()
+        try:
+            with ThreadPoolExecutor(workers()) as pool, worker.stopped_on_error():
 
+                def submit(each: Planned) -> Pending:
+                    told = _bound(progress, each.target)
+                    return pool.submit(make, each, store, exporting.directory, link=link, memory=memory, progress=told)
 
-def _make_all(
-    planned: Sequence[Planned],
-    store: Store,
-    directory: Path,
-    *,
-    link: bool,
-    memory: int | None,
-    progress: Progress | None,
-) -> list[Outcome]:
-    def submit(each: Planned) -> Pending:
-        told = _bound(progress, each.target)
-        return pool.submit(make, each, store, directory, link=link, memory=memory, progress=told)
-
-    try:
-        with ThreadPoolExecutor(workers()) as pool, worker.stopped_on_error():
-            try:
-                return gather(planned, begin(planned, submit))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        worker.reopen()
+                try:
+                    exporting.begin(submit)
+                    return exporting.finish()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            worker.reopen()
 
 
 def _bound(progress: Progress | None, target: Target) -> worker.Progress | None:

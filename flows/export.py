@@ -12,10 +12,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from prefect import Task, flow, get_run_logger, runtime
@@ -33,11 +32,11 @@ from rich.filesize import decimal
 from cosyjit import pipeline, settings
 from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line
 from cosyjit.operations.trends import trends
-from cosyjit.pipeline import Outcome, Pending
-from cosyjit.planning import plan as planning
-from cosyjit.planning.plan import Planned, Target
+from cosyjit.pipeline import Export, Outcome, Pending
+from cosyjit.planning.plan import Planned, Target, check_apart
 from cosyjit.prefect_api import check_version
 from cosyjit.processes import worker
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.reports import report
 from cosyjit.store.store import Store
 from cosyjit.text import plain, without_password
@@ -76,7 +75,7 @@ def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  #
 class _Work:
     """What a task is given; of no type that Prefect and Dask would search for the results of other tasks."""
 
-    def __init__(self, planned: Planned, store: Store, directory: Path | None) -> None:
+    def __init__(self, planned: Planned, store: Store, directory: PublishedDirectory | None) -> None:
         self.planned, self.store, self.directory = planned, store, directory
 
 
@@ -188,18 +187,15 @@ def export(
         store = Store(
             settings.store(), sign=settings.sign(), require=settings.require_signature(), wait=settings.wait()
         )
-        planning.check_apart(store, *sources, publish)
+        check_apart(store, *sources, publish)
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
-            work = [
-                _export(each, components, precisions, publish, store, force=force, replace=replace) for each in sources
-            ]
-            for each in work:
-                held.callback(each.close)  # after an error, what each has brought is removed, once nothing is built
+            options: dict[str, Any] = {"publish": publish, "store": store, "force": force, "replace": replace}
+            # After an error, what they have staged is removed, once nothing is built.
+            exports = [held.enter_context(Export(each, components, precisions, **options)) for each in sources]
             held.enter_context(worker.stopped_on_error())
-            for each in work:
-                next(each)  # all of it is under way before any of it is waited for
-            exported = [next(each) for each in work]
+            errors = [_begin(each) for each in exports]  # all of it is under way before any of it is waited for
+            exported = list(map(_finish, sources, exports, errors))
     except CosyjitError as error:
         return Failed(message=plain(str(error)))
     outcomes = [outcome for each in exported for outcome in each.outcomes]
@@ -230,41 +226,35 @@ def _check(sources: Sequence[str], publish: str | None) -> None:
         check_version(without_password(str(client.api_url)).rstrip("/"), client.api_version())
 
 
-def _export(
-    source: str,
-    components: list[str] | None,
-    precisions: list[str] | None,
-    publish: str | None,
-    store: Store,
-    *,
-    force: bool,
-    replace: bool,
-) -> Generator[_Exported, None, None]:
-    """Export a source in two steps: the first begins the work, the second waits for it, and publishes."""
-    begun = _Exported(source)
+def _begin(work: Export) -> str | None:
+    """Plan an export and start its tasks; why that cannot be done, if it cannot."""
     try:
-        planned = _patiently(
-            lambda: planning.plan(source, components, precisions, store=store, force=force, exporting=True)
-        )
-        directory = pipeline.publication_directory(planned, publish)
-        with pipeline.ready(planned, store, directory, replace_others=replace):
-            pending = pipeline.begin(planned, lambda each: _submit(each, store, directory))
-            yield begun
-            outcomes = pipeline.gather(planned, pending)
-            done = _patiently(lambda: pipeline.conclude(outcomes, store, directory, replace_others=replace))
-        _log(logging.INFO, source, *report.summary(done).splitlines())
-        yield _Exported(source, done, report.run_page(source, done, _trends(store, directory)))
+        _patiently(work.plan)
+        work.begin(lambda each: _submit(each, work))
     except CosyjitError as error:
-        _log(logging.ERROR, str(error))
-        failed = _Exported(source, error=str(error))
-        yield from (failed, failed)
+        return str(error)
+    return None
 
 
-def _submit(planned: Planned, store: Store, directory: Path) -> Pending:
+def _finish(source: str, work: Export, error: str | None) -> _Exported:
+    """Wait for the tasks of an export, and publish, unless it could not begin."""
+    if error is None:
+        try:
+            outcomes = _patiently(work.finish)
+        except CosyjitError as problem:
+            error = str(problem)
+        else:
+            _log(logging.INFO, source, *report.summary(outcomes).splitlines())
+            return _Exported(source, outcomes, report.run_page(source, outcomes, _trends(work.directory)))
+    _log(logging.ERROR, error)
+    return _Exported(source, error=error)
+
+
+def _submit(planned: Planned, work: Export) -> Pending:
     elsewhere = settings.dask() is not None
     # The future of a task that returns a state gives what is in the state.
-    work = _Work(planned, store, None if elsewhere else directory)
-    return cast("Pending", _task(planned.target).submit(work))
+    given = _Work(planned, work.store, None if elsewhere else work.directory)
+    return cast("Pending", _task(planned.target).submit(given))
 
 
 def _patiently(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
@@ -297,9 +287,9 @@ def _listen() -> None:
         logger.setLevel(logging.INFO)
 
 
-def _trends(store: Store, directory: Path) -> dict[str, Any]:
+def _trends(directory: PublishedDirectory) -> dict[str, Any]:
     try:
-        return dict(trends(store, directory))
+        return dict(trends(directory))
     except CosyjitError:  # nothing was published there yet
         return {}
 

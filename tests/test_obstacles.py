@@ -53,9 +53,9 @@ def test_a_folder_of_others_is_foretold_and_the_other_components_are_exported_be
 
 def test_where_there_is_no_other_component_none_is_named(tiny3: Path, store: Store, tmp_path: Path) -> None:
     (tmp_path / "vllm").write_text("theirs")
-    (found,) = obstacles(plan(tiny3, store=store), tmp_path, store=store)
+    (found,) = obstacles(plan(tiny3, store=store), publish=tmp_path, store=store)
     assert str(found) == f"{tmp_path}/vllm: {SAYS}"
-    assert obstacles(plan(tiny3, store=store), tmp_path, store=store, replace_others=True) == ()
+    assert obstacles(plan(tiny3, store=store), publish=tmp_path, store=store, replace=True) == ()
 
 
 def _lead_out(path: Path) -> None:
@@ -92,9 +92,9 @@ def test_what_is_foretold_is_what_an_export_ends_with(kind: str, tiny2: Path, st
     directory.mkdir()
     IN_THE_WAY[kind](directory)
     before = snapshot(tmp_path)
-    (found,) = obstacles(plan(tiny2, store=store), directory, store=store)
+    (found,) = obstacles(plan(tiny2, store=store), publish=directory, store=store)
     with pytest.raises(type(found)) as error:
-        export(tiny2, directory=directory, store=store)
+        export(tiny2, publish=directory, store=store)
     assert str(error.value) == str(found)
     assert len(str(found).splitlines()) == 1
     assert (snapshot(tmp_path), store.objects()) == (before, set())
@@ -103,7 +103,7 @@ def test_what_is_foretold_is_what_an_export_ends_with(kind: str, tiny2: Path, st
 def test_all_that_is_in_the_way_is_foretold(tiny2: Path, store: Store, tmp_path: Path) -> None:
     for kind in ("a folder of others", "a directory for a zip", "a link for the state"):
         IN_THE_WAY[kind](tmp_path)
-    found = obstacles(plan(tiny2, store=store), tmp_path, store=store)
+    found = obstacles(plan(tiny2, store=store), publish=tmp_path, store=store)
     names = [str(error).partition(": ")[0] for error in found]
     assert names == [str(tmp_path / name) for name in (ZIP, "vllm", ".cosyjit")]
 
@@ -134,8 +134,8 @@ def test_a_lack_of_room_is_foretold(tiny: Path, store: Store, tmp_path: Path, mo
         return os.statvfs_result((*real(path)[:4], 0, *real(path)[5:]))
 
     monkeypatch.setattr(os, "statvfs", full)
-    found = obstacles(planned, tmp_path, store=store)
+    found = obstacles(planned, publish=tmp_path, store=store)
     assert [type(error).__name__ for error in found] == ["StoreError", "OutputError"]
     with pytest.raises(InputError) as error:
-        export(tiny, components=["flow.encoder"], precisions=["fp16"], directory=tmp_path, store=store)
+        export(tiny, components=["flow.encoder"], precisions=["fp16"], publish=tmp_path, store=store)
     assert str(error.value) == str(found[0])

@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +17,11 @@ from typing import Final
 
 import pytest
 
-from cosyjit import InputError, Outcome, Planned, Store, Target, audit_store, collect, export, history, plan
+from cosyjit import InputError, Outcome, Planned, Store, Target, export, history, plan
 from cosyjit.errors import StoreError
-from cosyjit.pipeline import conclude, make, ready
+from cosyjit.operations.gc import gc
+from cosyjit.operations.verify import verify_store
+from cosyjit.pipeline import Export, make
 from cosyjit.provenance.record import SHORT_FORM, load, short_form
 from tests.support.kept import flip, litter, object_of, record_of, retrain, rewrite, unreferenced
 from tests.support.processes import builds, children, ended, shown, snapshot, start, wait_for
@@ -73,12 +76,12 @@ def test_an_export_publishes_the_names_of_the_runtime_and_leaves_nothing_else(
         assert outcome.record is not None
         assert outcome.record.sha256 == hashlib.sha256(outcome.path.read_bytes()).hexdigest()
     assert_clean(directory, store)
-    assert audit_store(store) == []
+    assert verify_store(store) == []
 
 
 def test_an_export_of_the_second_family_publishes_what_its_runtime_reads(tiny2: Path, tmp_path: Path) -> None:
     before = snapshot(tiny2)
-    assert states(export(str(tiny2), directory=tmp_path / "out")) == ["built", "built", "built"]
+    assert states(export(str(tiny2), publish=tmp_path / "out")) == ["built", "built", "built"]
     assert shown(tmp_path / "out").keys() == RUNTIME2
     assert shown(tmp_path / "out" / "vllm").keys() == {"config.json", "generation_config.json", "model.safetensors"}
     assert snapshot(tiny2) == before
@@ -96,14 +99,14 @@ def test_a_second_export_builds_nothing_and_publishes_nothing_new(tiny: Path, co
     assert [each.path for each in second] == [each.path for each in first]
     assert sorted(told) == sorted((name, "cached") for name in names(second))
     assert snapshot(directory) == after
-    assert [each.number for each in history(store, directory)] == [1]
+    assert [each.number for each in history(directory, store=store)] == [1]
     assert {path: path.stat().st_ino for path in (store.local or Path()).rglob("objects/*/*")} == stored
 
 
 def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) -> None:
     told: list[tuple[str, str]] = []
     export(
-        tiny, precisions=["fp32"], directory=tmp_path, progress=lambda target, stage: told.append((target.name, stage))
+        tiny, precisions=["fp32"], publish=tmp_path, progress=lambda target, stage: told.append((target.name, stage))
     )
     for each in plan(tiny, precisions=["fp32"]):
         stages = [stage for name, stage in told if name == each.target.name and not stage.startswith("cast:")]
@@ -113,7 +116,7 @@ def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) 
 def test_a_record_says_what_an_artifact_was_made_from_and_how_it_came_out(
     tiny: Path, tmp_path: Path, store: Store
 ) -> None:
-    outcomes = export(tiny, components=["llm.llm", "flow.encoder"], precisions=["fp16"], directory=tmp_path)
+    outcomes = export(tiny, components=["llm.llm", "flow.encoder"], precisions=["fp16"], publish=tmp_path)
     for outcome, file in zip(outcomes, ("llm.pt", "flow.pt"), strict=True):
         made = outcome.record
         assert made is not None
@@ -140,15 +143,30 @@ def test_a_record_says_what_an_artifact_was_made_from_and_how_it_came_out(
             assert archive.read(name) == short_form(made.fingerprint)
 
 
+class Done:
+    """Work that is done when it is waited for."""
+
+    def __init__(self, call: Callable[[], Outcome]) -> None:
+        self.result = call
+
+
+def carried_out(work: Export) -> list[Outcome]:
+    """Make each target of an export that is planned, and publish the set if it is whole."""
+    with work.store.in_use(), work:
+        work.begin(lambda each: Done(partial(make, each, work.store, work.directory)))
+        return work.finish()
+
+
 def test_the_run_that_an_artifact_was_built_in_stands_in_its_record(tiny: Path, tmp_path: Path, store: Store) -> None:
-    planned = plan(tiny, FLOW, ["fp16"])
     run = {"prefect_flow_run": "a", "prefect_task_run": "b"}
-    with store.in_use(), ready(planned, store, tmp_path):
-        outcome = make(planned[0], store, tmp_path, run=run)
-        assert conclude([outcome], store, tmp_path)[0].path == tmp_path / "flow.encoder.fp16.zip"
+    with store.in_use(), Export(tiny, FLOW, ["fp16"], publish=tmp_path, store=store) as work:
+        work.plan()
+        work.begin(lambda each: Done(partial(make, each, store, work.directory, run=run)))
+        (outcome,) = work.finish()
+    assert outcome.path == tmp_path / "flow.encoder.fp16.zip"
     assert outcome.record is not None
     assert outcome.record.run == run
-    assert load(store, planned[0].target.fingerprint.key) == outcome.record
+    assert load(store, outcome.target.fingerprint.key) == outcome.record
 
 
 def test_equal_checkpoints_share_objects_wherever_they_are(
@@ -156,8 +174,8 @@ def test_equal_checkpoints_share_objects_wherever_they_are(
 ) -> None:
     once, two = tmp_path / "new" / "one", tmp_path / "two"
     before = snapshot(tiny)
-    assert states(export(tiny, precisions=["fp16"], directory=once)) == ["built"] * 3
-    assert states(export(copy_of(tiny), components=["llm.llm"], precisions=["fp16"], directory=two)) == ["cached"]
+    assert states(export(tiny, precisions=["fp16"], publish=once)) == ["built"] * 3
+    assert states(export(copy_of(tiny), components=["llm.llm"], precisions=["fp16"], publish=two)) == ["cached"]
     assert shown(once).keys() == {name for name in RUNTIME if "fp16" in name}
     assert shown(two) == {"llm.llm.fp16.zip": shown(once)["llm.llm.fp16.zip"]}
     assert snapshot(tiny) == before
@@ -165,12 +183,12 @@ def test_equal_checkpoints_share_objects_wherever_they_are(
 
 
 def test_force_builds_all_again_into_the_same_bytes(tiny: Path, tmp_path: Path, store: Store) -> None:
-    export(tiny, components=FLOW, directory=tmp_path)
+    export(tiny, components=FLOW, publish=tmp_path)
     before = shown(tmp_path)
-    outcomes = export(tiny, components=FLOW, directory=tmp_path, force=True)
+    outcomes = export(tiny, components=FLOW, publish=tmp_path, force=True)
     assert [(each.state, each.reasons) for each in outcomes] == [("built", ("forced",))] * 2
     assert shown(tmp_path) == before
-    assert [each.number for each in history(store, tmp_path)] == [1]
+    assert [each.number for each in history(tmp_path, store=store)] == [1]
     assert len(list(store.objects())) == 2
     assert_clean(tmp_path, store)
 
@@ -188,24 +206,24 @@ def test_a_retrained_language_model_is_built_again_alone(tiny: Path, copy_of: Co
         assert each.reasons[0].startswith(f"{count} of {count} tensors changed: ")
     after = shown(directory)
     assert {name for name in RUNTIME if after[name] != before[name]} == {"llm.llm.fp32.zip", "llm.llm.fp16.zip"}
-    assert [each.number for each in history(store, directory)] == [2, 1]
+    assert [each.number for each in history(directory, store=store)] == [2, 1]
     assert_clean(directory, store)
 
 
 def test_what_one_export_does_not_make_stays_published_beside_it(tiny: Path, tmp_path: Path, store: Store) -> None:
-    export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path)
+    export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path)
     before = shown(tmp_path)
-    export(tiny, components=["llm.llm"], precisions=["bf16"], directory=tmp_path)
+    export(tiny, components=["llm.llm"], precisions=["bf16"], publish=tmp_path)
     assert shown(tmp_path).keys() == {"flow.encoder.fp16.zip", "llm.llm.bf16.zip"}
     assert before.items() <= shown(tmp_path).items()
-    assert history(store, tmp_path)[0].artifacts.keys() == shown(tmp_path).keys()
+    assert history(tmp_path, store=store)[0].artifacts.keys() == shown(tmp_path).keys()
 
 
 @pytest.mark.parametrize("damage", [os.unlink, flip], ids=["removed", "damaged"])
 def test_an_object_that_is_not_what_it_was_is_built_again(
     tiny: Path, tmp_path: Path, store: Store, damage: Callable[[Path], None]
 ) -> None:
-    outcomes = export(tiny, components=FLOW, directory=tmp_path)
+    outcomes = export(tiny, components=FLOW, publish=tmp_path)
     before = shown(tmp_path)
     assert outcomes[0].record is not None
     path = object_of(store, outcomes[0].record.sha256)
@@ -213,7 +231,7 @@ def test_an_object_that_is_not_what_it_was_is_built_again(
     damaged = path.read_bytes() if path.exists() else None
     reason = "object missing" if damaged is None else "object damaged"
     assert shown(tmp_path) == before  # what is published is no link to it
-    again = export(tiny, components=FLOW, directory=tmp_path)
+    again = export(tiny, components=FLOW, publish=tmp_path)
     assert [(each.state, each.reasons) for each in again] == [("built", (reason,)), ("cached", ())]
     assert shown(tmp_path) == before
     assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
@@ -221,12 +239,12 @@ def test_an_object_that_is_not_what_it_was_is_built_again(
     assert store.local is not None
     aside = [each.read_bytes() for each in store.local.glob("damaged/*")]
     assert aside == ([] if damaged is None else [damaged])
-    assert audit_store(store) == []
+    assert verify_store(store) == []
 
 
 def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, store: Store) -> None:
-    (outcome,) = export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path / "linked", link=True)
-    export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path / "copied")
+    (outcome,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path / "linked", link=True)
+    export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path / "copied")
     assert outcome.record is not None
     kept = object_of(store, outcome.record.sha256).stat()
     assert outcome.path is not None
@@ -234,14 +252,14 @@ def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, sto
     copied = (tmp_path / "copied" / "flow.encoder.fp16.zip").stat()
     assert not os.path.samestat(copied, kept)
     assert copied.st_size == kept.st_size
-    assert states(export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path / "linked", link=True)) == [
+    assert states(export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path / "linked", link=True)) == [
         "cached"
     ]
 
 
 def test_links_to_another_disk_fail_their_targets_and_build_nothing(tiny: Path, tmp_path: Path) -> None:
     components, precisions = ["flow.encoder"], ["fp16"]
-    export(tiny, components=components, precisions=precisions, directory=tmp_path / "out")
+    export(tiny, components=components, precisions=precisions, publish=tmp_path / "out")
     memory = Path("/dev/shm")  # noqa: S108  (another file system, wherever tests run)
     with TemporaryDirectory(dir=memory) as other:
         told: list[str] = []
@@ -249,7 +267,7 @@ def test_links_to_another_disk_fail_their_targets_and_build_nothing(tiny: Path, 
             tiny,
             components=components,
             precisions=precisions,
-            directory=other,
+            publish=other,
             link=True,
             progress=lambda _, stage: told.append(stage),
         )
@@ -262,19 +280,18 @@ def test_an_object_that_goes_between_the_plan_and_its_use_is_built_after_all(
     tiny: Path, tmp_path: Path, store: Store
 ) -> None:
     one = (["flow.encoder"], ["fp16"])
-    export(tiny, components=one[0], precisions=one[1], directory=tmp_path / "first", store=store)
-    planned = plan(tiny, *one, store=store)
-    assert planned[0].record is not None
-    object_of(store, planned[0].record.sha256).unlink()
-    with store.in_use(), ready(planned, store, tmp_path / "second"):
-        outcomes = conclude([make(planned[0], store, tmp_path / "second")], store, tmp_path / "second")
-    assert states(outcomes) == ["built"]
+    export(tiny, components=one[0], precisions=one[1], publish=tmp_path / "first", store=store)
+    work = Export(tiny, *one, publish=tmp_path / "second", store=store)
+    (planned,) = work.plan()
+    assert planned.record is not None
+    object_of(store, planned.record.sha256).unlink()
+    assert states(carried_out(work)) == ["built"]
     assert shown(tmp_path / "second") == shown(tmp_path / "first")
 
 
 def test_exports_into_one_directory_at_the_same_time_both_succeed(tiny: Path, tmp_path: Path, store: Store) -> None:
     def work(component: str) -> list[Outcome]:
-        return export(tiny, components=[component], directory=tmp_path / "out")
+        return export(tiny, components=[component], publish=tmp_path / "out")
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(work, ["llm.llm", "flow.encoder"]))
@@ -290,7 +307,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(
     before = snapshot(directory)
     told: list[Target] = []
     with pytest.raises(InputError, match=r"flow\.pt: cannot be written to"):
-        export(directory, directory=directory / "flow.pt", progress=lambda target, _: told.append(target))
+        export(directory, publish=directory / "flow.pt", progress=lambda target, _: told.append(target))
     assert told == []
     assert snapshot(directory) == before
     assert list(store.objects()) == []
@@ -303,11 +320,11 @@ def test_a_set_of_which_a_name_cannot_be_taken_is_not_published_at_all(
     (tmp_path / "llm.llm.fp32.zip").write_text("earlier")
     before = snapshot(tmp_path)
     with pytest.raises(InputError, match=r"llm\.llm\.fp16\.zip: is a directory; move it away"):
-        export(tiny, components=["llm.llm"], directory=tmp_path)
+        export(tiny, components=["llm.llm"], publish=tmp_path)
     assert snapshot(tmp_path) == before
     assert store.objects() == set()  # nothing was built for it
     (tmp_path / "llm.llm.fp16.zip").rmdir()
-    assert states(export(tiny, components=["llm.llm"], directory=tmp_path)) == ["built", "built"]
+    assert states(export(tiny, components=["llm.llm"], publish=tmp_path)) == ["built", "built"]
     assert_clean(tmp_path, store)
 
 
@@ -351,21 +368,8 @@ def test_a_failure_leaves_an_earlier_publication_and_its_history_as_they_are(
 
     assert states(export(directory, components=FLOW, precisions=["fp16"], progress=kill)) == ["failed"]
     assert snapshot(directory) == before
-    assert [each.number for each in history(store, directory)] == [1]
+    assert [each.number for each in history(directory, store=store)] == [1]
     assert_clean(directory, store)
-
-
-def attempt(planned: Sequence[Planned], store: Store, directory: Path) -> list[Outcome]:
-    """Makes each target of a plan, and publishes the set if it is whole."""
-
-    def outcome(each: Planned) -> Outcome:
-        try:
-            return make(each, store, directory)
-        except InputError as error:
-            return Outcome(each.target, "failed", error=str(error))
-
-    with store.in_use(), ready(planned, store, directory):
-        return conclude([outcome(each) for each in planned], store, directory)
 
 
 @pytest.mark.parametrize(
@@ -377,10 +381,11 @@ def test_weights_that_change_after_the_plan_fail_their_targets_alone(
     tiny: Path, copy_of: Copy, store: Store, edit: Callable[[Path], object]
 ) -> None:
     directory = copy_of(tiny)
-    planned = plan(directory, precisions=["fp16"])
+    work = Export(directory, precisions=["fp16"], store=store)
+    work.plan()
     edit(directory / "flow.pt")
     before = with_earlier(directory)
-    outcomes = attempt(planned, store, directory)
+    outcomes = carried_out(work)
     assert states(outcomes) == ["built", "built", "failed"]
     assert [outcome.path for outcome in outcomes] == [None, None, None]
     assert f"{directory / 'flow.pt'}: was changed" in (outcomes[2].error or "")
@@ -393,10 +398,11 @@ def test_no_record_names_another_configuration_than_the_one_that_was_planned(
     tiny: Path, copy_of: Copy, store: Store
 ) -> None:
     directory = copy_of(tiny)
-    planned = plan(directory, FLOW, ["fp16"])
+    work = Export(directory, FLOW, ["fp16"], store=store)
+    work.plan()
     digest = hashlib.sha256((directory / "cosyvoice.yaml").read_bytes()).hexdigest()
     rewrite(directory, "linear_units: 128", "linear_units: 256")
-    (outcome,) = attempt(planned, store, directory)
+    (outcome,) = carried_out(work)
     if outcome.record is None:
         assert "cosyvoice.yaml" in (outcome.error or "")
     else:
@@ -434,7 +440,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_is_built(tiny
     told: list[str] = []
     for root in (tmp_path / "file", tmp_path / "file" / "store", Path("/proc/nope")):
         with pytest.raises(StoreError, match=f"^{root}: cannot be read or written"):
-            export(tiny, directory=tmp_path / "out", store=Store(root), progress=lambda *_: told.append("told"))
+            export(tiny, publish=tmp_path / "out", store=Store(root), progress=lambda *_: told.append("told"))
     assert told == []
     assert not (tmp_path / "out").exists()
 
@@ -476,10 +482,10 @@ def test_eight_processes_that_export_the_same_build_each_target_once(tiny: Path,
     first, *others = ([*shown(directory).items()] for directory in {*directories})
     assert {name for name, _ in first} == RUNTIME2
     assert [other for other in others if other != first] == []
-    assert [each.number for each in history(store, tmp_path / "shared")] == [1]
+    assert [each.number for each in history(tmp_path / "shared", store=store)] == [1]
     for directory in directories:
         assert_clean(directory, store)
-    assert audit_store(store) == []
+    assert verify_store(store) == []
 
 
 # Ends itself by SIGKILL, just before it does a certain thing for a certain time.
@@ -532,9 +538,9 @@ def assert_recovers(directory: Path, store: Store, before: dict[str, bytes], sto
     assert sorted(states(export(directory, components=FLOW))) == ["built"] * (2 - stored) + ["cached"] * stored
     after = shown(directory)
     assert {name for name in after if after[name] != before.get(name)} == RUNTIME2
-    assert history(store, directory)[0].artifacts.keys() == RUNTIME2
-    assert audit_store(store) == []
-    collect(store, older_than=0, remove=True)
+    assert history(directory, store=store)[0].artifacts.keys() == RUNTIME2
+    assert verify_store(store) == []
+    gc(store, older_than=0, delete=True)
     assert list((store.local or Path()).rglob("*.tmp")) == []
     assert_clean(directory, store)
     assert states(export(directory, components=FLOW)) == ["cached", "cached"]
@@ -555,7 +561,7 @@ def test_after_a_kill_the_next_export_builds_what_is_not_stored(
 def test_after_a_kill_in_a_publication_the_set_from_before_is_shown_whole(
     tiny: Path, copy_of: Copy, tmp_path: Path, store: Store, moment: str
 ) -> None:
-    export(tiny, components=FLOW, directory=tmp_path / "other")
+    export(tiny, components=FLOW, publish=tmp_path / "other")
     directory = copy_of(tiny)
     before = with_earlier(directory)
     assert [each.state for each in plan(directory, FLOW)] == ["fresh", "fresh"]  # spares the other process a look
@@ -577,15 +583,15 @@ def test_nothing_outlives_an_export_that_was_killed(tiny: Path, copy_of: Copy, s
 
 
 def test_a_record_that_is_no_record_is_made_again(tiny: Path, tmp_path: Path, store: Store) -> None:
-    (made,) = export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path)
+    (made,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path)
     path = record_of(store, made.target.fingerprint.key)
     path.write_text("no JSON")
-    (again,) = export(tiny, components=FLOW, precisions=["fp16"], directory=tmp_path)
+    (again,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path)
     assert (again.state, again.reasons) == ("built", ("record damaged",))
     assert again.record is not None
     assert made.record is not None
     assert again.record.sha256 == made.record.sha256
-    assert audit_store(store) == []
+    assert verify_store(store) == []
 
 
 def test_where_there_is_no_home_a_build_notes_its_memory_elsewhere(
@@ -598,7 +604,7 @@ import pwd
 pwd.getpwuid = lambda uid: (_ for _ in ()).throw(KeyError(uid))
 from cosyjit import Store, export
 print([each.state for each in export(sys.argv[1], components=["flow.encoder"], precisions=["fp32"],
-    directory=sys.argv[2], store=Store(sys.argv[3]))])
+    publish=sys.argv[2], store=Store(sys.argv[3]))])
 """
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with start(nobody, tiny, tmp_path / "out", tmp_path / "store") as process:
@@ -610,16 +616,16 @@ def test_a_damaged_object_of_a_shared_store_is_built_again_by_whoever_publishes_
     tiny: Path, tmp_path: Path
 ) -> None:
     store = Store(unique_url())
-    with store.in_use():
+    with store.in_use(), Export(tiny, ["flow.encoder"], ["fp32"], publish=tmp_path / "out", store=store) as work:
         (planned,) = plan(tiny, ["flow.encoder"], ["fp32"], store=store)
         first = make(planned, store, None)
         assert first.record is not None
         store.write(f"objects/{first.record.sha256[:2]}/{first.record.sha256}", b"other")
         assert store.cache is not None
         store.cache.remove(f"objects/{first.record.sha256[:2]}/{first.record.sha256}")
-        (planned,) = plan(tiny, ["flow.encoder"], ["fp32"], store=store)
-        again = make(planned, store, None)
-        assert (first.state, again.state) == ("built", "built")
-        (done,) = conclude([again], store, tmp_path / "out")
+        work.plan()
+        work.begin(lambda each: Done(partial(make, each, store, None)))
+        (done,) = work.finish()
+        assert (first.state, done.state) == ("built", "built")
     assert done.path is not None
     assert done.path.is_file()

@@ -16,13 +16,13 @@ from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
 from cosyjit.operations import status as inspection
-from cosyjit.operations import verify as audit
+from cosyjit.operations.verify import is_store, verify_directory, verify_store
 from cosyjit.planning import plan as planning
 from cosyjit.processes.interrupts import deferred
 from cosyjit.processes.worker import ignore_missing_numpy, leave_lost_directory
 from cosyjit.provenance import lineage as tracing
+from cosyjit.publishing import directory as publishing
 from cosyjit.publishing import publication
-from cosyjit.publishing import publish as publishing
 from cosyjit.reports import report
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
@@ -104,11 +104,11 @@ def export(
             source,
             components=component,
             precisions=precision,
-            directory=publish,
+            publish=publish,
             store=Store(store, sign=sign, require=require_signature, wait=wait),
             force=force,
             link=link,
-            replace_others=replace,
+            replace=replace,
             memory=settings.memory(),
             progress=progress,
         )
@@ -142,7 +142,7 @@ def plan(
     """
     kept = Store(store, sign=sign, require=require_signature)
     planned = planning.plan(source, component, precision, store=kept)
-    obstacles = pipeline.obstacles(planned, publish, store=kept)
+    obstacles = pipeline.obstacles(planned, publish=publish, store=kept)
     if json:
         show_json(report.plan_json(planned, obstacles))
     else:
@@ -172,7 +172,7 @@ def status(
     store, json
         As for export.
     """
-    found = inspection.status(absolute(directory), Store(store), check_source=check_source)
+    found = inspection.status(directory, store=Store(store), check_source=check_source)
     if json:
         show_json(report.status_json(found))
     else:
@@ -194,7 +194,7 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
         As for export.
     """
     kept = Store(store)
-    found = publishing.history(kept, absolute(directory), last)
+    found = publishing.history(directory, store=kept, last=last)
     if json:
         show_json(report.history_json(found))
     else:
@@ -222,7 +222,7 @@ def rollback(
     store, require_signature, wait
         As for export.
     """
-    after = publishing.rollback(Store(store, require=require_signature, wait=wait), absolute(directory), to)
+    after = publishing.rollback(directory, to, store=Store(store, require=require_signature, wait=wait))
     show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
     return 0
 
@@ -246,11 +246,11 @@ def verify(
     """
     kept = Store(store, require=require_signature)
     if place is None:
-        faults = audit.audit_store(kept)
-    elif audit.is_store(place):
-        faults = audit.audit_store(Store(place, require=require_signature))
+        faults = verify_store(kept)
+    elif is_store(place):
+        faults = verify_store(Store(place, require=require_signature))
     else:
-        faults = audit.audit_directory(kept, absolute(Path(place)))
+        faults = verify_directory(place, store=kept)
     if json:
         show_json(report.faults_json(faults))
     else:
@@ -283,7 +283,7 @@ def gc(
     store, wait, json
         As for export.
     """
-    found = collection.collect(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), remove=delete)
+    found = collection.gc(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), delete=delete)
     if json:
         show_json(report.garbage_json(found, removed=delete))
     else:
@@ -332,7 +332,7 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     json
         Print the record as it is kept: an in-toto statement.
     """
-    found = tracing.trace(Store(store, require=require_signature), artifact)
+    found = tracing.lineage(artifact, store=Store(store, require=require_signature))
     if json:
         show_json(report.lineage_json(found))
     else:

@@ -13,7 +13,8 @@ from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, SignatureError, StoreError
 from cosyjit.processes import memory
 from cosyjit.provenance import latest, record
-from cosyjit.publishing import publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 from cosyjit.store.store import FORMS, Store
@@ -25,18 +26,21 @@ OLDER_THAN: Final = 7 * 86_400.0
 """The age, in seconds, that what nothing refers to has to have unless asked otherwise."""
 
 
-def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, remove: bool = False) -> list[Entry]:
-    """Find, and remove if asked to, what no publication in reach refers to.
+def gc(
+    store: Store | None = None, *, keep: int = KEEP, older_than: float = OLDER_THAN, delete: bool = False
+) -> list[Entry]:
+    """Find, and delete if asked to, what no publication in reach refers to.
 
     In reach are the publications that directories show, and the last ones of each directory. What is younger than
     `older_than` stays as well. A local store is collected while nobody uses it: exports under way are waited for, but
     not to look only. With a remote one go the copies of objects that this machine has had for as long, in reach or not.
 
     Args:
+        store: that of this user for None.
         keep: how many publications of each directory are in reach, at least 1.
         older_than: in seconds; `Store.grace` at least for a remote store, where nobody can be waited for. Exports
             renew what they rely on there, and each file is looked at again right before it goes.
-        remove: remove what is found; else nothing is changed.
+        delete: delete what is found; else nothing is changed.
 
     Returns:
         What was found, the largest first.
@@ -48,26 +52,27 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
     """
     if keep < 1 or older_than < 0:
         raise SelectionError(f"--keep {keep} --older-than {older_than:g}: keep 1 or more, for 0 seconds or longer")
+    store = store or Store()
     store.check_there()
     older_than = older_than if store.local else max(older_than, store.grace)
     oldest = time.time() - older_than
-    with store.alone() if remove else store.looked_at():
+    with store.alone() if delete else store.looked_at():
         found = list(_Search(store, oldest).found(keep))
-        if remove:
+        if delete:
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]
             memory.tidy(memory.notes())
             store.digests.tidy()
-    found += _copies(store, older_than, remove=remove)
+    found += _copies(store, older_than, delete=delete)
     return sorted(found, key=lambda entry: -entry.size)
 
 
-def _copies(store: Store, older_than: float, *, remove: bool) -> list[Entry]:
+def _copies(store: Store, older_than: float, *, delete: bool) -> list[Entry]:
     """The same for this machine's copies of a remote store's objects, which nothing refers to; named by their paths."""
     cache = store.cache
     if cache is None or cache.local is None or not cache.local.is_dir():
         return []
     with suppress(StoreError):  # of a home that is read-only, where they stay
-        found = collect(cache, older_than=older_than, remove=remove)
+        found = gc(cache, older_than=older_than, delete=delete)
         return [entry._replace(name=str(cache.local / entry.name)) for entry in found]
     return []
 
@@ -151,7 +156,7 @@ class _Search:
 
     def _shown(self, directory: Path) -> Publication | None:
         try:
-            return publish.shown(self._store, directory)
+            return PublishedDirectory(directory, self._store).live()
         except RecordError:
             return None  # who may write there is not to stop collections; the store has what was published with it
 

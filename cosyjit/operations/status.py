@@ -16,7 +16,8 @@ from cosyjit.planning.plan import Target, find_targets
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import differences
 from cosyjit.provenance.record import Record
-from cosyjit.publishing import publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.sources.checkpoint import Checkpoint, open_checkpoint
 from cosyjit.sources.source import Source, reopen
@@ -62,7 +63,7 @@ class Status:
         return whole and self.manifest == "whole"
 
 
-def status(directory: Path, store: Store, *, check_source: bool = False) -> Status:
+def status(directory: str | Path, *, store: Store | None = None, check_source: bool = False) -> Status:
     """Look at what a directory shows. Nothing is changed, and nothing that has not changed is read.
 
     A source that is a directory of this machine is compared with as it is. One that is a model of a hub is compared
@@ -71,37 +72,39 @@ def status(directory: Path, store: Store, *, check_source: bool = False) -> Stat
 
     Args:
         directory: where it is published, by the path that it was exported to.
-        store: the one that it was exported with.
+        store: the one that it was exported with; that of this user for None.
         check_source: whether a hub may be asked, with this user's token, what the source is now.
 
     Raises:
         PublicationError: nothing was published there with this store.
         StoreError: the store cannot be read.
     """
-    shown, (*found, manifest) = publish.look(store, directory)
-    source = _source(shown, directory, store, ask=check_source)
-    targets = dict.fromkeys(shown.artifacts, source) if isinstance(source, str) else _targets(source, shown, store)
+    published = PublishedDirectory(directory, store)
+    store = published.store
+    live, (*checked, manifest) = published.check()
+    source = _source(live, published, ask=check_source)
+    targets = dict.fromkeys(live.artifacts, source) if isinstance(source, str) else _targets(source, live, store)
     names = tuple(
         Shown(
             each.name,
             each.condition,
-            *_compare(shown.artifacts[each.name], targets[each.name], store),
+            *_compare(live.artifacts[each.name], targets[each.name], store),
         )
-        for each in found
+        for each in checked
     )
-    return Status(shown, names, manifest.condition, None if isinstance(source, str) else source.pinned)
+    return Status(live, names, manifest.condition, None if isinstance(source, str) else source.pinned)
 
 
-def _source(shown: Publication, directory: Path, store: Store, *, ask: bool) -> Source | str:
-    """The source of what is shown, or why it is not opened."""
+def _source(live: Publication, directory: PublishedDirectory, *, ask: bool) -> Source | str:
+    """The source of the live publication, or why it is not opened."""
     try:
-        if publication.is_of(store, directory, shown):
-            return reopen(shown.source, ask=ask)
+        if publication.is_of(directory.store, directory.path, live):
+            return reopen(live.source, ask=ask)
     except InputError as error:
         return str(error)
     return (
-        f"{store} does not know this as published here, and so its source is not opened; give the directory and the "
-        "store as they were when it was exported, or export into it"
+        f"{directory.store} does not know this as published here, and so its source is not opened; give the directory "
+        "and the store as they were when it was exported, or export into it"
     )
 
 

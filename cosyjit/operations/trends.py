@@ -1,12 +1,11 @@
 """How the artifacts of a directory went from publication to publication."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from cosyjit.errors import RecordError
 from cosyjit.provenance import record
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 
 LAST: Final = 10
@@ -25,7 +24,7 @@ class Point(NamedTuple):
     figures: Mapping[str, float]
 
 
-def trends(store: Store, directory: Path, last: int = LAST) -> dict[str, list[Point]]:
+def trends(directory: PublishedDirectory, last: int = LAST) -> dict[str, list[Point]]:
     """The artifacts of the last publications by file names, the earliest first; those without a record are left out.
 
     Raises:
@@ -34,11 +33,11 @@ def trends(store: Store, directory: Path, last: int = LAST) -> dict[str, list[Po
     """
     found: dict[str, list[Point]] = {}
     known: dict[str, Mapping[str, float] | None] = {}
-    for publication in reversed(publish.history(store, directory, last)):
+    for publication in reversed(directory.history(last)):
         for name, artifact in publication.artifacts.items():
             key = artifact.fingerprint
             if key not in known:
-                known[key] = _figures(store, key)
+                known[key] = _figures(directory.store, key)
             figures = known[key]
             if figures is not None:
                 found.setdefault(name, []).append(Point(publication.number, figures))

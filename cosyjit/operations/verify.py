@@ -11,7 +11,9 @@ from cosyjit.errors import RecordError, StoreError
 from cosyjit.families import FAMILIES
 from cosyjit.fs.files import absolute, sha256_of
 from cosyjit.provenance import record
-from cosyjit.publishing import layout, publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.layout import STATE
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import FORMS, Store, object_name
 
@@ -31,27 +33,32 @@ _NAMES: Final = {
 """What a runtime may look for in a directory."""
 
 
-def audit_directory(store: Store, directory: Path) -> list[Fault]:
+def verify_directory(directory: str | Path, *, store: Store | None = None) -> list[Fault]:
     """Read all that a directory shows, and compare its digests; and where the store requires signatures, check these.
+
+    Args:
+        directory: where it is published.
+        store: the one that it was published from; that of this user for None.
 
     Raises:
         PublicationError: nothing was published there with this store.
         StoreError: the store cannot be read.
     """
-    shown, found = publish.look(store, directory, again=True)
-    faults = [Fault(str(directory / each.name), each.condition) for each in found if each.condition != "whole"]
-    return [*faults, *_unsigned(store, directory, shown)]
+    published = PublishedDirectory(directory, store)
+    live, checked = published.check(reread=True)
+    faults = [Fault(str(published.path / each.name), each.condition) for each in checked if each.condition != "whole"]
+    return [*faults, *_unsigned(published, live)]
 
 
-def _unsigned(store: Store, directory: Path, shown: Publication) -> Iterator[Fault]:
-    others = _NAMES - shown.artifacts.keys() if store.trusted else ()
+def _unsigned(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:
+    others = _NAMES - live.artifacts.keys() if directory.store.trusted else ()
     for name in sorted(others):
-        if os.path.lexists(directory / name):
-            yield Fault(str(directory / name), "is not of the publication, and of no signed record")
-    for name, each in shown.artifacts.items():
-        problem = _lacks_signature(store, name, each)
+        if os.path.lexists(directory.path / name):
+            yield Fault(str(directory.path / name), "is not of the publication, and of no signed record")
+    for name, each in live.artifacts.items():
+        problem = _lacks_signature(directory.store, name, each)
         if problem:
-            yield Fault(str(directory / name), problem)
+            yield Fault(str(directory.path / name), problem)
 
 
 def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None:
@@ -67,18 +74,22 @@ def is_store(place: str) -> bool:
     if "://" in place:
         return True
     path = absolute(Path(place))
-    shows = (path / layout.STATE).is_dir()  # whoever may write there is not to make a store of it
+    shows = (path / STATE).is_dir()  # whoever may write there is not to make a store of it
     return not shows and any((path / name).is_dir() for name in ("objects", "records", "publications"))
 
 
-def audit_store(store: Store) -> list[Fault]:
+def verify_store(store: Store | None = None) -> list[Fault]:
     """Read all that a store holds. Nothing is changed: what is damaged is set aside when it is needed.
 
-    What exports and collections bring and take meanwhile is no fault.
+    What exports and collections bring and take meanwhile is not a fault.
+
+    Args:
+        store: that of this user for None.
 
     Raises:
         StoreError: the store cannot be read, or there is none.
     """
+    store = store or Store()
     store.check_there()
     faults = [Fault(name, STRANGE) for name in store.strange()]
     faults += _objects(store)

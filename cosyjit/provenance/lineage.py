@@ -24,7 +24,7 @@ _MOST_FILES: Final = 100
 """A folder with so many files is no artifact."""
 
 
-class Trace(NamedTuple):
+class Lineage(NamedTuple):
     """What is known of an artifact.
 
     Attributes:
@@ -43,11 +43,13 @@ class Trace(NamedTuple):
         return self.sha256 is None or (self.record is not None and self.record.sha256 == self.sha256)
 
 
-def trace(store: Store, reference: str) -> Trace:
+def lineage(artifact: str | Path, *, store: Store | None = None) -> Lineage:
     """What an artifact was made from.
 
     Args:
-        reference: the path of an artifact, a zip or a folder; its SHA-256, or the key of its fingerprint.
+        artifact: the path of an artifact, a zip or a folder; its SHA-256, or the key of its fingerprint.
+
+        store: the one that has its record; that of this user for None.
 
     Raises:
         StoreError: there is no store, and it is no file that was asked about.
@@ -55,19 +57,19 @@ def trace(store: Store, reference: str) -> Trace:
         SignatureError: it has not the signature that the store requires.
         RecordError: the file is none of cosyjit's artifacts, or a record is damaged or of a later version.
     """
-    path = absolute(Path(reference))
+    store, path = store or Store(), absolute(Path(artifact))
     if not _is_file(path):
-        found = _find(store, _digest_of_folder(path) or reference)
+        found = _find(store, _digest_of_folder(path) or str(artifact))
         if found is None:
             raise SelectionError(
-                f"{reference}: is no artifact, and no SHA-256 or fingerprint that {store} has a record of"
+                f"{artifact}: is no artifact, and no SHA-256 or fingerprint that {store} has a record of"
             )
-        return Trace(found)
+        return Lineage(found)
     said = _short_form(path)
     found = record.load(store, said["fingerprint"])
     if found is None and store.trusted is not None:
         raise SignatureError(f"{path}: has no record in {store}, and {store.trusted.path} requires a signature")
-    return Trace(found, said, _sha256(path))
+    return Lineage(found, said, _sha256(path))
 
 
 def _digest_of_folder(path: Path) -> str | None:

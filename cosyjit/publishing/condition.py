@@ -1,4 +1,4 @@
-"""What became of what a directory shows."""
+"""The condition of published files."""
 
 import os
 from pathlib import Path
@@ -6,41 +6,70 @@ from typing import NamedTuple
 
 from cosyjit.errors import CheckpointError
 from cosyjit.fs import files
-from cosyjit.publishing import layout
-from cosyjit.publishing.publication import Publication, Published
-from cosyjit.store.store import Condition, Store
+from cosyjit.publishing.publication import Published
+from cosyjit.store.store import Condition
+from cosyjit.weights.digests import Digests
 
 
-class Finding(NamedTuple):
-    """What became of a published name: its file, or the manifest."""
+class Checked(NamedTuple):
+    """A published name, of an artifact or the manifest, and the condition of its file or folder."""
 
     name: str
     condition: Condition
 
 
-def inspect(store: Store, directory: Path, published: Publication, *, again: bool = False) -> list[Finding]:
-    """Look at each name of a publication in its directory.
+def condition_of(path: Path, sha256: str, digests: Digests, *, reread: bool = False) -> Condition:
+    """The condition of a file that ought to have a digest.
 
     Args:
-        again: read the files even if they are the ones that were read before.
+        reread: read the file even if it is the one that was read before.
     """
-    found = [
-        Finding(name, _condition_of(store, directory, name, artifact, again=again))
-        for name, artifact in published.artifacts.items()
-    ]
-    manifest = directory / layout.MANIFEST
-    if not manifest.exists():
-        return [*found, Finding(layout.MANIFEST, "missing")]
-    whole = files.content(manifest, len(published.content)) == published.content
-    return [*found, Finding(layout.MANIFEST, "whole" if whole else "damaged")]
+    try:
+        path = Path(os.path.realpath(path, strict=True))
+        if reread:
+            with files.plain(path) as file:
+                found = files.sha256_of(file)
+        else:
+            found = digests.sha256(path)
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, CheckpointError):  # not a file, not readable, or being written to
+        return "damaged"
+    return "whole" if found == sha256 else "damaged"
 
 
-def _condition_of(store: Store, directory: Path, name: str, artifact: Published, *, again: bool) -> Condition:
+def condition_of_artifact(
+    directory: Path, name: str, artifact: Published, digests: Digests, *, reread: bool = False
+) -> Condition:
+    """The condition of an artifact under its name in a directory.
+
+    Args:
+        reread: see `condition_of`.
+    """
     members = artifact.members(name)
-    found = {condition(store, directory / path, digest, again=again) for path, digest in members.items()}
+    found = {condition_of(directory / path, digest, digests, reread=reread) for path, digest in members.items()}
     if artifact.files is not None and _count(directory / name) > len(members):
         return "damaged"  # whoever reads the folder would read what was added
     return "missing" if found == {"missing"} else "whole" if found == {"whole"} else "damaged"
+
+
+def is_copy(path: Path, artifact: Published, digests: Digests) -> bool:
+    """Whether a path is not a link, and is the file of an artifact, or a folder with exactly its files."""
+    if not is_real(path):
+        return False
+    if artifact.files is None:
+        return condition_of(path, artifact.sha256, digests) == "whole"
+    try:
+        names = {each.name for each in path.iterdir()}
+    except OSError:  # not a folder, or one that cannot be read
+        return False
+    found = (condition_of(path / name, each, digests) for name, each in artifact.files.items())
+    return names == artifact.files.keys() and all(each == "whole" for each in found)
+
+
+def is_real(path: Path) -> bool:
+    """Whether there is something at a path itself, and not a link."""
+    return os.path.lexists(path) and not path.is_symlink()
 
 
 def _count(folder: Path) -> int:
@@ -49,18 +78,3 @@ def _count(folder: Path) -> int:
         return sum(1 for _ in folder.iterdir())
     except OSError:
         return 0
-
-
-def condition(store: Store, path: Path, digest: str, *, again: bool) -> Condition:
-    try:
-        path = Path(os.path.realpath(path, strict=True))
-        if again:
-            with files.plain(path) as file:
-                found = files.sha256_of(file)
-        else:
-            found = store.digests.sha256(path)
-    except FileNotFoundError:
-        return "missing"
-    except (OSError, CheckpointError):  # no file, not readable, or being written to
-        return "damaged"
-    return "whole" if found == digest else "damaged"

@@ -53,115 +53,249 @@ _BEFORE: Final = "before."
 """What the names of sets begin with that hold what stood here before the first one."""
 
 
-def current(directory: Path) -> str | None:
-    """The name of the set that a directory shows; None if it shows none."""
-    try:
-        target = str((directory / STATE / "current").readlink())
-    except OSError:
-        return None
-    found = re.fullmatch(_SET, target)
-    return None if found is None or found[1].startswith(_BEFORE) else found[1]
+class Layout:
+    """The files by which a directory shows sets.
 
-
-def document(directory: Path, name: str) -> Path:
-    """Where the document of a set is."""
-    return directory / STATE / "sets" / name / MANIFEST
-
-
-def file(directory: Path, digest: str) -> Path:
-    """Where the file of a digest is, if it is in a set or going to be."""
-    return directory / STATE / "files" / digest
-
-
-def show(
-    directory: Path,
-    name: str,
-    content: bytes,
-    members: Mapping[str, str],
-    *,
-    replace: bool = False,
-    own: Collection[str] = (),
-) -> None:
-    """Make a set of files that are there, and switch to it. To be called within `writing`, alone.
-
-    Args:
-        name: of the set.
-        content: of its document.
-        members: the names to show, and the digests of their files; "vllm/config.json" is a file in a folder.
-        replace, own: see `check_names`.
-
-    Raises:
-        OutputError: something stands under a name that is not to be replaced; nothing was changed.
-        OSError: the directory cannot be written to; it shows one whole set.
+    Attributes:
+        path: the directory.
     """
-    names = [*dict.fromkeys(member.partition("/")[0] for member in members), MANIFEST]
-    check_names(directory, members, replace=replace, own=own)
-    manifest = document(directory, name)
-    files.make_directory(manifest.parent)
-    for member, digest in members.items():
-        path = manifest.parent / member
-        if path.parent != manifest.parent:
-            _make_real(path.parent)
-        _link(f"../../{'../' * member.count('/')}files/{digest}", path)
-    _drop_others(manifest.parent, members)
-    if files.content(manifest, len(content)) != content:
-        with files.replacing(manifest) as opened:
-            opened.write(content)
-    folders = {member.partition("/")[0] for member in members if "/" in member}
-    _adopt(directory, dict.fromkeys((*names, *own)), folders, own)
-    for member in names:
-        _link(f"{STATE}/current/{member}", directory / member)
-    _switch(directory, name)
-    time.sleep(_GRACE)
-    clean(directory)
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-def check_names(directory: Path, members: Collection[str], *, replace: bool = False, own: Collection[str] = ()) -> None:
-    """
-    Args:
-        members: see `show`.
-        replace: whether what stands where a folder is to be shown is put aside, under its name with a number.
-        own: the names of files and folders that are cosyjit's own, though they are no links; none is put aside.
+    def live_set(self) -> str | None:
+        """The name of the set that a directory shows; None if it shows none."""
+        try:
+            target = str((self.path / STATE / "current").readlink())
+        except OSError:
+            return None
+        found = re.fullmatch(_SET, target)
+        return None if found is None or found[1].startswith(_BEFORE) else found[1]
 
-    Raises:
-        OutputError: something else stands there, or, where a file is to be shown, something that is not a file.
-    """
-    for error in _taken(directory, members, {}, replace=replace, own=own):
-        raise error
+    def document(self, name: str) -> Path:
+        """Where the document of a set is."""
+        return self.path / STATE / "sets" / name / MANIFEST
 
+    def file(self, digest: str) -> Path:
+        """Where the file of a digest is, if it is in a set or going to be."""
+        return self.path / STATE / "files" / digest
 
-def obstacles(
-    directory: Path,
-    members: Collection[str],
-    ways: Mapping[str, str],
-    *,
-    replace: bool = False,
-    own: Collection[str] = (),
-) -> Iterator[OutputError]:
-    """The errors that `writing` and `show` would raise of what stands in a directory; nothing is written.
+    def switch(
+        self,
+        name: str,
+        content: bytes,
+        members: Mapping[str, str],
+        *,
+        replace: bool = False,
+        own: Collection[str] = (),
+    ) -> None:
+        """Make a set of files that are there, and switch to it. To be called within `writing`, alone.
 
-    Args:
-        members, replace, own: see `check_names`.
-        ways: by names, what else can be done where something stands in the way of a folder.
-    """
-    yield from _taken(directory, members, ways, replace=replace, own=own)
-    yield from (_not_own(path) for path in _foreign(directory))
+        Args:
+            name: of the set.
+            content: of its document.
+            members: the names to show, and the digests of their files; "vllm/config.json" is a file in a folder.
+            replace, own: see `check_names`.
 
+        Raises:
+            OutputError: something stands under a name that is not to be replaced; nothing was changed.
+            OSError: the directory cannot be written to; it shows one whole set.
+        """
+        names = [*dict.fromkeys(member.partition("/")[0] for member in members), MANIFEST]
+        self.check_names(members, replace=replace, own=own)
+        manifest = self.document(name)
+        files.make_directory(manifest.parent)
+        for member, digest in members.items():
+            path = manifest.parent / member
+            if path.parent != manifest.parent:
+                _make_real(path.parent)
+            _link(f"../../{'../' * member.count('/')}files/{digest}", path)
+        _drop_others(manifest.parent, members)
+        if files.content(manifest, len(content)) != content:
+            with files.replacing(manifest) as opened:
+                opened.write(content)
+        folders = {member.partition("/")[0] for member in members if "/" in member}
+        self._adopt(dict.fromkeys((*names, *own)), folders, own)
+        for member in names:
+            _link(f"{STATE}/current/{member}", self.path / member)
+        self._lead_to(name)
+        time.sleep(_GRACE)
+        self.clean()
 
-def _taken(
-    directory: Path, members: Collection[str], ways: Mapping[str, str], *, replace: bool, own: Collection[str]
-) -> Iterator[OutputError]:
-    for name in (*members, MANIFEST):
-        path = directory / name.partition("/")[0]
-        if not os.path.lexists(path) or is_ours(path) or path.name in own:
-            continue
-        if "/" in name and not replace:
-            way = "move it away, or export with --replace, which puts it aside"
-            other = f", or {ways[path.name]}" if path.name in ways else ""
-            yield OutputError(f"{path}: was not written by cosyjit; {way}{other}")
-        if "/" not in name and not path.is_symlink() and not path.is_file():
-            kind = "is a directory" if path.is_dir() else "is not a file"
-            yield OutputError(f"{path}: {kind}; move it away, or publish into another directory")
+    def check_names(self, members: Collection[str], *, replace: bool = False, own: Collection[str] = ()) -> None:
+        """Raise an error if something stands under a name that is not to be replaced.
+
+        Args:
+            members: see `switch`.
+            replace: whether what stands where a folder is to be shown is put aside, under its name with a number.
+            own: the names of files and folders that are cosyjit's own, though they are no links; none is put aside.
+
+        Raises:
+            OutputError: something else stands there, or, where a file is to be shown, something that is not a file.
+        """
+        for error in self._taken(members, {}, replace=replace, own=own):
+            raise error
+
+    def obstacles(
+        self,
+        members: Collection[str],
+        hints: Mapping[str, str],
+        *,
+        replace: bool = False,
+        own: Collection[str] = (),
+    ) -> Iterator[OutputError]:
+        """The errors that `writing` and `switch` would raise of what stands in a directory; nothing is written.
+
+        Args:
+            members, replace, own: see `check_names`.
+            hints: by names, what else can be done where something stands in the way of a folder.
+        """
+        yield from self._taken(members, hints, replace=replace, own=own)
+        yield from (_not_own(path) for path in self._foreign())
+
+    def clean(self) -> None:
+        """Remove names, sets and files that are not shown, and what a process that was killed was writing.
+
+        To be called within `writing`, alone.
+        """
+        for path in self._left():
+            files.remove(path)
+        names = {path.name for path in self._members()}
+        for path in self.path.iterdir():
+            if (path.name not in names and is_ours(path)) or _is_begun(path):
+                path.unlink()
+        state = self.path / STATE
+        if not os.path.lexists(state / "current"):
+            for folder in (state / "sets", state / "files", state):
+                with suppress(OSError):  # something of somebody else is in it
+                    folder.rmdir()
+
+    @contextmanager
+    def writing(self, *, shared: bool = False, wait: float | None = None) -> Iterator[None]:
+        """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files.
+
+        Args:
+            wait: how long others are waited for at most, in s; None for as long as it takes.
+
+        Raises:
+            BusyError: they were waited for so long.
+            OutputError: the directory cannot be written to, or what is in that folder leads elsewhere.
+        """
+        state, patience = self.path / STATE, Wait(self.path, wait)
+        try:
+            while True:
+                self._check_own()
+                files.make_directory(state)
+                try:
+                    fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                except FileNotFoundError:  # another process has removed it right now
+                    continue
+                try:
+                    others = partial(holders, [os.fstat(fd).st_ino])
+                    patience.poll(partial(files.taken, fd, shared=shared), others)
+                    if _same(fd, state):  # else another process has removed it while we waited
+                        self._check_own()
+                        yield
+                        return
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: cannot be written to ({error.strerror}); publish into another directory"
+            ) from None
+
+    def _taken(
+        self, members: Collection[str], hints: Mapping[str, str], *, replace: bool, own: Collection[str]
+    ) -> Iterator[OutputError]:
+        for name in (*members, MANIFEST):
+            path = self.path / name.partition("/")[0]
+            if not os.path.lexists(path) or is_ours(path) or path.name in own:
+                continue
+            if "/" in name and not replace:
+                way = "move it away, or export with --replace, which puts it aside"
+                other = f", or {hints[path.name]}" if path.name in hints else ""
+                yield OutputError(f"{path}: was not written by cosyjit; {way}{other}")
+            if "/" not in name and not path.is_symlink() and not path.is_file():
+                kind = "is a directory" if path.is_dir() else "is not a file"
+                yield OutputError(f"{path}: {kind}; move it away, or publish into another directory")
+
+    def _adopt(self, names: Collection[str], folders: Collection[str], own: Collection[str]) -> None:
+        """Turn files that stand under these names into links, while each name goes on showing what it does.
+
+        They are left by other exporters, or by cosyjit's own earlier publications if someone replaced a link or copied
+        the directory. What stands under the name of a folder is put aside; one of cosyjit's own goes with the set
+        before.
+        """
+        strange = [name for name in names if os.path.lexists(self.path / name) and not is_ours(self.path / name)]
+        if not strange:
+            return
+        folder = self.path / STATE / "sets" / f"{_BEFORE}{uuid.uuid4().hex}"
+        files.make_directory(folder)
+        for path in self._members():
+            if path.name not in strange:
+                _repeat(path, folder / path.name)
+                for each in _files_of(path):
+                    files.make_directory(folder / path.name)
+                    _repeat(each, folder / path.name / each.name)
+        # A folder of cosyjit's own goes into the set itself, where nobody looks for it before.
+        aside = {name: folder / name for name in strange if name in own and _is_folder(self.path / name)}
+        for name in (name for name in strange if name not in aside):
+            if name in folders:
+                aside[name] = _aside(self.path / name)
+            self._show_before(name, folder, aside.get(name))
+        self._lead_to(folder.name)
+        for name in strange:
+            if name in aside:
+                _exchange(f"{STATE}/current/{name}", self.path / name, aside[name])
+            else:
+                _link(f"{STATE}/current/{name}", self.path / name)
+
+    def _show_before(self, name: str, folder: Path, aside: Path | None) -> None:
+        """Let a set show what stands under a name, which may be going to be put aside."""
+        path = self.path / name
+        if aside is not None:
+            (folder / name).symlink_to(f"../../../{aside.name}")
+        elif path.is_symlink():
+            (folder / name).symlink_to(self.path.absolute() / path.readlink())
+        else:
+            _keep(path, folder / name)
+
+    def _lead_to(self, name: str) -> None:
+        current = self.path / STATE / "current"
+        if current.is_dir() and not current.is_symlink():  # in a copy of a directory, whose links have become files
+            current.rename(current.with_name("sets") / f"{_BEFORE}{uuid.uuid4().hex}")
+        _link(f"sets/{name}", current)
+
+    def _members(self) -> list[Path]:
+        folder = self.path / STATE / "current"
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _left(self) -> Iterator[Path]:
+        """What was being made when a process was killed, and then the sets and files that nothing shown leads to."""
+        state = self.path / STATE
+        yield from (path for path in self.path.glob(f".*{files.TEMPORARY}") if _leads_to_ours(path))
+        for folder in (state, state / "current"):
+            yield from folder.glob(f".*{files.TEMPORARY}")
+        inside = [path for member in self._members() for path in (member, *_files_of(member))]
+        shown = {path.readlink().name for path in (state / "current", *inside) if path.is_symlink()}
+        for folder in (state / "sets", state / "files"):
+            yield from (path for path in (folder.iterdir() if folder.is_dir() else []) if path.name not in shown)
+
+    def _check_own(self) -> None:
+        for path in self._foreign():
+            raise _not_own(path)
+
+    def _foreign(self) -> Iterator[Path]:
+        """What stands in the folder of a directory's sets in place of a folder, or of the link to one of them."""
+        state = self.path / STATE
+        yield from (path for path in (state, state / "sets", state / "files") if not _is_folder(path))
+        link = state / "current"
+        if link.is_symlink():
+            if not re.fullmatch(_SET, str(link.readlink())):
+                yield link
+        elif not _is_folder(link):  # which it is in a copy of a directory
+            yield link
+        yield from (path for path in (state / "sets").glob("*") if path.is_symlink())
 
 
 def _make_real(folder: Path) -> None:
@@ -177,48 +311,6 @@ def _drop_others(folder: Path, members: Collection[str]) -> None:
     for path in inside:
         if str(path.relative_to(folder)) not in members:
             files.remove(path)
-
-
-def _adopt(directory: Path, names: Collection[str], folders: Collection[str], own: Collection[str]) -> None:
-    """Turn files that stand under these names into links, while each name goes on showing what it does.
-
-    They are left by other exporters, or by cosyjit's own earlier publications if someone replaced a link or copied the
-    directory. What stands under the name of a folder is put aside; one of cosyjit's own goes with the set before.
-    """
-    strange = [name for name in names if os.path.lexists(directory / name) and not is_ours(directory / name)]
-    if not strange:
-        return
-    folder = directory / STATE / "sets" / f"{_BEFORE}{uuid.uuid4().hex}"
-    files.make_directory(folder)
-    for path in _members(directory):
-        if path.name not in strange:
-            _repeat(path, folder / path.name)
-            for each in _files_of(path):
-                files.make_directory(folder / path.name)
-                _repeat(each, folder / path.name / each.name)
-    # A folder of cosyjit's own goes into the set itself, where nobody looks for it before.
-    aside = {name: folder / name for name in strange if name in own and _is_folder(directory / name)}
-    for name in (name for name in strange if name not in aside):
-        if name in folders:
-            aside[name] = _aside(directory / name)
-        _show_before(directory, name, folder, aside.get(name))
-    _switch(directory, folder.name)
-    for name in strange:
-        if name in aside:
-            _exchange(f"{STATE}/current/{name}", directory / name, aside[name])
-        else:
-            _link(f"{STATE}/current/{name}", directory / name)
-
-
-def _show_before(directory: Path, name: str, folder: Path, aside: Path | None) -> None:
-    """Let a set show what stands under a name, which may be going to be put aside."""
-    path = directory / name
-    if aside is not None:
-        (folder / name).symlink_to(f"../../../{aside.name}")
-    elif path.is_symlink():
-        (folder / name).symlink_to(directory.absolute() / path.readlink())
-    else:
-        _keep(path, folder / name)
 
 
 def _repeat(path: Path, to: Path) -> None:
@@ -261,24 +353,12 @@ def _keep(path: Path, to: Path) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a path is a name as `show` makes it, and not another's file, folder or link."""
+    """Whether a path is a name as `Layout.switch` makes it, and not another's file, folder or link."""
     return path.is_symlink() and str(path.readlink()) == f"{STATE}/current/{path.name}"
 
 
 def _leads_to_ours(path: Path) -> bool:
     return path.is_symlink() and str(path.readlink()).startswith(f"{STATE}/current/")
-
-
-def _switch(directory: Path, name: str) -> None:
-    current = directory / STATE / "current"
-    if current.is_dir() and not current.is_symlink():  # in a copy of a directory, whose links have become files
-        current.rename(current.with_name("sets") / f"{_BEFORE}{uuid.uuid4().hex}")
-    _link(f"sets/{name}", current)
-
-
-def _members(directory: Path) -> list[Path]:
-    folder = directory / STATE / "current"
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _files_of(member: Path) -> list[Path]:
@@ -298,71 +378,6 @@ def _link(target: str, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def clean(directory: Path) -> None:
-    """Remove names, sets and files that are not shown, and what a process that was killed was writing.
-
-    To be called within `writing`, alone.
-    """
-    for path in _left(directory):
-        files.remove(path)
-    names = {path.name for path in _members(directory)}
-    for path in directory.iterdir():
-        if (path.name not in names and is_ours(path)) or _is_begun(path):
-            path.unlink()
-    state = directory / STATE
-    if not os.path.lexists(state / "current"):
-        for folder in (state / "sets", state / "files", state):
-            with suppress(OSError):  # something of somebody else is in it
-                folder.rmdir()
-
-
-def _left(directory: Path) -> Iterator[Path]:
-    """What was being made when a process was killed, and then the sets and files that nothing shown leads to."""
-    state = directory / STATE
-    yield from (path for path in directory.glob(f".*{files.TEMPORARY}") if _leads_to_ours(path))
-    for folder in (state, state / "current"):
-        yield from folder.glob(f".*{files.TEMPORARY}")
-    inside = [path for member in _members(directory) for path in (member, *_files_of(member))]
-    shown = {path.readlink().name for path in (state / "current", *inside) if path.is_symlink()}
-    for folder in (state / "sets", state / "files"):
-        yield from (path for path in (folder.iterdir() if folder.is_dir() else []) if path.name not in shown)
-
-
-@contextmanager
-def writing(directory: Path, *, shared: bool = False, wait: float | None = None) -> Iterator[None]:
-    """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files.
-
-    Args:
-        wait: how long others are waited for at most, in s; None for as long as it takes.
-
-    Raises:
-        BusyError: they were waited for so long.
-        OutputError: the directory cannot be written to, or what is in that folder leads elsewhere.
-    """
-    state, patience = directory / STATE, Wait(directory, wait)
-    try:
-        while True:
-            _check_own(directory)
-            files.make_directory(state)
-            try:
-                fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            except FileNotFoundError:  # another process has removed it right now
-                continue
-            try:
-                others = partial(holders, [os.fstat(fd).st_ino])
-                patience.poll(partial(files.taken, fd, shared=shared), others)
-                if _same(fd, state):  # else another process has removed it while we waited
-                    _check_own(directory)
-                    yield
-                    return
-            finally:
-                os.close(fd)
-    except OSError as error:
-        raise OutputError(
-            f"{directory}: cannot be written to ({error.strerror}); publish into another directory"
-        ) from None
-
-
 def _same(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), path.lstat())
@@ -370,26 +385,8 @@ def _same(fd: int, path: Path) -> bool:
         return False
 
 
-def _check_own(directory: Path) -> None:
-    for path in _foreign(directory):
-        raise _not_own(path)
-
-
 def _not_own(path: Path) -> OutputError:
     return OutputError(f"{path}: is not as cosyjit makes it, and may lead elsewhere; remove it, and run again")
-
-
-def _foreign(directory: Path) -> Iterator[Path]:
-    """What stands in the folder of a directory's sets in place of a folder, or of the link to one of them."""
-    state = directory / STATE
-    yield from (path for path in (state, state / "sets", state / "files") if not _is_folder(path))
-    link = state / "current"
-    if link.is_symlink():
-        if not re.fullmatch(_SET, str(link.readlink())):
-            yield link
-    elif not _is_folder(link):  # which it is in a copy of a directory
-        yield link
-    yield from (path for path in (state / "sets").glob("*") if path.is_symlink())
 
 
 def _is_folder(path: Path) -> bool:

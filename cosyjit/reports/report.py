@@ -20,7 +20,7 @@ from cosyjit.operations.trends import Point
 from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned, Target
-from cosyjit.provenance.lineage import Trace
+from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import Record
 from cosyjit.publishing.publication import Publication
 from cosyjit.reports.charts import Chart, as_image, svg
@@ -294,7 +294,7 @@ def _publication(publication: Publication) -> dict[str, Any]:
     return {"identity": publication.identity, **json.loads(publication.content)}
 
 
-def lineage_tree(trace: Trace) -> Tree:
+def lineage_tree(trace: Lineage) -> Tree:
     """What an artifact was made from, as a tree."""
     made = trace.record
     if made is None:
@@ -315,7 +315,7 @@ def lineage_tree(trace: Trace) -> Tree:
     return tree
 
 
-def lineage_json(trace: Trace) -> str:
+def lineage_json(trace: Lineage) -> str:
     """The record as it is kept, or what the artifact says of itself if the store has none."""
     return _json(trace.record.statement if trace.record else trace.short_form)
 

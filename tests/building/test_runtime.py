@@ -62,7 +62,7 @@ def consume(family: str, directory: Path, root: Path) -> "subprocess.Popen[str]"
     parts = [part for part in opened(directory).family.components if part.kind == "zip" and not part.on_request]
     precisions = dict.fromkeys(name for part in parts for name in part.tolerances)
     names = [part.name for part in parts]
-    outcomes = export(directory, components=names, precisions=list(precisions), directory=root / "zips")
+    outcomes = export(directory, components=names, precisions=list(precisions), publish=root / "zips")
     assert [outcome.error for outcome in outcomes] == [None] * len(outcomes)
     torch.save(inputs(family), root / "inputs.pt")
     (root / "empty").mkdir()

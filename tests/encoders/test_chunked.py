@@ -9,11 +9,12 @@ from typing import Any, Final
 import pytest
 import torch
 
-from cosyjit import Status, Store, audit_directory, status
+from cosyjit import Status, Store, status
 from cosyjit.errors import ConfigError
+from cosyjit.operations.verify import verify_directory
 from cosyjit.planning.plan import compare, plan
 from cosyjit.provenance import record
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.torchscript.script import deprecations_ignored
 from tests.support.checkpoints import eager
 from tests.support.kept import keep, record_of, retrain, rewrite
@@ -42,7 +43,7 @@ def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_
     chunked = record.load(store, made["fingerprint"])
     assert chunked is not None
     assert (chunked.name, chunked.component) == (ZIP, CHUNKED)
-    assert states(status(out, store)) == {ZIP: ("current", (f"as {CHUNKED}",))}
+    assert states(status(out, store=store)) == {ZIP: ("current", (f"as {CHUNKED}",))}
     assert f"── component {CHUNKED}\n" in run("lineage", out / ZIP).out
 
     # As the runtime calls it: by position, without `streaming`; 60 frames are more than a chunk.
@@ -58,13 +59,13 @@ def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_
     # The usual one is another target: new, published in its place, and rolled back.
     (planned,) = plan(tiny2, [USUAL], ["fp16"], store=store)
     assert planned.state == "new"
-    publish.publish(store, out, keep(store, [planned]), str(tiny2))
-    assert states(status(out, store)) == {ZIP: ("current", ())}
+    PublishedDirectory(out, store).publish(keep(store, [planned]), str(tiny2))
+    assert states(status(out, store=store)) == {ZIP: ("current", ())}
     assert run("rollback", out).status == 0
-    (shown,) = status(out, store).publication.artifacts.values()
+    (shown,) = status(out, store=store).publication.artifacts.values()
     assert shown.sha256 == chunked.sha256
-    assert states(status(out, store)) == {ZIP: ("current", (f"as {CHUNKED}",))}
-    assert audit_directory(store, out) == []
+    assert states(status(out, store=store)) == {ZIP: ("current", (f"as {CHUNKED}",))}
+    assert verify_directory(out, store=store) == []
     assert [each.state for each in plan(tiny2, [CHUNKED], ["fp16"], store=store)] == ["fresh"]
     assert json.loads(run("export", tiny2, *asked).out)["targets"][0]["state"] == "cached"
 
@@ -87,20 +88,20 @@ def directory(source: Path, store: Store, tmp_path: Path) -> Path:
     path.mkdir()
     for component, precision in ((USUAL, "fp32"), (CHUNKED, "fp16")):
         planned = compare(source, [component], [precision], store=store)
-        publish.publish(store, path, keep(store, planned), str(source))
+        PublishedDirectory(path, store).publish(keep(store, planned), str(source))
     return path
 
 
 def test_status_knows_which_of_the_two_stands_under_a_name(source: Path, directory: Path, store: Store) -> None:
     current = {"flow.encoder.fp32.zip": ("current", ()), ZIP: ("current", (f"as {CHUNKED}",))}
-    assert states(status(directory, store)) == current
+    assert states(status(directory, store=store)) == current
     rewrite(source, "num_decoding_left_chunks: -1", "num_decoding_left_chunks: 2", "cosyvoice2.yaml")
-    assert states(status(directory, store)) == current
+    assert states(status(directory, store=store)) == current
     rewrite(source, "\nchunk_size: 25", "\nchunk_size: 30", "cosyvoice2.yaml")
     stale = ("stale", ("static_chunk_size 25 -> 30",))
-    assert states(status(directory, store)) == dict.fromkeys(current, stale)
+    assert states(status(directory, store=store)) == dict.fromkeys(current, stale)
     retrain(source, "flow.pt", "encoder.after_norm.bias")
-    for state, reasons in states(status(directory, store)).values():
+    for state, reasons in states(status(directory, store=store)).values():
         assert state == "stale"
         assert len(reasons) == 2
         assert not any("always_streaming" in each for each in reasons)
@@ -109,10 +110,10 @@ def test_status_knows_which_of_the_two_stands_under_a_name(source: Path, directo
 def test_without_its_record_it_is_current_all_the_same_until_something_changes(
     source: Path, directory: Path, store: Store
 ) -> None:
-    record_of(store, status(directory, store).publication.artifacts[ZIP].fingerprint).unlink()
-    assert states(status(directory, store))[ZIP] == ("current", (f"as {CHUNKED}",))
+    record_of(store, status(directory, store=store).publication.artifacts[ZIP].fingerprint).unlink()
+    assert states(status(directory, store=store))[ZIP] == ("current", (f"as {CHUNKED}",))
     retrain(source, "flow.pt", "encoder.after_norm.bias")
-    assert states(status(directory, store))[ZIP] == ("stale", ("record missing",))
+    assert states(status(directory, store=store))[ZIP] == ("stale", ("record missing",))
 
 
 def test_beside_the_usual_one_it_is_refused_in_one_line(tiny2: Path, run: Run) -> None:
@@ -177,6 +178,6 @@ def test_a_directory_of_another_family_does_not_know_it(
     """The model directory is replaced by one of the family before: its zip of that name is compared with."""
     shutil.rmtree(source)
     shutil.copytree(tiny, source)
-    for state, reasons in states(status(directory, store)).values():
+    for state, reasons in states(status(directory, store=store)).values():
         assert state == "stale"
         assert any(each.startswith("class ") for each in reasons)

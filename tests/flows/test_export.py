@@ -97,7 +97,7 @@ def test_a_second_run_shows_every_task_as_cached_and_publishes_nothing_new(tiny:
     assert {run.state_type for run in task_runs(again)} == {StateType.COMPLETED}
     # In the UI each stands for itself, though all of them share a plan.
     assert [inputs for run in task_runs(again) for inputs in run.task_inputs.values() if inputs] == []
-    assert [each.number for each in history(Store(), tmp_path)] == [1]
+    assert [each.number for each in history(tmp_path, store=Store())] == [1]
 
 
 def test_what_changed_is_built_and_says_why_and_the_rest_is_cached(

@@ -10,7 +10,7 @@ import cosyjit
 from cosyjit import Store
 from cosyjit.errors import ConfigError
 from cosyjit.planning.plan import compare
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from tests.support.http import answering
 from tests.support.kept import keep, rewrite, without_llm
 from tests.support.modelscope import MODEL, Hub
@@ -88,8 +88,8 @@ def test_of_a_directory_with_more_than_the_flow_the_flow_is_compared_with_its_so
 ) -> None:
     published = tmp_path / "published"
     whole = keep(store, compare(tiny, precisions=["fp16"], store=store))
-    publish.publish(store, published, whole, str(flow))
-    states = {each.name: (each.state, each.reasons) for each in cosyjit.status(published, store).names}
+    PublishedDirectory(published, store).publish(whole, str(flow))
+    states = {each.name: (each.state, each.reasons) for each in cosyjit.status(published, store=store).names}
     assert states.pop(ZIP) == ("current", ())
     assert set(states.values()) == {("unknown", (f"{flow} has no such target",))}
 
@@ -98,8 +98,8 @@ def test_a_folder_beside_it_is_of_another_source(tiny2: Path, copy_of: Copy, sto
     directory, published = without_llm(copy_of(tiny2)), tmp_path / "published"
     whole = keep(store, compare(tiny2, ["flow.encoder"], ["fp16"], store=store))
     whole["vllm"] = put_folder(store, {"config.json": b"{}"})
-    publish.publish(store, published, whole, str(directory))
-    states = {each.name: (each.state, each.reasons) for each in cosyjit.status(published, store).names}
+    PublishedDirectory(published, store).publish(whole, str(directory))
+    states = {each.name: (each.state, each.reasons) for each in cosyjit.status(published, store=store).names}
     assert states == {ZIP: ("current", ()), "vllm": ("unknown", (f"{directory} has no such target",))}
 
 

@@ -110,4 +110,4 @@ def test_a_notice_of_a_checkpoint_exports_what_changed_of_it_by_the_deployment_o
     retrain(directory, "flow.pt", "encoder.")
     Server(service.api).notify(str(directory), "CosyVoice2")
     assert told() == {**halves, "llm.vllm.bf16": "Cached"}
-    assert [each.number for each in history(service.store, directory)] == [2, 1]
+    assert [each.number for each in history(directory, store=service.store)] == [2, 1]

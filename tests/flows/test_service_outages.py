@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 import pytest
 
-from cosyjit import audit_directory, audit_store
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store.store import Store
 from tests.flows.service import PATIENCE, Service, end, serving, start_server, start_worker
 from tests.support.kept import litter, retrain, unreferenced
@@ -95,9 +95,9 @@ def begin(service: Service, sources: list[Path]) -> str:
 
 def check(store: Store, sources: list[Path]) -> None:
     """All is there, whole, and built once."""
-    assert audit_store(store) == []
+    assert verify_store(store) == []
     for source in sources:
-        assert audit_directory(store, source) == []
+        assert verify_directory(source, store=store) == []
         assert (source / NAME).is_file()
         assert unreferenced(source) == set()
     assert len(store.entries("records")) == len(store.objects()) == SOURCES // EQUAL

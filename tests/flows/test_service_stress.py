@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from cosyjit import Store, audit_directory, audit_store
+from cosyjit import Store
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.synth.synth import synth
 from tests.flows.service import PATIENCE, Service, end, serving, shown, start_worker
 from tests.support import s3 as s3_server
@@ -96,7 +97,7 @@ def test_a_cancelled_run_ends_its_processes_and_the_next_one_finishes_the_work(
     again = service.deploy("cosyvoice", source=str(slow), publish=str(tmp_path / "out"))
     assert service.wait_for_end(again)["state_type"] == "COMPLETED"
     assert len(list((tmp_path / "out").glob("*.zip"))) == len(service.tasks(again)) == 6
-    assert audit_directory(service.store, tmp_path / "out") == audit_store(service.store) == []
+    assert verify_directory(tmp_path / "out", store=service.store) == verify_store(service.store) == []
     assert litter(service.store) == []
 
 
@@ -173,7 +174,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_shows_nothing_half(
         worker.wait()
         kept = len(store.entries("records"))
         assert list(out.glob("*.zip")) == []
-        assert audit_store(store) == []
+        assert verify_store(store) == []
     finally:
         end(worker)
     worker = start_worker(service, **environment)
@@ -186,6 +187,6 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_shows_nothing_half(
     states = sorted(shown(service.tasks(again)).values())
     assert states.count("Cached") >= kept > 0
     assert len(states) == len(list(out.glob("*.zip"))) == 6
-    assert audit_directory(store, out) == audit_store(store) == []
+    assert verify_directory(out, store=store) == verify_store(store) == []
     assert litter(store) == []
     assert unreferenced(out) == set()

@@ -6,8 +6,9 @@ from typing import Final
 
 import pytest
 
-from cosyjit.operations import gc, verify
-from cosyjit.publishing import publish
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_store
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 from tests.support.stored import add, files_of, is_whole, show
 
@@ -24,8 +25,8 @@ def test_what_is_needed_is_not_collected_whatever_the_clock_showed(store: Store,
         for path in folder.rglob("*"):
             os.utime(path, (moment, moment), follow_symlinks=False)
     before = files_of(store)
-    gc.collect(store, remove=True)
+    gc.gc(store, delete=True)
     assert files_of(store) == before - (set() if moment == MOMENTS["2096"] else {f"objects/{unused[:2]}/{unused}"})
     assert all(is_whole(store, each) for each in published)
-    assert verify.audit_store(store) == []
-    assert publish.rollback(store, tmp_path / "model").number == 3
+    assert verify_store(store) == []
+    assert PublishedDirectory(tmp_path / "model", store).rollback().number == 3

@@ -16,7 +16,7 @@ from cosyjit import Store, plan
 from cosyjit.errors import BusyError
 from cosyjit.fs.waits import Wait, holders
 from cosyjit.operations import gc
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store import leases
 from cosyjit.store.backends import Remote, storage
 from tests.support.kept import keep
@@ -34,10 +34,10 @@ ONE: Final = ["--component", "flow.encoder", "--precision", "fp16"]
 HOLD: Final = """
 import sys
 from pathlib import Path
-from cosyjit.publishing import layout as sets
+from cosyjit.publishing.layout import Layout
 from cosyjit.store.store import Store
 what, where, *others = sys.argv[1:]
-held = sets.writing(Path(where)) if what == "writing" else getattr(Store(where), what)(*others)
+held = Layout(Path(where)).writing() if what == "writing" else getattr(Store(where), what)(*others)
 with held:
     print("held", flush=True)
     input()
@@ -117,9 +117,9 @@ def test_nobody_waits_for_who_only_looks(
 def test_who_looks_is_waited_for_by_who_removes(store: Store, tmp_path: Path) -> None:
     show(store, tmp_path / "out", b"one")
     with held("looked_at", store.root), pytest.raises(BusyError):
-        gc.collect(Store(store.root, wait=0), remove=True)
+        gc.gc(Store(store.root, wait=0), delete=True)
     with held("alone", store.root) as other, pytest.raises(BusyError, match=named(other)):
-        gc.collect(Store(store.root, wait=0.5))
+        gc.gc(Store(store.root, wait=0.5))
 
 
 @pytest.mark.parametrize("wait", ["0", "2.5"])
@@ -139,13 +139,13 @@ def test_who_publishes_into_the_same_directory_is_waited_for_as_long_as_asked(st
     out = tmp_path / "out"
     show(store, out, b"one")
     show(store, out, b"two")
-    before = publish.history(store, out)
+    before = PublishedDirectory(out, store).history()
     with held("writing", out, stopped=True) as other:
         status, err = ended(spawn(CONSOLE_SCRIPT, "rollback", out, "--wait", "2.5"))
         told, failed = err.splitlines()
         assert (status, re.search(named(other), told) is not None) == (2, True)
         assert failed.startswith(f"cosyjit: {out}: is in use by process {other.pid} on ")
-    assert publish.history(store, out) == before
+    assert PublishedDirectory(out, store).history() == before
 
 
 def test_the_environment_bounds_waits_too(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Final
 from cosyjit import documents
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import key_of
-from cosyjit.provenance.lineage import Trace
+from cosyjit.provenance.lineage import Lineage
 from cosyjit.reports import report
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator, resealed
@@ -23,7 +23,7 @@ SEEDS: Final = [
 
 
 def read(content: bytes) -> None:
-    trace = Trace(record.parse(content, "store/records/x.json"))
+    trace = Lineage(record.parse(content, "store/records/x.json"))
     show(report.lineage_tree(trace))
     report.lineage_json(trace).encode("ascii")
 

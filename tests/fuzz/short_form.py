@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cosyjit import documents
-from cosyjit.provenance import lineage, record
+from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import canonical, key_of
+from cosyjit.provenance.lineage import lineage
 from cosyjit.reports import report
 from cosyjit.store.store import Store
 from tests.fuzz._showing import show
@@ -34,9 +35,9 @@ SEEDS: Final = [_SAID, _archive(_SAID), _archive(_SAID, "extra/cosyjit.json")]
 def read(content: bytes) -> None:
     path = _DIRECTORY / "a.zip"
     path.write_bytes(_archive(content) if content.startswith(b"{") else content)
-    trace = lineage.trace(_STORE, str(path))
-    show(report.lineage_tree(trace))
-    report.lineage_json(trace).encode("ascii")
+    found = lineage(path, store=_STORE)
+    show(report.lineage_tree(found))
+    report.lineage_json(found).encode("ascii")
 
 
 def _rekeyed(document: dict[str, Any]) -> bytes:

@@ -10,9 +10,11 @@ import pytest
 
 from cosyjit import copy_store, documents, history
 from cosyjit.errors import StoreError, StoreUnavailableError
-from cosyjit.operations import gc, verify
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_store
 from cosyjit.provenance import latest, record
-from cosyjit.publishing import publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 from tests.support.kept import flip, retrain
 from tests.support.keys import pair
@@ -31,7 +33,7 @@ def fill(store: Store, folder: Path) -> None:
             made = show(store, folder / name, b"%s %d" % (name.encode(), number), b"same")
             lead(store, name, made.artifacts["0.zip"].fingerprint)
     with store.in_use():
-        publish.publish(store, folder / "one", {"vllm": put_folder(store, OLD)}, "/models/a")
+        PublishedDirectory(folder / "one", store).publish({"vllm": put_folder(store, OLD)}, "/models/a")
     put(store, b"never published")
     store.write(f"damaged/objects.00.{'0' * 64}.00000000", b"damaged")
 
@@ -48,7 +50,7 @@ def names_nothing_missing(store: Store) -> bool:
         key = latest.read(store, entry.name)
         assert key is not None
         assert record.name_of(key) in there
-    return verify.audit_store(store) == []
+    return verify_store(store) == []
 
 
 def problems(done: Any) -> dict[str, str]:
@@ -70,8 +72,8 @@ def test_all_is_copied_byte_for_byte_and_not_twice(first: Store, second: Store, 
     assert (again.copied, sorted(again.present), again.left_out) == ((), sorted(before), ())
     assert contents(second) == before
     for name in ("one", "two"):
-        assert history(second, tmp_path / name) == history(first, tmp_path / name)
-    publish.rollback(second, tmp_path / "one", 1)
+        assert history(tmp_path / name, store=second) == history(tmp_path / name, store=first)
+    PublishedDirectory(tmp_path / "one", second).rollback(1)
     assert shown(tmp_path / "one") == {"0.zip": b"one 0", "1.zip": b"same"}
 
 
@@ -177,7 +179,7 @@ def test_what_is_damaged_is_left_out_with_all_that_names_it(first: Store, second
         four: f"names {publication.name_of(torn.identity)}, which is not in {second}",
     }
     assert names_nothing_missing(second)
-    assert history(second, tmp_path / "one") == history(first, tmp_path / "one")
+    assert history(tmp_path / "one", store=second) == history(tmp_path / "one", store=first)
 
 
 def test_the_command_names_what_is_left_out(first: Store, tmp_path: Path, run: Run) -> None:
@@ -247,14 +249,14 @@ def test_a_directory_goes_on_from_whichever_store_was_used_last(first: Store, se
     copy_store(first, second)
     show(first, directory, b"2")
     assert problems(copy_store(first, second)) == {}
-    assert history(second, directory) == history(first, directory)
+    assert history(directory, store=second) == history(directory, store=first)
     show(second, directory, b"3")
     last = second.read(publication._head(directory))
     assert problems(copy_store(first, second)) == {}
     assert second.read(publication._head(directory)) == last
     assert problems(copy_store(second, first)) == {}
-    assert history(second, directory) == history(first, directory)
-    assert [each.number for each in history(first, directory)] == [3, 2, 1]
+    assert history(directory, store=second) == history(directory, store=first)
+    assert [each.number for each in history(directory, store=first)] == [3, 2, 1]
 
 
 def test_another_history_of_the_same_directory_is_not_overwritten(first: Store, second: Store, tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_what_a_copy_relies_on_in_a_bucket_is_not_collected(first: Store, tmp_pa
     second = Store(unique_url())
     fill(first, tmp_path)
     copy_store(first, second)
-    assert gc.collect(second, older_than=0, remove=True) == []
+    assert gc.gc(second, older_than=0, delete=True) == []
     assert names_nothing_missing(second)
 
 

@@ -18,7 +18,8 @@ from cosyjit.documents import now
 from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, StoreError
 from cosyjit.operations import gc
 from cosyjit.provenance import latest, record
-from cosyjit.publishing import publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
 from cosyjit.weights.digests import TensorDigest
@@ -51,11 +52,11 @@ MONTH: Final = 30 * DAY
 def collected(store: Store, keep: int = 1, older_than: float = DAY) -> set[str]:
     """The names of what is removed, digests apart, after a dry run has said the same and changed nothing."""
     before = files_of(store)
-    found = gc.collect(store, keep=keep, older_than=older_than)
+    found = gc.gc(store, keep=keep, older_than=older_than)
     assert files_of(store) == before
     sizes = [entry.size for entry in found]
     assert sizes == sorted(sizes, reverse=True)
-    assert gc.collect(store, keep=keep, older_than=older_than, remove=True) == found
+    assert gc.gc(store, keep=keep, older_than=older_than, delete=True) == found
     names = [entry.name for entry in found]
     assert len(set(names)) == len(names)
     assert not {entry.name for entry in store.entries()} & set(names)
@@ -66,8 +67,8 @@ def test_one_run_removes_all_there_is(store: Store, tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         show(store, tmp_path / "a", content)
     age(store, MONTH)
-    assert gc.collect(store, keep=1, older_than=DAY, remove=True)
-    assert gc.collect(store, keep=1, older_than=DAY) == []
+    assert gc.gc(store, keep=1, older_than=DAY, delete=True)
+    assert gc.gc(store, keep=1, older_than=DAY) == []
 
 
 def test_what_directories_show_stays_whatever_its_age(store: Store, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_the_last_publications_of_each_directory_stay(keep: int, store: Store, t
     assert collected(store, keep) == gone
     assert len(gone) == 3 * len(dropped)
     assert all(is_whole(store, each) for each in kept)
-    assert [each.number for each in publish.history(store, tmp_path / "a")] == [4, 3, 2, 1][:keep]
+    assert [each.number for each in PublishedDirectory(tmp_path / "a", store).history()] == [4, 3, 2, 1][:keep]
 
 
 def test_what_is_young_stays(store: Store, tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_an_orphan_goes_only_when_it_is_old_enough(store: Store) -> None:
 
 def test_after_a_rollback_what_it_restored_stays(store: Store, tmp_path: Path) -> None:
     one, two = show(store, tmp_path / "a", b"one"), show(store, tmp_path / "a", b"two")
-    back = publish.rollback(store, tmp_path / "a")
+    back = PublishedDirectory(tmp_path / "a", store).rollback()
     age(store, MONTH)
     assert collected(store) == {publication.name_of(one.identity), *names_of(two)}
     assert is_whole(store, back)
@@ -197,10 +198,10 @@ def test_what_was_left_half_done_goes(store: Store, tmp_path: Path) -> None:
     for name in left:
         (root / name).parent.mkdir(exist_ok=True, parents=True)
         (root / name).write_bytes(b"half")
-    assert not set(left) & {entry.name for entry in gc.collect(store, older_than=DAY, remove=True)}
+    assert not set(left) & {entry.name for entry in gc.gc(store, older_than=DAY, delete=True)}
     assert all((root / name).exists() for name in left)
     age(store, MONTH, *left)
-    found = [entry.name for entry in gc.collect(store, remove=True)]
+    found = [entry.name for entry in gc.gc(store, delete=True)]
     assert sorted(name for name in found if not name.endswith(".json")) == sorted(left)
     assert not any((root / name).exists() for name in left)
 
@@ -239,7 +240,7 @@ def test_what_is_no_plain_file_is_left_alone_whatever_its_name(store: Store, tmp
     for name in links:
         Path(store.root, name).symlink_to(tmp_path / "file")
     os.mkfifo(pipe)
-    assert not {*links, object_of("1" * 64)} & {entry.name for entry in gc.collect(store, older_than=0, remove=True)}
+    assert not {*links, object_of("1" * 64)} & {entry.name for entry in gc.gc(store, older_than=0, delete=True)}
     assert all(Path(store.root, name).is_symlink() for name in links)
     assert pipe.is_fifo()
     assert (tmp_path / "file").read_bytes() == b"mine"
@@ -263,7 +264,7 @@ def test_what_is_being_remembered_right_now_stays(store: Store, tmp_path: Path) 
     show(store, tmp_path / "a", b"one")
     path = Path(store.root, "digests", ".33333333333333333333333333333333.tmp")
     path.write_bytes(b"half")
-    gc.collect(store, older_than=DAY, remove=True)
+    gc.gc(store, older_than=DAY, delete=True)
     assert path.exists()
 
 
@@ -274,10 +275,10 @@ def test_digests_of_files_that_are_gone_go(store: Store, tmp_path: Path) -> None
     store.digests.sha256(tmp_path / "file")
     (new,) = set(snapshot(Path(store.root, "digests"))) - before
     path = Path(store.root, "digests", new)
-    gc.collect(store, remove=True)
+    gc.gc(store, delete=True)
     assert path.exists()
     (tmp_path / "file").unlink()
-    gc.collect(store, remove=True)
+    gc.gc(store, delete=True)
     assert not path.exists()
 
 
@@ -287,7 +288,7 @@ def test_digests_of_files_that_are_gone_go(store: Store, tmp_path: Path) -> None
 def test_digests_that_cannot_be_read_stop_nothing(content: bytes, store: Store, tmp_path: Path) -> None:
     shown = show(store, tmp_path / "a", b"one")
     Path(store.root, "digests", f"{'0' * 32}.json").write_bytes(content)
-    gc.collect(store, older_than=0, remove=True)
+    gc.gc(store, older_than=0, delete=True)
     assert is_whole(store, shown)
 
 
@@ -335,7 +336,7 @@ def test_a_document_of_a_later_version_stops_all_before_anything_goes(
     age(store, days * DAY, name)
     before = documents_of(store)
     with pytest.raises(LaterSchemaError) as error:
-        gc.collect(store, keep=1, older_than=MONTH / 2 if days else 2 * MONTH, remove=True)
+        gc.gc(store, keep=1, older_than=MONTH / 2 if days else 2 * MONTH, delete=True)
     assert str(error.value).endswith("is of schema 2, and this cosyjit reads up to 1; upgrade cosyjit")
     assert documents_of(store) == before
 
@@ -351,7 +352,7 @@ def test_a_document_that_a_stranger_puts_into_a_directory_stops_nothing(
     (sets / sha256(content) / "cosyjit.json").write_bytes(content)
     (sets.parent / "current").unlink()
     (sets.parent / "current").symlink_to(f"sets/{sha256(content)}")
-    found = gc.collect(store, older_than=0, remove=True)
+    found = gc.gc(store, older_than=0, delete=True)
     assert [entry.name for entry in found if not entry.name.startswith("digests/")] == [object_of(orphan)]
     assert is_whole(store, shown)
 
@@ -363,18 +364,19 @@ def test_a_later_versions_publication_out_of_reach_stops_all_too(store: Store, t
     age(store, MONTH)
     before = documents_of(store)
     with pytest.raises(LaterSchemaError):
-        gc.collect(store, keep=1, older_than=0, remove=True)
+        gc.gc(store, keep=1, older_than=0, delete=True)
     assert documents_of(store) == before
 
 
 PEAK: Final = """
 import sys
-from cosyjit.operations import verify as audit, gc
+from cosyjit.operations.gc import gc
+from cosyjit.operations.verify import verify_store
 from cosyjit.store.store import Store
 from tests.support.stored import peak
 store = Store(sys.argv[1])
 before = peak()
-found = gc.collect(store) if sys.argv[2] == "gc" else audit.audit_store(store)
+found = gc(store) if sys.argv[2] == "gc" else verify_store(store)
 print(len(found), peak() - before)
 """
 
@@ -404,7 +406,7 @@ def test_a_damaged_head_stops_all_before_anything_goes(content: bytes, store: St
     age(store, MONTH)
     before = documents_of(store)
     with pytest.raises(StoreError) as error:
-        gc.collect(store, keep=1, older_than=0, remove=True)
+        gc.gc(store, keep=1, older_than=0, delete=True)
     assert str(error.value).startswith(f"{store.root}/{head.name}: is damaged (")
     assert documents_of(store) == before
 
@@ -413,14 +415,14 @@ def test_a_damaged_head_stops_all_before_anything_goes(content: bytes, store: St
 def test_to_keep_nothing_or_what_is_not_born_is_refused(keep: int, older_than: float, store: Store) -> None:
     add(store, b"orphan")
     with pytest.raises(SelectionError, match="keep 1 or more, for 0 seconds or longer"):
-        gc.collect(store, keep=keep, older_than=older_than, remove=True)
+        gc.gc(store, keep=keep, older_than=older_than, delete=True)
     assert files_of(store) == {object_of(sha256(b"orphan"))}
 
 
 def test_a_store_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be read or written"):
-        gc.collect(Store(tmp_path / "file"), remove=True)
+        gc.gc(Store(tmp_path / "file"), delete=True)
 
 
 UNPRIVILEGED = """
@@ -431,7 +433,7 @@ from cosyjit.store.store import Store
 if os.getuid() == 0:
     os.setuid(65534)
 try:
-    print(len(gc.collect(Store(sys.argv[1]), keep=1, older_than=0, remove=True)))
+    print(len(gc.gc(Store(sys.argv[1]), keep=1, older_than=0, delete=True)))
 except StoreError as error:
     print(error)
 """
@@ -480,7 +482,7 @@ COLLECT = """
 import sys
 from cosyjit.operations import gc
 from cosyjit.store.store import Store
-print(*[entry.name for entry in gc.collect(Store(sys.argv[1]), keep=1, older_than=0, remove=True)])
+print(*[entry.name for entry in gc.gc(Store(sys.argv[1]), keep=1, older_than=0, delete=True)])
 """
 
 
@@ -494,7 +496,7 @@ def test_a_running_export_is_waited_for_and_what_it_publishes_stays(store: Store
             out, err = publisher.communicate("\n", timeout=60)
             assert (publisher.returncode, err) == (0, "")
             assert orphan in said(collector).split()
-    shown = publish.history(store, tmp_path / "a")[0]
+    shown = PublishedDirectory(tmp_path / "a", store).history()[0]
     assert shown.identity == out.strip()
     assert is_whole(store, shown)
 
@@ -511,7 +513,7 @@ for step in range(1000):
     shutil.copytree(sys.argv[1], root)
     def work():
         die_at(step, {"os.remove"})
-        gc.collect(Store(root), keep=1, older_than=0, remove=True)
+        gc.gc(Store(root), keep=1, older_than=0, delete=True)
     status = forked(work)
     print(status, flush=True)
     if not status:
@@ -541,7 +543,7 @@ def test_a_kill_at_any_removal_leaves_all_in_reach_whole_and_the_next_run_ends_t
         assert is_whole(copied, shown)
         assert is_whole(copied, other)
         assert nothing_named_is_missing(copied)
-        gc.collect(copied, keep=1, older_than=0, remove=True)
+        gc.gc(copied, keep=1, older_than=0, delete=True)
         assert is_whole(copied, shown)
         assert is_whole(copied, other)
         ends.append(files_of(copied))
@@ -596,7 +598,7 @@ def test_after_any_history_all_that_is_kept_has_what_it_names(
             elif step == "age":
                 age(store, (number + 1) * DAY)
             else:
-                gc.collect(store, keep=keep, older_than=1.5 * DAY, remove=True)
+                gc.gc(store, keep=keep, older_than=1.5 * DAY, delete=True)
             kept = [each for made in history.values() for each in made[-keep:]]
             assert all(is_whole(store, each) for each in kept)
             assert nothing_named_is_missing(store)
@@ -618,7 +620,7 @@ def test_a_store_behind_a_url_keeps_what_is_younger_than_a_day(tmp_path: Path) -
     show(store, tmp_path / "b", b"dropped")
     shown = show(store, tmp_path / "a", b"two")
     before = files_of(store)
-    assert gc.collect(store, keep=1, older_than=0, remove=True) == []
+    assert gc.gc(store, keep=1, older_than=0, delete=True) == []
     assert files_of(store) == before
     assert publication.load(store, shown.identity) == shown
 
@@ -649,7 +651,7 @@ def test_leases_that_dead_machines_left_go_and_those_of_living_ones_stay(tmp_pat
     be_older(store, MONTH)
     store.write(living, b"someone 5\n")
     store.write("locks/notes.txt", b"mine")
-    assert {entry.name for entry in gc.collect(store, remove=True)} == {dead}
+    assert {entry.name for entry in gc.gc(store, delete=True)} == {dead}
     assert {entry.name for entry in store.entries("locks")} == {living, "locks/notes.txt"}
 
 
@@ -659,11 +661,11 @@ def test_parts_that_killed_uploads_left_in_a_bucket_go(s3: Service) -> None:
     name = object_of(sha256(b"half"))
     for key in (f"{prefix}/{name}", f"{prefix}-of-others/{name}"):
         s3.client.create_multipart_upload(Bucket=bucket, Key=key)
-    assert gc.collect(store, older_than=100 * 365 * DAY, remove=True) == []
-    (found,) = gc.collect(store)
+    assert gc.gc(store, older_than=100 * 365 * DAY, delete=True) == []
+    (found,) = gc.gc(store)
     assert found.name.startswith(f"{name}?uploadId=")
     assert len(s3.uploads(store.root)) == 2
-    assert gc.collect(store, remove=True) == [found]
+    assert gc.gc(store, delete=True) == [found]
     assert s3.uploads(store.root) == [f"{prefix}-of-others/{name}"]
     store.remove(found.name)
 
@@ -682,9 +684,9 @@ def test_old_copies_of_a_remote_stores_objects_go_and_can_be_had_again(tmp_path:
     shown = show(store, tmp_path / "a", b"old", b"young")
     old, young = (location(store.cache, sha256(content)) for content in (b"old", b"young"))
     age(store.cache, MONTH, object_of(sha256(b"old")))
-    assert [entry.name for entry in gc.collect(store) if "/digests/" not in entry.name] == [str(old)]
+    assert [entry.name for entry in gc.gc(store) if "/digests/" not in entry.name] == [str(old)]
     assert old.exists()
-    gc.collect(store, remove=True)
+    gc.gc(store, delete=True)
     assert not old.exists()
     assert young.exists()
     assert {each.sha256 for each in shown.artifacts.values()} == store.objects()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cosyjit import Status, Store, audit_directory, plan, status
+from cosyjit import Status, Store, plan, status
 from cosyjit.errors import PublicationError
+from cosyjit.operations.verify import verify_directory
 from cosyjit.planning.plan import compare
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from tests.support.kept import flip, keep, object_of, record_of, retrain, rewrite
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import shown, snapshot
@@ -31,7 +32,7 @@ def directory(source: Path, store: Store, tmp_path: Path) -> Path:
     """Where all components of a model directory are published."""
     path = tmp_path / "published"
     path.mkdir()
-    publish.publish(store, path, keep(store, compare(source, precisions=["fp16"], store=store)), str(source))
+    PublishedDirectory(path, store).publish(keep(store, compare(source, precisions=["fp16"], store=store)), str(source))
     return path
 
 
@@ -50,7 +51,7 @@ def others(found: Status) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 def test_what_was_published_is_whole_and_current(source: Path, directory: Path, store: Store) -> None:
     before = snapshot(directory)
-    found = status(directory, store)
+    found = status(directory, store=store)
     assert found.well
     assert found.manifest == "whole"
     assert (
@@ -96,17 +97,17 @@ def test_a_published_file_that_is_not_what_it_was_is_seen_and_mended_from_the_st
     source: Path, directory: Path, store: Store, damage: Callable[[Path], object], condition: str
 ) -> None:
     before = shown(directory)
-    assert status(directory, store).well  # and its digests are remembered
+    assert status(directory, store=store).well  # and its digests are remembered
     damage(directory / ZIP)
-    found = status(directory, store)
+    found = status(directory, store=store)
     assert not found.well
     assert conditions(found) == {**dict.fromkeys(before, "whole"), ZIP: condition}
     assert (others(found), found.manifest) == ({}, "whole")
-    assert [(fault.name, fault.problem) for fault in audit_directory(store, directory)] == [
+    assert [(fault.name, fault.problem) for fault in verify_directory(directory, store=store)] == [
         (str(directory / ZIP), condition)
     ]
-    publish.publish(store, directory, found.publication.artifacts, str(source))
-    assert status(directory, store).well
+    PublishedDirectory(directory, store).publish(found.publication.artifacts, str(source))
+    assert status(directory, store=store).well
     assert shown(directory) == before
 
 
@@ -123,17 +124,17 @@ def test_a_published_file_that_is_not_what_it_was_is_seen_and_mended_from_the_st
 def test_a_manifest_that_is_not_what_it_was_is_seen_and_the_store_knows_better(
     directory: Path, store: Store, damage: Callable[[Path], object], condition: str
 ) -> None:
-    before = status(directory, store)
+    before = status(directory, store=store)
     damage(directory / "cosyjit.json")
-    found = status(directory, store)
+    found = status(directory, store=store)
     assert (found.manifest, found.well) == (condition, False)
     assert (found.publication, found.names) == (before.publication, before.names)
-    assert [fault.name for fault in audit_directory(store, directory)] == [str(directory / "cosyjit.json")]
+    assert [fault.name for fault in verify_directory(directory, store=store)] == [str(directory / "cosyjit.json")]
 
 
 def test_retrained_weights_make_what_was_published_from_them_stale(source: Path, directory: Path, store: Store) -> None:
     count = retrain(source, "llm.pt", "llm.")
-    found = status(directory, store)
+    found = status(directory, store=store)
     assert not found.well
     assert set(conditions(found).values()) == {"whole"}
     assert others(found).keys() == {"llm.llm.fp16.zip"}
@@ -147,19 +148,19 @@ def test_another_option_makes_what_was_published_stale_even_if_it_does_not_fit(
 ) -> None:
     rewrite(source, "num_blocks: 3", "num_blocks: 4")
     stale = ("stale", ("num_blocks 3 -> 4",))
-    assert others(status(directory, store)) == {"llm.llm.fp16.zip": stale}
+    assert others(status(directory, store=store)) == {"llm.llm.fp16.zip": stale}
 
 
 def test_without_its_record_a_stale_artifact_has_no_better_reason(source: Path, directory: Path, store: Store) -> None:
     retrain(source, "flow.pt", "encoder.")
-    for artifact in status(directory, store).publication.artifacts.values():
+    for artifact in status(directory, store=store).publication.artifacts.values():
         record_of(store, artifact.fingerprint).unlink()
-    assert set(others(status(directory, store)).values()) == {("stale", ("record missing",))}
+    assert set(others(status(directory, store=store)).values()) == {("stale", ("record missing",))}
 
 
 def test_a_source_that_is_gone_cannot_be_compared_with(source: Path, directory: Path, store: Store) -> None:
     shutil.rmtree(source)
-    found = status(directory, store)
+    found = status(directory, store=store)
     assert not found.well
     assert set(conditions(found).values()) == {"whole"}
     ((state, (reason,)),) = set(states(found).values())
@@ -170,21 +171,23 @@ def test_a_source_that_is_gone_cannot_be_compared_with(source: Path, directory: 
 def test_a_part_of_a_source_is_compared_with_that_part_alone(source: Path, store: Store, tmp_path: Path) -> None:
     path = tmp_path / "part"
     path.mkdir()
-    publish.publish(store, path, keep(store, compare(source, ["flow.encoder"], ["bf16"], store=store)), str(source))
+    PublishedDirectory(path, store).publish(
+        keep(store, compare(source, ["flow.encoder"], ["bf16"], store=store)), str(source)
+    )
     (source / "llm.pt").unlink()
-    found = status(path, store)
+    found = status(path, store=store)
     assert states(found) == {"flow.encoder.bf16.zip": ("current", ())}
     assert found.well
 
 
 def test_status_changes_nothing_though_the_store_is_damaged(directory: Path, store: Store) -> None:
-    published = status(directory, store).publication
+    published = status(directory, store=store).publication
     first, second, *_ = published.artifacts.values()
     flip(object_of(store, first.sha256))
     record_of(store, second.fingerprint).write_text("no JSON")
     assert store.local is not None
     before = {name: content for name, content in snapshot(store.local).items() if not name.startswith("digests")}
-    assert status(directory, store).well  # what is shown is as it was
+    assert status(directory, store=store).well  # what is shown is as it was
     assert {
         name: content for name, content in snapshot(store.local).items() if not name.startswith("digests")
     } == before
@@ -192,9 +195,9 @@ def test_status_changes_nothing_though_the_store_is_damaged(directory: Path, sto
 
 def test_nothing_published_is_an_error_that_names_directory_and_store(tmp_path: Path, store: Store) -> None:
     with pytest.raises(PublicationError, match=f"^{tmp_path}: nothing is published here from {store}"):
-        status(tmp_path, store)
+        status(tmp_path, store=store)
     with pytest.raises(PublicationError, match="nothing is published here"):
-        status(tmp_path / "nowhere", store)
+        status(tmp_path / "nowhere", store=store)
 
 
 def test_without_its_store_what_is_shown_is_looked_at_and_its_source_is_not_opened(
@@ -204,7 +207,7 @@ def test_without_its_store_what_is_shown_is_looked_at_and_its_source_is_not_open
     assert store.local is not None
     rewrite(source, "num_blocks: 3", "num_blocks: 4")
     for other in (Store(tmp_path / "file"), Store(tmp_path / "none")):
-        found = status(directory, other)
+        found = status(directory, store=other)
         assert set(conditions(found).values()) == {"whole"}
         ((state, (reason,)),) = set(states(found).values())
         assert (state, found.compared_with) == ("unknown", None)
@@ -213,15 +216,15 @@ def test_without_its_store_what_is_shown_is_looked_at_and_its_source_is_not_open
 
 
 def test_a_record_of_a_later_version_does_not_hide_that_all_is_well(directory: Path, store: Store) -> None:
-    for artifact in status(directory, store).publication.artifacts.values():
+    for artifact in status(directory, store=store).publication.artifacts.values():
         path = record_of(store, artifact.fingerprint)
         path.write_text(path.read_text().replace('"cosyjit_schema": 1', '"cosyjit_schema": 2'))
-    assert status(directory, store).well
+    assert status(directory, store=store).well
 
 
 def test_what_a_name_does_not_need_does_not_count_for_it(source: Path, directory: Path, store: Store) -> None:
     (source / "flow.pt").write_bytes(b"damaged")
-    found = states(status(directory, store))
+    found = states(status(directory, store=store))
     assert {name: state for name, (state, _) in found.items() if name.startswith("llm.")} == dict.fromkeys(
         (name for name in found if name.startswith("llm.")), "current"
     )
@@ -244,7 +247,7 @@ def published(source: str, store: Store, directory: Path) -> Path:
     """Where the flow's encoder of a source is published, without a build."""
     directory.mkdir()
     planned = plan(source, ["flow.encoder"], ["fp16"], store=store)
-    publish.publish(store, directory, keep(store, planned), planned[0].target.source.name)
+    PublishedDirectory(directory, store).publish(keep(store, planned), planned[0].target.source.name)
     return directory
 
 
@@ -257,11 +260,11 @@ def test_an_id_is_compared_with_as_this_machine_knows_it_and_the_hub_is_asked_if
     second = hub.publish(MODEL, {"flow.pt": source / "flow.pt"})
     hub.requests.clear()
 
-    found = status(path, store)
+    found = status(path, store=store)
     assert (found.well, found.compared_with) == (True, f"{MODEL}@{first}")
     assert hub.requests == []
 
-    asked = status(path, store, check_source=True)
+    asked = status(path, store=store, check_source=True)
     ((state, (reason,)),) = states(asked).values()
     assert (state, asked.compared_with) == ("unknown", f"{MODEL}@{second}")
     assert reason.startswith(f"{MODEL}@{second}: flow.pt of this revision is not on this machine yet; export {MODEL}")
@@ -269,7 +272,7 @@ def test_an_id_is_compared_with_as_this_machine_knows_it_and_the_hub_is_asked_if
 
     plan(MODEL, ["flow.encoder"], store=store)  # which downloads it
     hub.requests.clear()
-    ((state, _),) = states(status(path, store)).values()
+    ((state, _),) = states(status(path, store=store)).values()
     assert (state, hub.requests) == ("stale", [])
 
 
@@ -280,7 +283,7 @@ def test_an_id_that_this_machine_has_nothing_of_is_unknown_with_the_way_out(
     path = published(MODEL, store, tmp_path / "out")
     shutil.rmtree(home / ".cache" / "cosyjit" / "modelscope")
     hub.requests.clear()
-    assert set(states(status(path, store)).values()) == {
+    assert set(states(status(path, store=store)).values()) == {
         ("unknown", (f"{MODEL}: no commit of it is on this machine; export {MODEL} again",))
     }
     assert hub.requests == []
@@ -296,7 +299,7 @@ def test_a_manifest_that_the_store_does_not_know_names_a_source_that_is_not_open
     published(str(source), store, tmp_path / "own")  # the store is in use, for another directory
     hub.requests.clear()
 
-    found = status(path, store, check_source=check_source)
+    found = status(path, store=store, check_source=check_source)
     assert (found.well, found.manifest, found.compared_with) == (False, "whole", None)
     assert found.publication.source == (MODEL if named == "hub" else str(source))
     ((state, (reason,)),) = states(found).values()
@@ -310,11 +313,11 @@ def test_another_publication_in_the_place_of_ones_own_is_not_believed(
 ) -> None:
     hub.publish(MODEL, {path.name: path for path in source.iterdir()})
     path = published(str(source), store, tmp_path / "out")
-    assert status(path, store).well
+    assert status(path, store=store).well
     shutil.rmtree(path)
     published(MODEL, Store(tmp_path / "strangers"), path)
     hub.requests.clear()
-    found = status(path, store, check_source=True)
+    found = status(path, store=store, check_source=True)
     assert (found.publication.source, found.compared_with, found.well) == (MODEL, None, False)
     assert hub.requests == []
 
@@ -325,9 +328,11 @@ def test_an_earlier_set_of_the_same_directory_is_still_ones_own_and_a_copy_elsew
     path = published(str(source), store, tmp_path / "out")
     shutil.copytree(path, tmp_path / "copy", symlinks=True)
     rewrite(source, "dropout_rate: 0.1", "dropout_rate: 0.2")
-    publish.publish(store, path, keep(store, plan(source, ["flow.encoder"], ["fp16"], store=store)), str(source))
+    PublishedDirectory(path, store).publish(
+        keep(store, plan(source, ["flow.encoder"], ["fp16"], store=store)), str(source)
+    )
     shutil.rmtree(path)
     shutil.copytree(tmp_path / "copy", path, symlinks=True)
-    ((state, reasons),) = states(status(path, store)).values()
+    ((state, reasons),) = states(status(path, store=store)).values()
     assert (state, reasons[0]) == ("stale", "dropout_rate 0.1 -> 0.2")
-    assert status(tmp_path / "copy", store).compared_with is None
+    assert status(tmp_path / "copy", store=store).compared_with is None

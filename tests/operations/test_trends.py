@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cosyjit.operations.trends import Point, trends
 from cosyjit.provenance import record
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
 from tests.support.stored import add, record_of
@@ -19,11 +19,11 @@ def put(store: Store, content: bytes, **figures: float) -> Published:
 
 def test_the_figures_of_each_artifact_come_in_the_order_of_the_publications(store: Store, tmp_path: Path) -> None:
     a, b, other = put(store, b"a", step_seconds=0.5), put(store, b"bb"), put(store, b"ccc", step_seconds=0.25)
-    publish.publish(store, tmp_path, {"a.zip": a}, "/models/a")
-    publish.publish(store, tmp_path, {"b.zip": b}, "/models/a")
-    publish.publish(store, tmp_path, {"a.zip": other}, "/models/a")
+    PublishedDirectory(tmp_path, store).publish({"a.zip": a}, "/models/a")
+    PublishedDirectory(tmp_path, store).publish({"b.zip": b}, "/models/a")
+    PublishedDirectory(tmp_path, store).publish({"a.zip": other}, "/models/a")
 
-    found = trends(store, tmp_path)
+    found = trends(PublishedDirectory(tmp_path, store))
 
     assert {name: [point.publication for point in points] for name, points in found.items()} == {
         "a.zip": [1, 2, 3],
@@ -35,14 +35,14 @@ def test_the_figures_of_each_artifact_come_in_the_order_of_the_publications(stor
 
 def test_no_more_than_the_last_are_looked_at(store: Store, tmp_path: Path) -> None:
     for number in range(5):
-        publish.publish(store, tmp_path, {"a.zip": put(store, str(number).encode())}, "/models/a")
-    assert [point.publication for point in trends(store, tmp_path, last=2)["a.zip"]] == [4, 5]
+        PublishedDirectory(tmp_path, store).publish({"a.zip": put(store, str(number).encode())}, "/models/a")
+    assert [point.publication for point in trends(PublishedDirectory(tmp_path, store), last=2)["a.zip"]] == [4, 5]
 
 
 def test_what_has_no_record_or_a_damaged_one_is_left_out(store: Store, tmp_path: Path) -> None:
     a, b, c = put(store, b"a"), put(store, b"b"), put(store, b"c")
-    publish.publish(store, tmp_path, {"a.zip": a, "b.zip": b, "c.zip": c}, "/models/a")
+    PublishedDirectory(tmp_path, store).publish({"a.zip": a, "b.zip": b, "c.zip": c}, "/models/a")
     store.remove(record.name_of(a.fingerprint))
     store.write(record.name_of(b.fingerprint), b"{}")
-    found = trends(store, tmp_path)
+    found = trends(PublishedDirectory(tmp_path, store))
     assert found == {"c.zip": [Point(1, {"bytes": 1, "weight_bytes": 1, "seconds": 1})]}

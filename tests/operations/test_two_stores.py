@@ -11,9 +11,12 @@ from typing import Final
 import pytest
 
 from cosyjit.errors import OutputError, SignatureError, StoreError
-from cosyjit.operations import gc, verify
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.provenance import record
-from cosyjit.publishing import layout, publication, publish
+from cosyjit.publishing import layout, publication
+from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.store import Store
 from tests.support.keys import pair
@@ -38,7 +41,7 @@ def show(store: Store, directory: Path, zips: Mapping[str, bytes], folder: Mappi
         artifacts = {name: put(store, content) for name, content in zips.items()}
         if folder:
             artifacts["vllm"] = put_folder(store, folder)
-        return publish.publish(store, directory, artifacts, "/models/a")
+        return PublishedDirectory(directory, store).publish(artifacts, "/models/a")
 
 
 def test_a_second_store_has_what_the_directory_shows_from_the_first(tiny: Path, tmp_path: Path, run: Run) -> None:
@@ -64,15 +67,15 @@ def test_what_is_kept_from_another_store_is_collected_restored_and_gone_back_to(
     show(first, directory, {FP32: b"1"}, OLD)
     show(second, directory, {INT8: b"2"})
     assert second.objects() == {sha256(each) for each in (b"1", b"2", *OLD.values())}
-    assert verify.audit_store(second) == []
+    assert verify_store(second) == []
     show(second, directory, {FP32: b"3"}, NEW)
-    gc.collect(second, older_than=0, remove=True)
-    assert verify.audit_store(second) == []
-    publish.rollback(second, directory)
+    gc.gc(second, older_than=0, delete=True)
+    assert verify_store(second) == []
+    PublishedDirectory(directory, second).rollback()
     assert shown(directory) == {FP32: b"1", INT8: b"2"}
     assert shown(directory / "vllm") == OLD
-    gc.collect(second, keep=1, older_than=0, remove=True)
-    assert verify.audit_store(second) == verify.audit_directory(second, directory) == []
+    gc.gc(second, keep=1, older_than=0, delete=True)
+    assert verify_store(second) == verify_directory(directory, store=second) == []
 
 
 def test_a_store_that_has_lost_what_a_directory_shows_has_it_again_after_an_export(
@@ -81,9 +84,9 @@ def test_a_store_that_has_lost_what_a_directory_shows_has_it_again_after_an_expo
     show(first, directory, {FP32: b"1"})
     published = show(second, directory, {INT8: b"2"})
     second.remove(object_of(sha256(b"1")))
-    assert [each.problem for each in verify.audit_store(second)] == [f"object {sha256(b'1')} missing"]
+    assert [each.problem for each in verify_store(second)] == [f"object {sha256(b'1')} missing"]
     assert show(second, directory, {INT8: b"2"}) == published
-    assert verify.audit_store(second) == []
+    assert verify_store(second) == []
 
 
 def test_a_rollback_brings_back_into_the_store_what_the_directory_still_shows(
@@ -93,9 +96,9 @@ def test_a_rollback_brings_back_into_the_store_what_the_directory_still_shows(
     show(second, directory, {INT8: b"2"})
     show(second, directory, {INT8: b"3"})
     second.remove(object_of(sha256(b"1")))
-    publish.rollback(second, directory)
+    PublishedDirectory(directory, second).rollback()
     assert shown(directory) == {FP32: b"1", INT8: b"2"}
-    assert verify.audit_store(second) == []
+    assert verify_store(second) == []
 
 
 @pytest.mark.parametrize("lose", [lambda path: path.write_bytes(b"other"), lambda path: path.resolve().unlink()])
@@ -111,14 +114,14 @@ def test_what_neither_the_store_nor_the_directory_has_is_named_with_its_componen
     )
     for call in (
         lambda: show(second, directory, {INT8: b"2"}),
-        lambda: publish.check_others(second, directory, [INT8]),
+        lambda: PublishedDirectory(directory, second).check_kept([INT8]),
     ):
         with pytest.raises(StoreError) as error:
             call()
         assert str(error.value) == message
     assert snapshot(directory) == before
     assert not any(second.entries("publications"))
-    publish.check_others(second, directory, [FP32])
+    PublishedDirectory(directory, second).check_kept([FP32])
     (directory / FP32).unlink()
     assert set(show(second, directory, {INT8: b"2"}).artifacts) == {INT8}
 
@@ -142,8 +145,10 @@ def test_a_file_that_changes_while_it_is_copied_into_a_store_is_no_object(
         return staging()
 
     monkeypatch.setattr(second, "staging", rewritten)
+    published = PublishedDirectory(directory, second)
+    live = published.require_live()
     with pytest.raises(StoreError, match="was changed while it was copied into"):
-        publish._keep(second, directory, publish.current(second, directory).artifacts)
+        published._copy_into_store(live.artifacts)
     assert second.objects() == set()
 
 
@@ -161,7 +166,7 @@ def test_what_a_bucket_has_a_record_of_and_loses_it_is_still_gone_back_to(direct
     published = show(store, directory, {FP32: b"1"})
     show(store, directory, {FP32: b"2"})
     store.remove(record.name_of(published.artifacts[FP32].fingerprint))
-    publish.rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     assert shown(directory) == {FP32: b"1"}
 
 
@@ -196,9 +201,9 @@ def is_as_published(directory: Path, *names: str) -> bool:
 
 
 def test_a_copy_shows_what_it_did_and_knows_its_history(copy: Path, first: Store) -> None:
-    assert [each.number for each in publish.history(first, copy)] == [2, 1]
-    assert {each.condition for each in publish.look(first, copy)[1]} == {"whole"}
-    publish.rollback(first, copy)
+    assert [each.number for each in PublishedDirectory(copy, first).history()] == [2, 1]
+    assert {each.condition for each in PublishedDirectory(copy, first).check()[1]} == {"whole"}
+    PublishedDirectory(copy, first).rollback()
     assert shown(copy) == {FP32: b"1"}
     assert shown(copy / "vllm") == OLD
     assert is_as_published(copy, FP32, "vllm")
@@ -209,7 +214,7 @@ def test_going_back_takes_away_from_a_copy_what_was_not_there_then(first: Store,
     show(first, directory, {INT8: b"2"}, OLD)
     copy = copied(directory, "cp -rL")
     (copy / "mine.zip").write_bytes(b"mine")
-    publish.rollback(first, copy)
+    PublishedDirectory(copy, first).rollback()
     assert shown(copy) == {FP32: b"1", "mine.zip": b"mine"}
     (copy / "mine.zip").unlink()
     assert is_as_published(copy, FP32)
@@ -220,15 +225,15 @@ def test_a_copy_is_taken_over_by_an_export_from_any_store(copy: Path, second: St
     assert shown(copy) == {FP32: b"3", INT8: b"2"}
     assert shown(copy / "vllm") == NEW
     assert is_as_published(copy, FP32, INT8, "vllm")
-    assert verify.audit_store(second) == []
+    assert verify_store(second) == []
 
 
 def test_a_copy_that_is_exported_as_it_is_becomes_a_set_again(copy: Path, first: Store) -> None:
-    before = publish.current(first, copy)
+    before = PublishedDirectory(copy, first).require_live()
     assert show(first, copy, {INT8: b"2"}) == before
     assert shown(copy / "vllm") == OLD
     assert is_as_published(copy, FP32, INT8, "vllm")
-    assert [each.number for each in publish.history(first, copy)] == [2, 1]
+    assert [each.number for each in PublishedDirectory(copy, first).history()] == [2, 1]
 
 
 def test_the_folder_of_a_copy_stays_where_other_names_are_exported(copy: Path, second: Store) -> None:
@@ -318,17 +323,18 @@ def test_the_folder_of_a_copy_is_there_at_any_time_while_it_is_taken_over(
 ) -> None:
     seen: list[dict[str, bytes]] = []
 
-    def watch(name: str) -> None:
-        original = getattr(layout, name)
+    def watch(where: object, name: str) -> None:
+        original = getattr(where, name)
 
         def watched(*arguments: object) -> None:
             original(*arguments)
             seen.append({each: (copy / "vllm" / each).read_bytes() for each in OLD})
 
-        monkeypatch.setattr(layout, name, watched)
+        monkeypatch.setattr(where, name, watched)
 
-    for name in ("_switch", "_exchange", "_link"):
-        watch(name)
+    watch(Layout, "_lead_to")
+    watch(layout, "_exchange")
+    watch(layout, "_link")
     show(first, copy, {}, NEW)
     assert [each for each in seen if each not in (OLD, NEW)] == []
     assert seen[-1] == NEW
@@ -342,14 +348,14 @@ def test_who_is_killed_while_a_copy_is_taken_over_leaves_one_whole_set(first: St
 import shutil, sys
 from functools import partial
 from pathlib import Path
-from cosyjit.publishing import layout as sets
+from cosyjit.publishing import layout
 from cosyjit.store.store import Store
 from tests.support.processes import shown
 from tests.support.stored import die_at, forked
 from tests.operations.test_two_stores import FP32, NEW, OLD, copied, is_as_published, show
 
 directory, store, step = Path(sys.argv[1]), Store(sys.argv[2]), 0
-sets._GRACE = 0  # nobody reads meanwhile
+layout._GRACE = 0  # nobody reads meanwhile
 
 def take_over(copy, step):
     die_at(step)
@@ -380,9 +386,9 @@ def test_a_publication_that_only_a_directory_has_keeps_its_objects_in_the_store(
 ) -> None:
     show(first, copy, {INT8: b"2"})
     show(first, directory, {FP32: b"5", INT8: b"6"}, NEW)
-    gc.collect(first, keep=1, older_than=0, remove=True)
-    assert verify.audit_store(first) == []
+    gc.gc(first, keep=1, older_than=0, delete=True)
+    assert verify_store(first) == []
     assert {sha256(b"1"), sha256(b"2")} <= first.objects()
-    assert publication.head(first, copy) == publish.current(first, copy)
+    assert publication.head(first, copy) == PublishedDirectory(copy, first).require_live()
     assert all(location(first, sha256(each)).is_file() for each in OLD.values())
     assert files_of(first)

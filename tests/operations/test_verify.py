@@ -7,8 +7,7 @@ import pytest
 from cosyjit import documents
 from cosyjit.errors import PublicationError, StoreError
 from cosyjit.fs.identity import Identity
-from cosyjit.operations import verify
-from cosyjit.operations.verify import Fault, is_store
+from cosyjit.operations.verify import Fault, is_store, verify_directory, verify_store
 from cosyjit.provenance import record
 from cosyjit.publishing import publication
 from cosyjit.store.store import Store
@@ -30,7 +29,7 @@ def damage(store: Store, name: str, content: bytes = b"other bytes") -> None:
 def faults(store: Store) -> dict[str, str]:
     """What is wrong with which file; looking changes nothing."""
     before = {name: store.read(name) for name in files_of(store)}
-    found = verify.audit_store(store)
+    found = verify_store(store)
     assert {name: store.read(name) for name in files_of(store)} == before
     assert len({fault.name for fault in found}) == len(found)
     return {fault.name: fault.problem for fault in found}
@@ -117,18 +116,18 @@ def test_what_is_being_written_is_passed_over(kept: Store) -> None:
 def test_a_store_that_cannot_be_read_is_not_well(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be read or written"):
-        verify.audit_store(Store(tmp_path / "file"))
+        verify_store(Store(tmp_path / "file"))
 
 
 def test_files_of_a_directory_are_read_even_if_they_look_unchanged(store: Store, tmp_path: Path) -> None:
     directory = tmp_path / "a"
     show(store, directory, b"one", b"two", b"three")
-    assert verify.audit_directory(store, directory) == []
+    assert verify_directory(directory, store=store) == []
     (directory / "0.zip").resolve().write_bytes(b"ONE")
     (directory / "1.zip").unlink()
     (directory / "cosyjit.json").resolve().write_bytes(b"{}")
     before = snapshot(tmp_path)
-    assert verify.audit_directory(store, directory) == [
+    assert verify_directory(directory, store=store) == [
         Fault(str(directory / "0.zip"), "damaged"),
         Fault(str(directory / "1.zip"), "missing"),
         Fault(str(directory / "cosyjit.json"), "damaged"),
@@ -138,7 +137,7 @@ def test_files_of_a_directory_are_read_even_if_they_look_unchanged(store: Store,
 
 def test_a_directory_that_shows_nothing_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(PublicationError, match="nothing is published here"):
-        verify.audit_directory(store, tmp_path)
+        verify_directory(tmp_path, store=store)
     assert snapshot(tmp_path) == {}
 
 

@@ -11,7 +11,7 @@ import pytest
 from cosyjit import documents
 from cosyjit.errors import InputError, LaterSchemaError, RecordError, SelectionError
 from cosyjit.provenance import record
-from cosyjit.provenance.lineage import Trace, trace
+from cosyjit.provenance.lineage import Lineage, lineage
 from cosyjit.provenance.record import Record
 from cosyjit.store.store import Store
 from tests.support.processes import snapshot
@@ -43,12 +43,12 @@ def made(artifact: Path, store: Store) -> Record:
 
 def test_an_artifact_is_traced_by_its_path_digest_or_fingerprint(artifact: Path, made: Record, store: Store) -> None:
     digest = sha256(artifact.read_bytes())
-    by_path = trace(store, str(artifact))
-    assert by_path == Trace(made, json.loads(record.short_form(fingerprint())), digest)
+    by_path = lineage(str(artifact), store=store)
+    assert by_path == Lineage(made, json.loads(record.short_form(fingerprint())), digest)
     assert by_path.same_bytes
     for reference in (digest, fingerprint().key):
-        found = trace(store, reference)
-        assert found == Trace(made)
+        found = lineage(reference, store=store)
+        assert found == Lineage(made)
         assert found.same_bytes
 
 
@@ -58,11 +58,11 @@ def test_a_path_may_be_relative_or_in_the_home_directory(
     monkeypatch.chdir(artifact.parent)
     (home / "mine.zip").write_bytes(artifact.read_bytes())
     for reference in (artifact.name, "~/mine.zip"):
-        assert trace(store, reference).record == made
+        assert lineage(reference, store=store).record == made
 
 
 def test_a_stray_artifact_says_what_it_was_made_from(artifact: Path, store: Store) -> None:
-    found = trace(store, str(artifact))
+    found = lineage(str(artifact), store=store)
     assert found.record is None
     assert found.short_form == {"fingerprint": fingerprint().key, "parts": fingerprint().parts, "schema": 1}
     assert not found.same_bytes
@@ -72,7 +72,7 @@ def test_a_stray_artifact_says_what_it_was_made_from(artifact: Path, store: Stor
 def test_an_artifact_whose_bytes_were_changed_is_traced_and_told_apart(artifact: Path, store: Store) -> None:
     with zipfile.ZipFile(artifact, "a") as zipped:
         zipped.writestr("archive/more", b"more")
-    found = trace(store, str(artifact))
+    found = lineage(str(artifact), store=store)
     assert found.record is not None
     assert not found.same_bytes
 
@@ -82,7 +82,7 @@ def test_a_file_that_is_no_artifact_is_refused_in_one_line(content: bytes, store
     path = tmp_path / "file.zip"
     path.write_bytes(content)
     with pytest.raises(RecordError) as error:
-        trace(store, str(path))
+        lineage(str(path), store=store)
     assert str(error.value).startswith(f"{path}: is no artifact of cosyjit (")
     assert len(str(error.value).splitlines()) == 1
 
@@ -109,7 +109,7 @@ FORM = json.loads(record.short_form(fingerprint()))
 def test_a_short_form_that_was_tampered_with_is_refused_in_one_line(form: bytes, store: Store, tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", form)
     with pytest.raises(RecordError) as error:
-        trace(store, str(path))
+        lineage(str(path), store=store)
     assert not isinstance(error.value, LaterSchemaError)
     assert str(error.value).startswith(f"{path}: is ")
     assert len(str(error.value).splitlines()) == 1
@@ -118,7 +118,7 @@ def test_a_short_form_that_was_tampered_with_is_refused_in_one_line(form: bytes,
 def test_a_later_versions_artifact_asks_for_an_upgrade(store: Store, tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", json.dumps({"schema": 2, "else": 1}).encode())
     with pytest.raises(LaterSchemaError, match="upgrade cosyjit"):
-        trace(store, str(path))
+        lineage(str(path), store=store)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_later_versions_artifact_asks_for_an_upgrade(store: Store, tmp_path: P
 def test_a_zip_without_a_short_form_in_its_place_is_refused(member: str, store: Store, tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", record.short_form(fingerprint()), member)
     with pytest.raises(RecordError, match="is no artifact of cosyjit"):
-        trace(store, str(path))
+        lineage(str(path), store=store)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
@@ -143,7 +143,7 @@ def test_an_artifact_damaged_at_any_byte_is_an_artifact_still_or_refused(
         for flip in (0x01, 0xFF):
             path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
             try:
-                outcomes.add(trace(store, str(path)).same_bytes)
+                outcomes.add(lineage(str(path), store=store).same_bytes)
             except RecordError as error:
                 outcomes.add(str(error).startswith(str(path)))
     assert outcomes <= {True, False}
@@ -155,18 +155,18 @@ def test_a_record_that_is_damaged_is_said_to_be(artifact: Path, store: Store) ->
     store.write(name, b"nothing")
     for reference in (str(artifact), fingerprint().key):
         with pytest.raises(RecordError) as error:
-            trace(store, reference)
+            lineage(reference, store=store)
         assert str(error.value).startswith(f"{store.root}/{name}: is damaged (")
     store.write(name, documents.dump({"predicate": {"cosyjit_schema": 2}}))
     with pytest.raises(LaterSchemaError):
-        trace(store, fingerprint().key)
+        lineage(fingerprint().key, store=store)
 
 
 @pytest.mark.usefixtures("made")
 def test_another_record_that_is_damaged_is_in_nobodys_way(store: Store, artifact: Path) -> None:
     digest = sha256(artifact.read_bytes())
     store.write(f"records/{'0' * 32}.json", b"nothing " + digest.encode())
-    assert trace(store, digest).same_bytes
+    assert lineage(digest, store=store).same_bytes
 
 
 REFERENCES = [
@@ -205,7 +205,7 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
     (home / ".cache" / "cosyjit" / "secret.json").write_bytes(documents.seal(record_of("0" * 64).statement))
     before = snapshot(home)
     with pytest.raises(InputError) as error:
-        trace(store, reference)
+        lineage(reference, store=store)
     assert len(str(error.value).splitlines()) == 1
     if "\0" in reference:
         assert "is no path (a NUL in its name)" in str(error.value)
@@ -223,7 +223,7 @@ def test_an_archive_that_says_too_much_of_itself_is_refused(store: Store, tmp_pa
     with pytest.raises(
         RecordError, match=r"has 209715200 bytes in a/extra/cosyjit\.json, more than the 1048576 that are read.; name"
     ):
-        trace(store, str(path))
+        lineage(str(path), store=store)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 << 20
@@ -246,7 +246,7 @@ def test_an_archive_of_very_many_members_is_refused_in_little_memory(store: Stor
     with pytest.raises(
         RecordError, match=f"is no artifact of cosyjit .has a directory of {len(directory)} bytes, more"
     ):
-        trace(store, str(path))
+        lineage(str(path), store=store)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20

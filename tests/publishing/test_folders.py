@@ -13,13 +13,16 @@ import pytest
 
 from cosyjit.documents import now
 from cosyjit.errors import OutputError, RecordError, StoreError
-from cosyjit.operations import gc, verify
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.provenance import record
-from cosyjit.publishing import layout, publish
+from cosyjit.publishing import layout
+from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication, Published, parse
 from cosyjit.store.store import Store
 from tests.support.processes import snapshot
-from tests.support.stored import age, location, object_of, put, put_folder, sha256, unique_url
+from tests.support.stored import age, exporting, location, object_of, put, put_folder, sha256, unique_url
 
 OLD: Final = {"config.json": b"old config", "model.safetensors": b"old model", "generation_config.json": b"same"}
 NEW: Final = {"config.json": b"new config", "model.safetensors": b"new model", "generation_config.json": b"same"}
@@ -41,7 +44,7 @@ def show(
         artifacts = {f"{name}.zip": put(store, content) for name, content in zips.items()}
         if contents is not None:
             artifacts["vllm"] = put_folder(store, contents)
-        return publish.publish(store, directory, artifacts, "/models/a", replace=replace)
+        return PublishedDirectory(directory, store).publish(artifacts, "/models/a", replace=replace)
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -58,7 +61,7 @@ def put_theirs(directory: Path) -> Path:
 
 
 def conditions(store: Store, directory: Path) -> dict[str, str]:
-    return {each.name: each.condition for each in publish.look(store, directory)[1]}
+    return {each.name: each.condition for each in PublishedDirectory(directory, store).check()[1]}
 
 
 # What is shown.
@@ -158,11 +161,11 @@ def test_a_folder_that_was_taken_away_is_not_wanted_back(store: Store, directory
 def test_going_back_shows_and_takes_away_a_folder(store: Store, directory: Path) -> None:
     show(store, directory, None, a=b"zip")
     show(store, directory)
-    publish.rollback(store, directory, 1)
+    PublishedDirectory(directory, store).rollback(1)
     assert not os.path.lexists(directory / "vllm")
     assert (directory / "a.zip").read_bytes() == b"zip"
     show(store, directory, NEW)
-    publish.rollback(store, directory, 2)
+    PublishedDirectory(directory, store).rollback(2)
     assert read(directory / "vllm") == OLD
     assert set(conditions(store, directory).values()) == {"whole"}
 
@@ -170,10 +173,10 @@ def test_going_back_shows_and_takes_away_a_folder(store: Store, directory: Path)
 def test_links_into_the_store_may_be_shown_in_a_folder(store: Store, directory: Path) -> None:
     artifact = put_folder(store, OLD)
     with store.in_use():
-        publish.publish(store, directory, {"vllm": artifact}, "/models/a", link=True)
+        PublishedDirectory(directory, store).publish({"vllm": artifact}, "/models/a", link=True)
         for name, content in OLD.items():
             assert (directory / "vllm" / name).samefile(location(store, sha256(content)))
-        assert publish.publish(store, directory, {"vllm": artifact}, "/models/a").number == 1
+        assert PublishedDirectory(directory, store).publish({"vllm": artifact}, "/models/a").number == 1
     for name, content in OLD.items():
         assert not (directory / "vllm" / name).samefile(location(store, sha256(content)))
     assert read(directory / "vllm") == OLD
@@ -224,7 +227,7 @@ def test_what_is_damaged_of_a_folder_is_seen_and_mended(
     published = show(store, directory, a=b"zip")
     damage(directory / "vllm")
     assert conditions(store, directory) == {"a.zip": "whole", "vllm": "damaged", "cosyjit.json": "whole"}
-    assert verify.audit_directory(store, directory) == [(str(directory / "vllm"), "damaged")]
+    assert verify_directory(directory, store=store) == [(str(directory / "vllm"), "damaged")]
     assert show(store, directory, a=b"zip") == published
     assert read(directory / "vllm") == OLD
     assert set(conditions(store, directory).values()) == {"whole"}
@@ -250,8 +253,8 @@ def test_a_lack_of_any_file_in_the_store_keeps_a_folder_from_being_shown(
     lost.unlink()
     (directory / ".cosyjit" / "files" / lost.name).unlink(missing_ok=True)  # which may be one of both folders
     with store.in_use(), pytest.raises(StoreError, match=f"object {lost.name} is missing; export its checkpoint again"):
-        publish.publish(store, directory, {"vllm": artifact}, "/models/a")
-    publish.discard(directory)
+        PublishedDirectory(directory, store).publish({"vllm": artifact}, "/models/a")
+    PublishedDirectory(directory, store).discard_staged()
     before.pop(f".cosyjit/files/{lost.name}", None)
     assert snapshot(directory) == before
 
@@ -262,11 +265,11 @@ def test_a_folder_of_which_the_store_has_lost_a_file_since_it_was_brought_is_not
 ) -> None:
     store = Store(unique_url())
     artifact = put_folder(store, OLD)
-    publish.bring(store, directory, artifact)
+    PublishedDirectory(directory, store).stage(artifact)
     lost = object_of(sha256(OLD[name]))
     store.remove(lost)
     with store.in_use(), pytest.raises(StoreError, match=f"{lost}: is missing; export its checkpoint again"):
-        publish.publish(store, directory, {"vllm": artifact}, "/models/a")
+        PublishedDirectory(directory, store).publish({"vllm": artifact}, "/models/a")
     assert not os.path.lexists(directory / "vllm")
 
 
@@ -275,7 +278,7 @@ def test_an_audit_of_a_store_names_each_file_that_is_missing(store: Store, direc
     digest = sha256(OLD["config.json"])
     location(store, digest).unlink()
     key = published.artifacts["vllm"].fingerprint
-    assert verify.audit_store(store) == [
+    assert verify_store(store) == [
         (record.name_of(key), f"object {digest} missing"),
         (f"publications/{published.identity}.json", f"object {digest} missing"),
     ]
@@ -288,10 +291,10 @@ def test_a_collection_keeps_all_files_of_a_folder_that_is_in_reach(store: Store,
     show(store, directory, OLD)
     show(store, directory, NEW)
     age(store, 1000)
-    assert not {entry.name for entry in gc.collect(store, older_than=0, remove=True)} & {
+    assert not {entry.name for entry in gc.gc(store, older_than=0, delete=True)} & {
         object_of(sha256(each)) for each in {*OLD.values(), *NEW.values()}
     }
-    publish.rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     assert read(directory / "vllm") == OLD
 
 
@@ -300,9 +303,9 @@ def test_a_collection_takes_all_files_of_one_that_is_not_but_for_those_that_othe
 ) -> None:
     show(store, directory, OLD)
     show(store, directory, NEW)
-    gc.collect(store, keep=1, older_than=0, remove=True)
+    gc.gc(store, keep=1, older_than=0, delete=True)
     assert store.objects() == {sha256(content) for content in NEW.values()}
-    assert verify.audit_store(store) == []
+    assert verify_store(store) == []
 
 
 def test_a_collection_keeps_the_files_of_a_folder_that_is_shown_and_has_lost_its_record(
@@ -310,14 +313,14 @@ def test_a_collection_keeps_the_files_of_a_folder_that_is_shown_and_has_lost_its
 ) -> None:
     published = show(store, directory)
     store.remove(record.name_of(published.artifacts["vllm"].fingerprint))
-    gc.collect(store, older_than=0, remove=True)
+    gc.gc(store, older_than=0, delete=True)
     assert store.objects() == {sha256(content) for content in OLD.values()}
 
 
 def test_a_collection_keeps_the_files_of_a_folder_that_has_a_record(store: Store) -> None:
     put_folder(store, OLD)
     age(store, 1000, *(object_of(sha256(each)) for each in OLD.values()))
-    assert gc.collect(store, older_than=500, remove=True) == []
+    assert gc.gc(store, older_than=500, delete=True) == []
     assert store.objects() == {sha256(content) for content in OLD.values()}
 
 
@@ -367,7 +370,7 @@ def test_what_others_have_put_there_is_not_overwritten(occupied: Path, store: St
     assert str(error.value).startswith(f"{occupied / 'vllm'}: was not written by cosyjit; ")
     assert "--replace" in str(error.value)
     assert directory_of(occupied) == before
-    with pytest.raises(OutputError, match="--replace"), publish.opened(occupied, names=["vllm/"]):
+    with pytest.raises(OutputError, match="--replace"), exporting(PublishedDirectory(occupied, store), names=["vllm/"]):
         raise AssertionError("the work is begun")
 
 
@@ -453,7 +456,7 @@ def test_an_exchange_that_was_killed_leaves_nothing(store: Store, directory: Pat
     assert read(directory / "vllm") == NEW
     assert read(directory / "vllm.1") == THEIRS
     (directory / "vllm.4").symlink_to(".cosyjit/current/vllm")
-    layout.clean(directory)
+    Layout(directory).clean()
     assert sorted(path.name for path in directory.glob("vllm.*")) == ["vllm.1", "vllm.2"]
 
 
@@ -472,14 +475,14 @@ def test_a_folder_is_shown_further_while_a_zip_of_others_is_taken_over(store: St
     os.mkfifo(folder / "pipe")
     (folder / "deep" / "deeper").mkdir(parents=True)
     seen: list[dict[str, bytes]] = []
-    switch = layout._switch
+    lead_to = Layout._lead_to
 
-    def watch(where: Path, name: str) -> None:
-        switch(where, name)
-        seen.append({each: (where / "vllm" / each).read_bytes() for each in OLD})
+    def watch(self: Layout, name: str) -> None:
+        lead_to(self, name)
+        seen.append({each: (self.path / "vllm" / each).read_bytes() for each in OLD})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "_switch", watch)
+        patch.setattr(Layout, "_lead_to", watch)
         show(store, directory, None, a=b"new zip")
     assert seen == [OLD, OLD]
     assert read(directory / "vllm") == OLD
@@ -503,9 +506,9 @@ def test_a_store_in_a_bucket_has_folders_too(directory: Path) -> None:
     store = Store(unique_url())
     for contents in (OLD, NEW):
         show(store, directory, contents)
-    publish.rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     assert read(directory / "vllm") == OLD
-    assert verify.audit_store(store) == verify.audit_directory(store, directory) == []
+    assert verify_store(store) == verify_directory(directory, store=store) == []
     assert store.objects() == {sha256(content) for content in {*OLD.values(), *NEW.values()}}
     store.remove(object_of(sha256(OLD["config.json"])))
-    assert {each.problem for each in verify.audit_store(store)} == {f"object {sha256(OLD['config.json'])} missing"}
+    assert {each.problem for each in verify_store(store)} == {f"object {sha256(OLD['config.json'])} missing"}

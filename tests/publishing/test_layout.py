@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cosyjit.errors import OutputError
 from cosyjit.fs import files
 from cosyjit.publishing import layout
+from cosyjit.publishing.layout import Layout
 from tests.support.processes import finished, shown, snapshot, start, wait_for
 
 FIRST: Final = {"a.zip": b"a 1", "b.zip": b"b 1"}
@@ -32,11 +33,11 @@ def directory(tmp_path: Path) -> Path:
 
 def show(directory: Path, name: str, contents: Mapping[str, bytes], document: bytes = b"{}") -> None:
     """Bring files and show them."""
-    with layout.writing(directory):
+    with Layout(directory).writing():
         members = {member: sha256(content).hexdigest() for member, content in contents.items()}
         for member, content in contents.items():
-            files.write(layout.file(directory, members[member]), content)
-        layout.show(directory, name, document, members)
+            files.write(Layout(directory).file(members[member]), content)
+        Layout(directory).switch(name, document, members)
 
 
 def test_a_set_is_shown_by_links_through_one_link(directory: Path) -> None:
@@ -54,8 +55,8 @@ def test_a_set_is_shown_by_links_through_one_link(directory: Path) -> None:
         "cosyjit.json": b"-> .cosyjit/current/cosyjit.json",
         **{name: f"-> .cosyjit/current/{name}".encode() for name in FIRST},
     }
-    assert layout.current(directory) == "one"
-    assert layout.document(directory, "one").read_bytes() == b"document"
+    assert Layout(directory).live_set() == "one"
+    assert Layout(directory).document("one").read_bytes() == b"document"
 
 
 def test_another_set_takes_its_place_and_leaves_nothing_of_it(directory: Path) -> None:
@@ -63,7 +64,7 @@ def test_another_set_takes_its_place_and_leaves_nothing_of_it(directory: Path) -
     show(directory, "two", SECOND, b"2")
     assert shown(directory) == SECOND
     assert (directory / layout.MANIFEST).read_bytes() == b"2"
-    assert layout.current(directory) == "two"
+    assert Layout(directory).live_set() == "two"
     as_it_is = {path: content for path, content in snapshot(directory).items() if "two" not in path}
     show(directory, "three", SECOND, b"2")
     assert {path: content for path, content in snapshot(directory).items() if "three" not in path} == {
@@ -73,23 +74,23 @@ def test_another_set_takes_its_place_and_leaves_nothing_of_it(directory: Path) -
 
 
 def test_nothing_is_shown_where_nothing_was(directory: Path) -> None:
-    assert layout.current(directory) is None
-    assert layout.current(directory / "missing") is None
+    assert Layout(directory).live_set() is None
+    assert Layout(directory / "missing").live_set() is None
 
 
 def test_what_stood_there_before_is_no_set(directory: Path) -> None:
     """An end between the two steps of the first publication: as a kill leaves it."""
     (directory / "a.zip").write_bytes(b"theirs")
     show(directory, "before.one", {}, b"")
-    assert layout.current(directory) is None
+    assert Layout(directory).live_set() is None
 
 
 def test_a_directory_at_a_name_is_refused_and_nothing_changed(directory: Path) -> None:
     show(directory, "one", FIRST)
     (directory / "c.zip").mkdir()
     as_it_was = snapshot(directory)
-    with layout.writing(directory), pytest.raises(OutputError, match=r"c\.zip: is a directory; move it away"):
-        layout.check_names(directory, ["a.zip", "c.zip"])
+    with Layout(directory).writing(), pytest.raises(OutputError, match=r"c\.zip: is a directory; move it away"):
+        Layout(directory).check_names(["a.zip", "c.zip"])
     assert snapshot(directory) == as_it_was
 
 
@@ -157,16 +158,16 @@ def test_what_a_killed_process_left_is_removed(directory: Path, *, before: bool)
     if before:
         (state / "sets" / "one" / ".uuid.tmp").symlink_to("../../files/digest")
         (state / "sets" / "one" / ".cosyjit.json.uuid.tmp").write_bytes(b"{")
-    with layout.writing(directory):
-        layout.clean(directory)
+    with Layout(directory).writing():
+        Layout(directory).clean()
     assert snapshot(directory) == as_it_was
 
 
 def test_links_of_a_first_set_that_was_never_shown_are_removed(directory: Path) -> None:
     (directory / ".cosyjit").mkdir()
     (directory / "a.zip").symlink_to(".cosyjit/current/a.zip")
-    with layout.writing(directory):
-        layout.clean(directory)
+    with Layout(directory).writing():
+        Layout(directory).clean()
     assert snapshot(directory) == {}
 
 
@@ -175,8 +176,8 @@ def test_links_of_a_first_set_that_was_never_shown_are_removed(directory: Path) 
 HOLD: Final = """
 import sys
 from pathlib import Path
-from cosyjit.publishing import layout as sets
-with sets.writing(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
+from cosyjit.publishing.layout import Layout
+with Layout(Path(sys.argv[1])).writing(shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     input()
 """
@@ -195,7 +196,7 @@ def test_who_is_alone_waits_for_all_and_all_for_him(directory: Path, held: str, 
     entered = threading.Event()
 
     def enter() -> None:
-        with layout.writing(directory, shared=wanted == "shared"):
+        with Layout(directory).writing(shared=wanted == "shared"):
             entered.set()
 
     with start(HOLD, directory, held) as holder, ThreadPoolExecutor(1) as pool:
@@ -223,7 +224,7 @@ def test_a_state_that_is_removed_while_others_wait_for_it_is_made_again(director
         assert finished_holder == ("", "")
         waiting.result(60)
     assert shown(directory) == FIRST
-    assert layout.current(directory) == "one"
+    assert Layout(directory).live_set() == "one"
 
 
 def _leads_to(path: Path, target: Path) -> bool:
@@ -237,18 +238,19 @@ MANY: Final = """
 import sys
 from hashlib import sha256
 from pathlib import Path
-from cosyjit.fs import files; from cosyjit.publishing import layout as sets
+from cosyjit.fs import files
+from cosyjit.publishing.layout import Layout
 directory = Path(sys.argv[1])
 input()
 for number in range(10):
-    with sets.writing(directory):
+    with Layout(directory).writing():
         content = f"{sys.argv[2]} {number}".encode()
         digest = sha256(content).hexdigest()
-        files.write(sets.file(directory, digest), content)
-        sets.show(directory, sys.argv[2] + str(number), content, {"a.zip": digest, "b.zip": digest})
+        files.write(Layout(directory).file(digest), content)
+        Layout(directory).switch(sys.argv[2] + str(number), content, {"a.zip": digest, "b.zip": digest})
         assert (directory / "a.zip").read_bytes() == (directory / "b.zip").read_bytes() == content
-    with sets.writing(directory):
-        sets.clean(directory)
+    with Layout(directory).writing():
+        Layout(directory).clean()
 """
 
 
@@ -263,15 +265,15 @@ def test_processes_that_show_and_clean_at_the_same_time_leave_one_whole_set(dire
         assert (ran.status, ran.err) == (0, "")
     found = shown(directory)
     assert found["a.zip"] == found["b.zip"] == (directory / layout.MANIFEST).read_bytes()
-    assert os.listdir(directory / ".cosyjit" / "sets") == [layout.current(directory)]  # noqa: PTH208
+    assert os.listdir(directory / ".cosyjit" / "sets") == [Layout(directory).live_set()]  # noqa: PTH208
 
 
 def test_a_file_among_the_sets_is_in_nobodys_way_and_removed(tmp_path: Path) -> None:
     directory = tmp_path / "out"
-    with layout.writing(directory):
+    with Layout(directory).writing():
         pass
     (directory / ".cosyjit" / "sets").mkdir()
     (directory / ".cosyjit" / "sets" / ".DS_Store").write_bytes(b"")
-    with layout.writing(directory):
-        layout.clean(directory)
+    with Layout(directory).writing():
+        Layout(directory).clean()
     assert not (directory / ".cosyjit" / "sets" / ".DS_Store").exists()

@@ -16,14 +16,15 @@ import pytest
 
 from cosyjit.errors import CosyjitError, OutputError, PublicationError, SelectionError, StoreError
 from cosyjit.operations import gc
-from cosyjit.publishing import layout, publish
-from cosyjit.publishing.condition import inspect
+from cosyjit.publishing import layout
+from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication
-from cosyjit.publishing.publish import history, opened, rollback, shown
 from cosyjit.store.store import Store
 from tests.robustness.scenarios import keep
 from tests.support import processes, stored
 from tests.support.processes import snapshot, start
+from tests.support.stored import exporting
 
 FIRST: Final = {"llm.llm.fp32.zip": b"llm 1", "flow.encoder.fp32.zip": b"flow 1", "flow.encoder.fp16.zip": b"half 1"}
 SECOND: Final = {"llm.llm.fp32.zip": b"llm 2", "flow.encoder.fp32.zip": b"flow 2", "flow.encoder.fp16.zip": b"half 2"}
@@ -45,7 +46,7 @@ def put(store: Store, directory: Path, contents: Mapping[str, bytes], *, link: b
     """Publish artifacts of these contents."""
     with store.in_use():
         artifacts = {name: keep(store, content) for name, content in contents.items()}
-        return publish.publish(store, directory, artifacts, "/model", link=link)
+        return PublishedDirectory(directory, store).publish(artifacts, "/model", link=link)
 
 
 def seen(directory: Path) -> dict[str, bytes]:
@@ -54,12 +55,12 @@ def seen(directory: Path) -> dict[str, bytes]:
 
 
 def numbers(store: Store, directory: Path) -> list[int]:
-    return [each.number for each in history(store, directory)]
+    return [each.number for each in PublishedDirectory(directory, store).history()]
 
 
 def faults(store: Store, directory: Path, *, again: bool = False) -> dict[str, str]:
     """The published names that are not whole."""
-    found = inspect(store, directory, history(store, directory)[0], again=again)
+    _, found = PublishedDirectory(directory, store).check(reread=again)
     return {each.name: each.condition for each in found if each.condition != "whole"}
 
 
@@ -90,7 +91,7 @@ def digest(content: bytes) -> str:
 def test_a_set_is_shown_under_its_names_beside_what_was_there(store: Store, directory: Path) -> None:
     published = put(store, directory, FIRST)
     assert processes.shown(directory) == {"llm.pt": b"weights", **FIRST}
-    assert published == shown(store, directory)
+    assert published == PublishedDirectory(directory, store).live()
     assert (published.number, published.previous, published.restores) == (1, None, None)
     assert {name: each["sha256"] for name, each in manifest(directory)["artifacts"].items()} == {
         name: digest(content) for name, content in FIRST.items()
@@ -124,7 +125,7 @@ def test_only_the_files_that_are_shown_are_kept_in_a_directory(store: Store, dir
     for number in range(3):
         put(store, directory, {**FIRST, NAME: b"%d" % number})
     state = directory / ".cosyjit"
-    published = shown(store, directory)
+    published = PublishedDirectory(directory, store).live()
     assert published is not None
     assert [path.name for path in (state / "sets").iterdir()] == [published.identity]
     assert {path.name for path in (state / "files").iterdir()} == {digest(each) for each in seen(directory).values()}
@@ -155,7 +156,7 @@ def test_a_set_with_an_object_that_is_gone_is_not_shown(store: Store, directory:
     with store.in_use():
         artifacts = {name: keep(store, content) for name, content in SECOND.items()}
         store.remove(f"objects/{digest(SECOND[NAME])[:2]}/{digest(SECOND[NAME])}")
-        message = one_line(StoreError, lambda: publish.publish(store, directory, artifacts, "/model"))
+        message = one_line(StoreError, lambda: PublishedDirectory(directory, store).publish(artifacts, "/model"))
     assert f"object {digest(SECOND[NAME])} is missing" in message
     assert seen(directory) == FIRST
     assert numbers(store, directory) == [1]
@@ -267,9 +268,9 @@ def test_a_damaged_file_whose_object_is_gone_is_told_and_left(store: Store, dire
     put(store, directory, FIRST)
     overwrite(directory / NAME)
     as_it_was = snapshot(directory)
-    artifacts = history(store, directory)[0].artifacts
+    artifacts = PublishedDirectory(directory, store).history()[0].artifacts
     store.remove(f"objects/{digest(FIRST[NAME])[:2]}/{digest(FIRST[NAME])}")
-    message = one_line(StoreError, lambda: publish.publish(store, directory, artifacts, "/model"))
+    message = one_line(StoreError, lambda: PublishedDirectory(directory, store).publish(artifacts, "/model"))
     assert "is missing" in message
     assert snapshot(directory) == as_it_was
     assert faults(store, directory) == {NAME: "damaged"}
@@ -311,7 +312,7 @@ def test_a_name_that_is_a_directorys_leaves_all_as_it_was(
 
 def put_opened(store: Store, directory: Path, contents: Mapping[str, bytes], size: int = 0) -> Publication:
     """As an export does, which removes what it brought if it fails."""
-    with opened(directory, size):
+    with exporting(PublishedDirectory(directory, store), size):
         return put(store, directory, contents)
 
 
@@ -349,7 +350,7 @@ def test_a_directory_that_cannot_be_is_named_in_one_line(store: Store, directory
     as_it_was = snapshot(directory.parent)
 
     def export() -> None:
-        with opened(path):
+        with exporting(PublishedDirectory(path, store)):
             pytest.fail("opened")
 
     for call in (export, lambda: put(store, path, FIRST)):
@@ -376,14 +377,16 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from cosyjit.errors import CosyjitError
-from cosyjit.publishing.publish import opened, publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 from tests.robustness.scenarios import kept
+from tests.support.stored import exporting
 content = b"large" * 100_000
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    with opened(Path(sys.argv[2])):
-        publish(Store(sys.argv[1]), Path(sys.argv[2]), {sys.argv[3]: kept(content)}, "/model")
+    directory = PublishedDirectory(sys.argv[2], Store(sys.argv[1]))
+    with exporting(directory):
+        directory.publish({sys.argv[3]: kept(content)}, "/model")
 except CosyjitError as error:
     print(type(error).__name__, error)
 """
@@ -410,8 +413,8 @@ def test_what_was_brought_for_a_set_that_fails_is_removed(store: Store, director
     as_it_was = snapshot(directory)
 
     def export() -> None:
-        with store.in_use(), opened(directory):
-            publish.bring(store, directory, keep(store, b"brought"))
+        with store.in_use(), exporting(PublishedDirectory(directory, store)):
+            PublishedDirectory(directory, store).stage(keep(store, b"brought"))
             assert (directory / ".cosyjit" / "files" / digest(b"brought")).read_bytes() == b"brought"
             raise ZeroDivisionError
 
@@ -426,7 +429,7 @@ def test_two_directories_on_one_store_have_histories_of_their_own(store: Store, 
     put(store, two, SECOND)
     put(store, one, SECOND)
     assert (numbers(store, one), numbers(store, two)) == ([2, 1], [1])
-    rollback(store, one)
+    PublishedDirectory(one, store).rollback()
     assert (seen(one), seen(two)) == (FIRST, SECOND)
 
 
@@ -453,7 +456,7 @@ def test_a_directory_elsewhere_shows_what_it_did_and_knows_its_history(
     assert seen(elsewhere) == SECOND
     assert numbers(store, elsewhere) == [2, 1]
     assert faults(store, elsewhere) == {}
-    rollback(store, elsewhere)
+    PublishedDirectory(elsewhere, store).rollback()
     assert seen(elsewhere) == FIRST
     assert numbers(store, elsewhere) == [3, 2, 1]
 
@@ -472,7 +475,7 @@ def test_what_a_copy_shows_is_kept_once_the_same_was_published_there(store: Stor
     elsewhere = copied_with_links(directory)
     put(store, elsewhere, FIRST)
     put(store, directory, SECOND)
-    gc.collect(store, keep=1, older_than=0, remove=True)
+    gc.gc(store, keep=1, older_than=0, delete=True)
     assert {name: store.condition(digest(content)) for name, content in FIRST.items()} == dict.fromkeys(FIRST, "whole")
 
 
@@ -481,7 +484,7 @@ def test_what_was_published_from_another_store_is_kept_once_the_same_was_publish
 ) -> None:
     put(Store(tmp_path / "another"), directory, FIRST)
     put(store, directory, FIRST)
-    gc.collect(store, keep=1, older_than=0, remove=True)
+    gc.gc(store, keep=1, older_than=0, delete=True)
     overwrite(directory / NAME)
     put(store, directory, {})
     assert seen(directory) == FIRST
@@ -524,10 +527,13 @@ def test_links_to_another_disk_are_refused_in_one_line(store: Store, directory: 
 
 
 def test_nothing_published_is_an_error_that_says_so(store: Store, directory: Path) -> None:
-    for call in (lambda: history(store, directory), lambda: rollback(store, directory)):
+    for call in (
+        lambda: PublishedDirectory(directory, store).history(),
+        lambda: PublishedDirectory(directory, store).rollback(),
+    ):
         message = one_line(PublicationError, call)
         assert message.startswith(f"{directory}: nothing is published here from {store}")
-    assert shown(store, directory) is None
+    assert PublishedDirectory(directory, store).live() is None
     assert snapshot(directory) == {"llm.pt": b"weights"}
 
 
@@ -540,38 +546,42 @@ def versions(store: Store, directory: Path, count: int) -> None:
 def test_a_rollback_shows_the_set_before_as_a_new_publication(store: Store, directory: Path) -> None:
     put(store, directory, {NAME: b"1"})
     put(store, directory, {NAME: b"2", OTHER: b"new"})
-    restored = rollback(store, directory)
+    restored = PublishedDirectory(directory, store).rollback()
     assert (restored.number, restored.restores) == (3, 1)
     assert seen(directory) == {NAME: b"1"}
     assert not os.path.lexists(directory / OTHER)
-    assert [(each.number, each.restores) for each in history(store, directory)] == [(3, 1), (2, None), (1, None)]
+    assert [(each.number, each.restores) for each in PublishedDirectory(directory, store).history()] == [
+        (3, 1),
+        (2, None),
+        (1, None),
+    ]
     assert faults(store, directory) == {}
 
 
 def test_repeated_rollbacks_walk_back_to_the_first(store: Store, directory: Path) -> None:
     versions(store, directory, 3)
     for content in (b"2", b"1"):
-        rollback(store, directory)
+        PublishedDirectory(directory, store).rollback()
         assert seen(directory)[NAME] == content
     as_it_was = snapshot(directory)
-    message = one_line(PublicationError, lambda: rollback(store, directory))
+    message = one_line(PublicationError, lambda: PublishedDirectory(directory, store).rollback())
     assert message == f"{directory}: there is no publication 0 to go back to; kept are 1 to 5"
     assert snapshot(directory) == as_it_was
 
 
 def test_a_rollback_to_a_rollback_restores_what_that_restored(store: Store, directory: Path) -> None:
     versions(store, directory, 3)
-    rollback(store, directory, 1)
-    assert rollback(store, directory, 3).restores == 3
+    PublishedDirectory(directory, store).rollback(1)
+    assert PublishedDirectory(directory, store).rollback(3).restores == 3
     assert seen(directory)[NAME] == b"3"
-    assert rollback(store, directory, 4).restores == 1
+    assert PublishedDirectory(directory, store).rollback(4).restores == 1
     assert seen(directory)[NAME] == b"1"
 
 
 def test_a_publication_after_a_rollback_begins_from_what_it_shows(store: Store, directory: Path) -> None:
     put(store, directory, {NAME: b"1"})
     put(store, directory, {NAME: b"2", OTHER: b"new"})
-    rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     put(store, directory, {"third.zip": b"third"})
     assert seen(directory) == {NAME: b"1", "third.zip": b"third"}
     assert numbers(store, directory) == [4, 3, 2, 1]
@@ -580,7 +590,7 @@ def test_a_publication_after_a_rollback_begins_from_what_it_shows(store: Store, 
 READ_SOME: Final = """
 import sys
 from pathlib import Path
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 opened = set()
 def watch(event, arguments):
@@ -589,9 +599,9 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 store, directory = Store(sys.argv[1]), Path(sys.argv[2])
 if sys.argv[3] == "history":
-    publish.history(store, directory, last=3)
+    PublishedDirectory(directory, store).history(last=3)
 else:
-    publish.rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
 identities = {path.stem for path in Path(store.root, "publications").iterdir()}
 print(len(identities & {Path(name).stem for name in opened}))
 """
@@ -609,13 +619,13 @@ def test_no_more_of_a_long_history_is_read_than_is_asked_for(command: str, store
 @pytest.mark.parametrize("last", [1, 2, 3, 100])
 def test_a_history_ends_after_as_many_as_are_asked_for(last: int, store: Store, directory: Path) -> None:
     versions(store, directory, 3)
-    assert [each.number for each in history(store, directory, last)] == [3, 2, 1][:last]
+    assert [each.number for each in PublishedDirectory(directory, store).history(last)] == [3, 2, 1][:last]
 
 
 @pytest.mark.parametrize("last", [0, -1])
 def test_a_history_of_none_is_refused(last: int, store: Store, directory: Path) -> None:
     versions(store, directory, 1)
-    message = one_line(SelectionError, lambda: history(store, directory, last))
+    message = one_line(SelectionError, lambda: PublishedDirectory(directory, store).history(last))
     assert message == f"--last {last}: give 1 or more"
 
 
@@ -623,19 +633,19 @@ def test_a_history_of_none_is_refused(last: int, store: Store, directory: Path) 
 def test_a_rollback_to_what_never_was_is_refused(store: Store, directory: Path, number: int) -> None:
     versions(store, directory, 2)
     as_it_was = snapshot(directory)
-    message = one_line(PublicationError, lambda: rollback(store, directory, number))
+    message = one_line(PublicationError, lambda: PublishedDirectory(directory, store).rollback(number))
     assert message == f"{directory}: there is no publication {number} to go back to; kept are 1 to 2"
     assert snapshot(directory) == as_it_was
 
 
 def test_a_rollback_to_what_was_collected_is_refused(store: Store, directory: Path) -> None:
     versions(store, directory, 4)
-    gc.collect(store, keep=2, older_than=0, remove=True)
+    gc.gc(store, keep=2, older_than=0, delete=True)
     as_it_was = snapshot(directory)
-    message = one_line(PublicationError, lambda: rollback(store, directory, 1))
+    message = one_line(PublicationError, lambda: PublishedDirectory(directory, store).rollback(1))
     assert message == f"{directory}: there is no publication 1 to go back to; kept are 3 to 4"
     assert snapshot(directory) == as_it_was
-    rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     assert seen(directory)[NAME] == b"3"
 
 
@@ -648,7 +658,7 @@ def test_a_rollback_to_a_set_whose_object_is_gone_leaves_what_is_shown(store: St
     thing.unlink()
     if how == "damaged":
         thing.write_bytes(b"other bytes")
-    message = one_line(StoreError, lambda: rollback(store, directory))
+    message = one_line(StoreError, lambda: PublishedDirectory(directory, store).rollback())
     assert f"object {digest(FIRST[OTHER])} is {how}" in message
     assert seen(directory) == SECOND
     assert numbers(store, directory) == [2, 1]
@@ -659,7 +669,7 @@ def test_a_rollback_mends_what_is_damaged(store: Store, directory: Path) -> None
     versions(store, directory, 2)
     overwrite(directory / OTHER)  # the same file in both sets
     overwrite(directory / MANIFEST)
-    rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     assert seen(directory) == {NAME: b"1", OTHER: b"other"}
     assert faults(store, directory, again=True) == {}
     assert numbers(store, directory) == [3, 2, 1]
@@ -674,9 +684,13 @@ def test_publications_and_rollbacks_need_no_more_than_a_url(directory: Path) -> 
     assert faults(store, directory) == {NAME: "damaged"}
     put(store, directory, SECOND)
     assert faults(store, directory) == {}
-    rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     assert seen(directory) == FIRST
-    assert [(each.number, each.restores) for each in history(store, directory)] == [(3, 1), (2, None), (1, None)]
+    assert [(each.number, each.restores) for each in PublishedDirectory(directory, store).history()] == [
+        (3, 1),
+        (2, None),
+        (1, None),
+    ]
     assert one_line(StoreError, lambda: put(store, directory, {NAME: b"linked"}, link=True)).endswith(
         "cannot be linked; publish without links"
     )
@@ -750,7 +764,7 @@ def test_a_reader_finds_one_set_under_one_manifest_while_others_publish(store: S
     reader = Reader(directory, {name: [FIRST[name], SECOND[name]] for name in FIRST})
     for number in range(12):
         put(store, directory, (SECOND, FIRST)[number % 2])
-    rollback(store, directory)
+    PublishedDirectory(directory, store).rollback()
     reader.check()
 
 
@@ -789,7 +803,7 @@ def test_a_reader_finds_all_names_while_a_file_in_the_place_of_one_is_replaced(s
 PUBLISH = """
 import sys
 from pathlib import Path
-from cosyjit.publishing.publish import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 from tests.robustness.scenarios import keep
 store, directory, names = Store(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]
@@ -797,7 +811,8 @@ input()
 for number in range(4):
     with store.in_use():
         content = f"{sys.argv[3]} {number}".encode()
-        publish(store, directory, {name: keep(store, content + name.encode()) for name in names}, "/model")
+        artifacts = {name: keep(store, content + name.encode()) for name in names}
+        PublishedDirectory(directory, store).publish(artifacts, "/model")
 """
 
 
@@ -852,7 +867,7 @@ def test_the_history_outlives_a_publication_that_was_cut_off_before_it_was_shown
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "clean", cut_off)  # after the switch to what stood here before, and to the set itself
+        patch.setattr(Layout, "clean", cut_off)  # after the switch to what stood here before, and to the set itself
         patch.setattr(layout, "_link", _links_until(directory / NAME, layout._link))
         with pytest.raises(KeyboardInterrupt):
             put(store, directory, SECOND)
@@ -877,7 +892,7 @@ def test_links_into_the_store_last_only_while_they_are_asked_for(store: Store, d
     put(store, directory, FIRST, link=True)
     kept = store.local / "objects" / digest(FIRST[NAME])[:2] / digest(FIRST[NAME])
     assert (directory / NAME).samefile(kept)
-    first = publish.current(store, directory)
+    first = PublishedDirectory(directory, store).require_live()
     assert put(store, directory, FIRST) == first
     assert not (directory / NAME).samefile(kept)
     assert seen(directory) == FIRST
@@ -885,10 +900,13 @@ def test_links_into_the_store_last_only_while_they_are_asked_for(store: Store, d
 
 def test_a_copy_of_a_directory_published_again_is_said_to_be_of_its_own_source(store: Store, directory: Path) -> None:
     put(store, directory, FIRST)
-    artifacts = publish.current(store, directory).artifacts
+    artifacts = PublishedDirectory(directory, store).require_live().artifacts
     with store.in_use():
-        publish.publish(store, directory, artifacts, "/elsewhere")
-    assert (publish.current(store, directory).source, numbers(store, directory)) == ("/elsewhere", [2, 1])
+        PublishedDirectory(directory, store).publish(artifacts, "/elsewhere")
+    assert (PublishedDirectory(directory, store).require_live().source, numbers(store, directory)) == (
+        "/elsewhere",
+        [2, 1],
+    )
 
 
 def test_what_someone_puts_in_the_place_of_a_name_that_is_not_published_anew_stays(
@@ -900,7 +918,7 @@ def test_what_someone_puts_in_the_place_of_a_name_that_is_not_published_anew_sta
     shutil.rmtree(directory)
     directory.mkdir()
     (directory / "1.zip").write_bytes(b"another model's")
-    after = publish.publish(store, directory, {"0.zip": stored.put(store, b"new")}, "/models/a")
+    after = PublishedDirectory(directory, store).publish({"0.zip": stored.put(store, b"new")}, "/models/a")
     assert processes.shown(directory) == {"0.zip": b"new", "1.zip": b"another model's"}
     assert list(after.artifacts) == ["0.zip"]
 
@@ -908,12 +926,12 @@ def test_what_someone_puts_in_the_place_of_a_name_that_is_not_published_anew_sta
 def test_a_folder_of_sets_keeps_what_is_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / ".cosyjit").mkdir()
     (tmp_path / ".cosyjit" / "theirs").write_bytes(b"theirs")
-    publish.discard(tmp_path)
+    PublishedDirectory(tmp_path).discard_staged()
     assert (tmp_path / ".cosyjit" / "theirs").read_bytes() == b"theirs"
 
 
 @pytest.mark.parametrize("number", [2**63, 10**30])
 def test_a_number_that_is_larger_than_any_is_one(number: int, store: Store, tmp_path: Path) -> None:
     stored.show(store, tmp_path / "model", b"one")
-    assert len(publish.history(store, tmp_path / "model", number)) == 1
-    assert gc.collect(store, keep=number, older_than=0) == []
+    assert len(PublishedDirectory(tmp_path / "model", store).history(number)) == 1
+    assert gc.gc(store, keep=number, older_than=0) == []

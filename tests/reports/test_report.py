@@ -15,7 +15,7 @@ from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.fs.identity import Identity
 from cosyjit.operations.trends import Point
 from cosyjit.provenance.fingerprint import Fingerprint, fingerprint
-from cosyjit.provenance.lineage import Trace
+from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import Material, short_form
 from cosyjit.reports import report
 from cosyjit.reports.report import closing, counts, outcomes_json, outcomes_table, summary
@@ -268,7 +268,7 @@ def test_a_history_tells_what_each_publication_changed_and_restored() -> None:
 
 def test_a_lineage_names_all_that_the_record_does() -> None:
     made = record(target("llm.llm"), run={"prefect_flow_run": "run 1"}, source=f"/{MARKUP}")
-    text = text_of(report.lineage_tree(Trace(made)))
+    text = text_of(report.lineage_tree(Lineage(made)))
     for said in (
         made.name,
         f"sha256 {DIGEST}",
@@ -284,24 +284,24 @@ def test_a_lineage_names_all_that_the_record_does() -> None:
         "bytes 4007654",
     ):
         assert f"{said}\n" in text
-    assert json.loads(report.lineage_json(Trace(made))) == json.loads(json.dumps(made.statement))
+    assert json.loads(report.lineage_json(Lineage(made))) == json.loads(json.dumps(made.statement))
 
 
 def test_the_lineage_of_a_file_of_other_bytes_says_so() -> None:
     made = record(target("llm.llm"))
     said = json.loads(short_form(made.fingerprint))
-    assert f"the file's own bytes are {'9' * 64}" in text_of(report.lineage_tree(Trace(made, said, "9" * 64)))
-    assert text_of(report.lineage_tree(Trace(made, said, DIGEST))) == text_of(report.lineage_tree(Trace(made)))
+    assert f"the file's own bytes are {'9' * 64}" in text_of(report.lineage_tree(Lineage(made, said, "9" * 64)))
+    assert text_of(report.lineage_tree(Lineage(made, said, DIGEST))) == text_of(report.lineage_tree(Lineage(made)))
 
 
 def test_a_lineage_without_a_record_is_what_the_file_says_of_itself() -> None:
     made: Fingerprint = target("llm.llm").fingerprint
     said = json.loads(short_form(made))
-    text = text_of(report.lineage_tree(Trace(None, said, DIGEST)))
+    text = text_of(report.lineage_tree(Lineage(None, said, DIGEST)))
     assert f"{DIGEST} (of no record in this store)" in text
     assert f"fingerprint {made.key}\n" in text
     assert "linear_units 128\n" in text
-    assert json.loads(report.lineage_json(Trace(None, said, DIGEST))) == said
+    assert json.loads(report.lineage_json(Lineage(None, said, DIGEST))) == said
 
 
 def test_faults_are_named_in_json() -> None:

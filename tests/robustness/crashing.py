@@ -23,10 +23,12 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit.errors import CosyjitError
 from cosyjit.fs.files import TEMPORARY
-from cosyjit.operations import gc, verify
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_store
 from cosyjit.processes import worker
 from cosyjit.provenance import latest, record
-from cosyjit.publishing import layout, publication, publish
+from cosyjit.publishing import layout, publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import object_name
 from tests.robustness.scenarios import SCENARIOS, Place, played
 from tests.support import syscalls
@@ -193,7 +195,7 @@ def state(place: Place) -> State:
 def left(place: Place) -> list[str]:
     """Files of the store, the directory and the machine that nothing refers to."""
     store = place.store
-    chain = publish.history(store, place.directory)
+    chain = PublishedDirectory(place.directory, store).history()
     published = [artifact for each in chain for artifact in each.artifacts.values()]
     keys = {artifact.fingerprint for artifact in published}
     entries = {entry.name for entry in store.entries()}
@@ -338,15 +340,15 @@ class Observer:
         store = self._place.store
         if store.local is None or not store.local.exists():
             return []
-        return [f"{each.name}: {each.problem}" for each in verify.audit_store(store)]
+        return [f"{each.name}: {each.problem}" for each in verify_store(store)]
 
     def _finish(self, observed: Observed) -> None:
         self._scenario.run(self._place)
         observed.again = "through"
         observed.after = state(self._place)
-        chain = publish.history(self._place.store, self._place.directory)
+        chain = PublishedDirectory(self._place.directory, self._place.store).history()
         observed.history = [[each.number, each.restores] for each in chain]
-        gc.collect(self._place.store, older_than=0, remove=True)
+        gc.gc(self._place.store, older_than=0, delete=True)
         observed.left = left(self._place) + self._faults()
         if state(self._place) != observed.after:
             observed.left.append("the collection changed what is shown")

@@ -20,9 +20,10 @@ import cosyjit.torchscript.gate
 import cosyjit.torchscript.load  # noqa: F401  (and torch with them, once for all attempts)
 from cosyjit import pipeline
 from cosyjit.errors import BuildError
-from cosyjit.operations import gc, verify
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_store
 from cosyjit.processes import worker
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from tests.robustness.crashing import UNAVAILABLE, Fault, Observed, Steps, attempt, left, state, tell
 from tests.robustness.scenarios import EARLIER, Place
 from tests.support import syscalls
@@ -109,8 +110,10 @@ class _Chain:
         """Export with nothing in its way, and collect."""
         observed, _ = self.attempt("finished", SHORT)
         store = self._place.store
-        observed.history = [[each.number, each.restores] for each in publish.history(store, self._place.directory)]
-        gc.collect(store, older_than=0, remove=True)
+        observed.history = [
+            [each.number, each.restores] for each in PublishedDirectory(self._place.directory, store).history()
+        ]
+        gc.gc(store, older_than=0, delete=True)
         observed.left = left(self._place)
         observed.after = state(self._place)
         return observed
@@ -118,7 +121,7 @@ class _Chain:
     def _export(self, **options: Any) -> None:
         worker.prepare()  # while this process has a single thread
         place = self._place
-        export = partial(pipeline.export, components=["flow.encoder"], precisions=["fp32"], directory=place.directory)
+        export = partial(pipeline.export, components=["flow.encoder"], precisions=["fp32"], publish=place.directory)
         (outcome,) = export(place.source, store=place.store, **options)
         if outcome.error:
             raise BuildError(outcome.error)
@@ -126,7 +129,7 @@ class _Chain:
     def _look(self, name: str, at: int, how: str, kind: str, struck: str) -> Observed:
         place = self._place
         there = Path(place.store.root).exists()
-        faults = [f"{each.name}: {each.problem}" for each in verify.audit_store(place.store)] if there else []
+        faults = [f"{each.name}: {each.problem}" for each in verify_store(place.store)] if there else []
         shown = state(place)
         folders = place.folder / "store" / "tmp", place.folder / "tmp", place.directory / ".cosyjit" / "files"
         work = [str(path) for folder in folders for path in folder.glob("*") if path.name not in shown.values()]

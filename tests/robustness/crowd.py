@@ -28,13 +28,15 @@ from typing import Any, Final, NamedTuple
 import cosyjit
 from cosyjit.cli import app
 from cosyjit.errors import PublicationError, StoreError
-from cosyjit.operations import gc, verify
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.provenance import latest, record
-from cosyjit.publishing import layout, publish
+from cosyjit.publishing import layout
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store import leases
 from cosyjit.store.store import Store
-from tests.support.stored import add, names_of, put, record_of, sha256
+from tests.support.stored import add, exporting, names_of, put, record_of, sha256
 
 DEADLINE: Final = 600.0
 """In s, after which what one process does counts as stuck: its threads are written down, and it ends."""
@@ -134,10 +136,10 @@ class Crowd(NamedTuple):
         with store.in_use():
             for directory in (first, first, *others):
                 made = {name: put(store, content(name, random.randrange(_VARIANTS))) for name in NAMES}  # noqa: S311
-                publish.publish(store, directory, made, "/model")
-            shown = publish.current(store, first)
+                PublishedDirectory(directory, store).publish(made, "/model")
+            shown = PublishedDirectory(first, store).require_live()
             shutil.copytree(first, copy, symlinks=True)
-            publish.publish(store, copy, shown.artifacts, shown.source)  # so that the store knows of it
+            PublishedDirectory(copy, store).publish(shown.artifacts, shown.source)  # so that the store knows of it
 
 
 class Member:
@@ -201,15 +203,15 @@ class Member:
         """As `cosyjit.pipeline` does, but that nothing has to be built."""
         store, directory = self._store, self._any()
         wanted = {name: content(name, self._random.randrange(_VARIANTS)) for name in self._some(NAMES)}
-        with store.in_use(), publish.opened(directory):
+        with store.in_use(), exporting(PublishedDirectory(directory, store)):
             for name, each in wanted.items():
                 with store.turn(kept(each).fingerprint):
                     if not _has(store, each):
                         put(store, each)
                 latest.write(store, "/model", name, kept(each).fingerprint)
-                publish.bring(store, directory, kept(each))
+                PublishedDirectory(directory, store).stage(kept(each))
             artifacts = {name: kept(each) for name, each in wanted.items()}
-            made = publish.publish(store, directory, artifacts, "/model")
+            made = PublishedDirectory(directory, store).publish(artifacts, "/model")
         return self._publication(directory, made)
 
     def _some(self, names: list[str]) -> list[str]:
@@ -218,7 +220,7 @@ class Member:
     def _real(self) -> dict[str, Any]:
         checkpoint = self._random.choice(self._crowd.checkpoints)
         if self._random.random() < 0.5:
-            export = functools.partial(cosyjit.export, checkpoint, directory=self._crowd.real, store=self._store)
+            export = functools.partial(cosyjit.export, checkpoint, publish=self._crowd.real, store=self._store)
             (made,) = export(components=["flow.encoder"], precisions=["fp32"])
             return {"failed": made.error} if made.error else {made.state: 1}
         options = ("--precision", "fp16", "--publish", self._crowd.real, "--store", self._crowd.root, "--json")
@@ -242,22 +244,20 @@ class Member:
 
     def _roll_back(self) -> dict[str, Any]:
         store, directory = self._store, self._any()
-        last = publish.current(store, directory).number
+        last = PublishedDirectory(directory, store).require_live().number
         number = self._random.choice([None, max(1, last - self._random.randrange(self._crowd.keep + 3))])
-        return self._publication(directory, publish.rollback(store, directory, number))
+        return self._publication(directory, PublishedDirectory(directory, store).rollback(number))
 
     def _collect(self) -> dict[str, Any]:
         older_than = self._random.choice([0.0, 0.0, 2.0])
-        found = gc.collect(
-            self._store, keep=self._crowd.keep, older_than=older_than, remove=self._random.random() < 0.8
-        )
+        found = gc.gc(self._store, keep=self._crowd.keep, older_than=older_than, delete=self._random.random() < 0.8)
         time.sleep(self._random.random() * 4)
         return {"collected": len([entry for entry in found if "digests/" not in entry.name])}
 
     def _verify(self) -> dict[str, Any]:
         store = self._store
         time.sleep(self._random.random())
-        faults = [*verify.audit_store(store), *verify.audit_directory(store, self._any())]
+        faults = [*verify_store(store), *verify_directory(self._any(), store=store)]
         return {"failed": "\n".join(f"{each.name}: {each.problem}" for each in faults)} if faults else {}
 
     def _read(self) -> dict[str, Any]:
@@ -443,7 +443,7 @@ def _wrong(crowd: Crowd, noted: set[Noted], report: Report) -> Iterator[str]:
             pass
     shown = {}
     for directory in [*crowd.directories, *([crowd.real] if crowd.real.exists() else [])]:
-        chain = publish.history(store, directory)
+        chain = PublishedDirectory(directory, store).history()
         shown[directory] = chain[0]
         report.published[directory.name] = chain[0].number
         of_it = {each for each in noted if each.directory == directory.name}
@@ -451,9 +451,9 @@ def _wrong(crowd: Crowd, noted: set[Noted], report: Report) -> Iterator[str]:
         names = {entry.name for entry in store.entries()}
         for each in chain:
             yield from (f"{name}: is missing, of publication {each.number}" for name in names_of(each) - names)
-        publish.discard(directory)  # what was brought by processes that were killed
-        yield from (f"{each.name}: {each.problem}" for each in verify.audit_directory(store, directory))
-    yield from (f"{each.name}: {each.problem}" for each in verify.audit_store(store))
+        PublishedDirectory(directory, store).discard_staged()  # what was brought by processes that were killed
+        yield from (f"{each.name}: {each.problem}" for each in verify_directory(directory, store=store))
+    yield from (f"{each.name}: {each.problem}" for each in verify_store(store))
     yield from _left(crowd, store, shown)
 
 
@@ -482,8 +482,8 @@ def _left(crowd: Crowd, store: Store, shown: Mapping[Path, Publication]) -> Iter
     """What a collection does not find, or takes though it is needed."""
     Store.grace = 0.0
     time.sleep(1.1)  # times in buckets are in whole seconds
-    gc.collect(store, keep=1, older_than=0, remove=True)
-    yield from (f"{entry.name}: was left by the collection before" for entry in gc.collect(store, keep=1, older_than=0))
+    gc.gc(store, keep=1, older_than=0, delete=True)
+    yield from (f"{entry.name}: was left by the collection before" for entry in gc.gc(store, keep=1, older_than=0))
     needed = set().union(*map(names_of, shown.values()))
     found = {entry.name for entry in [*store.entries(), *store.unfinished()]}
     yield from (f"{name}: is missing" for name in sorted(needed - found))
@@ -502,7 +502,7 @@ def _left(crowd: Crowd, store: Store, shown: Mapping[Path, Publication]) -> Iter
             digest for each in publication_.artifacts.values() for digest in each.objects
         }:
             yield f"{state}: has more or less than what is shown"
-        yield from (f"{each.name}: {each.problem}" for each in verify.audit_directory(store, directory))
+        yield from (f"{each.name}: {each.problem}" for each in verify_directory(directory, store=store))
 
 
 def main(folder: str, root: str, seconds: str, processes: str) -> None:

@@ -16,7 +16,8 @@ from cosyjit.processes import worker
 from cosyjit.provenance import latest, record
 from cosyjit.provenance.fingerprint import Fingerprint
 from cosyjit.provenance.record import Record
-from cosyjit.publishing import layout, publish
+from cosyjit.publishing import layout
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store, object_name
 
@@ -104,18 +105,18 @@ class Place(NamedTuple):
         store = self.store
         with store.in_use():
             artifacts = {name: keep(store, content) for name, content in contents.items()}
-            publish.publish(store, self.directory, artifacts, "/model", link=link)
+            PublishedDirectory(self.directory, store).publish(artifacts, "/model", link=link)
 
     def publish(self, contents: Mapping[str, Content], *, replace: bool = False) -> None:
         """Publish artifacts that are there."""
         store = self.store
         with store.in_use():
             artifacts = {name: kept(content) for name, content in contents.items()}
-            publish.publish(store, self.directory, artifacts, "/model", replace=replace)
+            PublishedDirectory(self.directory, store).publish(artifacts, "/model", replace=replace)
 
     def export_source(self) -> list[pipeline.Outcome]:
         """Export an encoder of the model directory in two precisions, by builds that are played back."""
-        return pipeline.export(self.source, components=["flow.encoder"], directory=self.directory, store=self.store)
+        return pipeline.export(self.source, components=["flow.encoder"], publish=self.directory, store=self.store)
 
 
 OLD: Final = {"a.zip": b"old a", "b.zip": b"old b"}
@@ -297,11 +298,11 @@ def _export_unbuildable(place: Place) -> None:
 def _roll_back(place: Place) -> None:
     store = place.store
     with store.in_use():
-        publish.rollback(store, place.directory, 1)
+        PublishedDirectory(place.directory, store).rollback(1)
 
 
 def _collect(place: Place) -> None:
-    gc.collect(place.store, keep=1, older_than=0, remove=True)
+    gc.gc(place.store, keep=1, older_than=0, delete=True)
 
 
 ONE: Final[History] = [(1, None)]

@@ -12,7 +12,9 @@ from typing import Final
 
 import pytest
 
-from cosyjit import Store, audit_store, collect, export
+from cosyjit import Store, export
+from cosyjit.operations.gc import gc
+from cosyjit.operations.verify import verify_store
 from tests.robustness.crashing import UNAVAILABLE, Observed
 from tests.support.processes import CONSOLE_SCRIPT, ROOT, children, ended, shown, snapshot, spawn, wait_for
 
@@ -109,14 +111,14 @@ def test_a_command_that_is_killed_at_any_moment_leaves_nothing_but_what_the_next
         wait_for(lambda below=below: all(map(ended, below)))  # type: ignore[misc]
         seen.add(process.returncode)
         assert (process.returncode, err) in {(-signal.SIGKILL, ""), (0, "")}
-        assert not Path(store.root).exists() or audit_store(store) == []
+        assert not Path(store.root).exists() or verify_store(store) == []
         if process.returncode == 0:
             break
         assert shown(tmp_path) == before or shown(tmp_path).keys() == names
     assert seen == {-signal.SIGKILL, 0}
     assert shown(tmp_path).keys() == names
-    collect(store, older_than=0, remove=True)
+    gc(store, older_than=0, delete=True)
     left = [path for path in snapshot(home) if {"tmp", "memory"} & {*Path(path).parts[:-1]} or path.endswith(".tmp")]
     assert left == [".cache/cosyjit/locks/memory/lock"]
-    again = export(tiny2, components=["flow.encoder"], directory=tmp_path)
+    again = export(tiny2, components=["flow.encoder"], publish=tmp_path)
     assert [each.state for each in again] == ["cached", "cached"]

@@ -16,10 +16,12 @@ import cosyjit
 from cosyjit import Store
 from cosyjit.documents import now
 from cosyjit.errors import StoreError
-from cosyjit.operations import gc, verify
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_store
 from cosyjit.planning import plan as planning
 from cosyjit.provenance import record
-from cosyjit.publishing import publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 from cosyjit.synth.synth import synth
@@ -112,7 +114,7 @@ def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Store], 
 
 def collect(store: Store) -> set[str]:
     """The names of what nothing in reach needs, and is removed now."""
-    return {entry.name for entry in gc.collect(store, keep=1, older_than=0, remove=True)}
+    return {entry.name for entry in gc.gc(store, keep=1, older_than=0, delete=True)}
 
 
 class At:
@@ -135,7 +137,7 @@ class At:
 def is_whole(store: Store, directory: Path) -> bool:
     """Whether a store has all of what a directory shows, and lacks nothing that it names."""
     names = {entry.name for entry in store.entries()}
-    return names_of(publish.current(store, directory)) <= names and verify.audit_store(store) == []
+    return names_of(PublishedDirectory(directory, store).require_live()) <= names and verify_store(store) == []
 
 
 class Superseded:
@@ -156,7 +158,7 @@ class Superseded:
         }
 
     def _show(self, artifacts: dict[str, publication.Published]) -> Publication:
-        return publish.publish(self.store, self.directory, artifacts, "/model")
+        return PublishedDirectory(self.directory, self.store).publish(artifacts, "/model")
 
 
 def test_what_an_export_takes_from_a_bucket_while_it_is_collected_stays(
@@ -169,7 +171,7 @@ def test_what_an_export_takes_from_a_bucket_while_it_is_collected_stays(
         directory = tmp_path / " ".join((*moment, "new"))
 
         export = partial(
-            cosyjit.export, tiny2, components=FLOW, precisions=["fp16"], directory=directory, store=place.store
+            cosyjit.export, tiny2, components=FLOW, precisions=["fp16"], publish=directory, store=place.store
         )
         exported = At(moment[0], place.names[moment[1]], export)
         with s3.proxied(exported):
@@ -198,9 +200,7 @@ def test_what_is_collected_between_the_plan_of_an_export_and_its_end_is_nothing_
     planned = At("GET", "/latest/", lambda: collect(collecting))
     with s3.proxied(planned):
         store = Store(place.store.root)
-        (outcome,) = cosyjit.export(
-            tiny2, components=FLOW, precisions=["fp16"], directory=tmp_path / "new", store=store
-        )
+        (outcome,) = cosyjit.export(tiny2, components=FLOW, precisions=["fp16"], publish=tmp_path / "new", store=store)
     (taken,) = planned.came
     assert taken & set(place.names.values()) == {place.names["publication"]}
     assert outcome.state == "cached"
@@ -212,9 +212,11 @@ def test_what_a_rollback_takes_from_a_bucket_while_it_is_collected_stays(
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     age(s3, place.store)
-    with s3.proxied(At("DELETE", "/publications/", lambda: publish.rollback(place.store, place.directory, 1))):
+    with s3.proxied(
+        At("DELETE", "/publications/", lambda: PublishedDirectory(place.directory, place.store).rollback(1))
+    ):
         assert place.names["publication"] in collect(Store(place.store.root))
-    assert publish.current(place.store, place.directory).restores == 1
+    assert PublishedDirectory(place.directory, place.store).require_live().restores == 1
     assert is_whole(place.store, place.directory)
 
 
@@ -227,8 +229,8 @@ def test_a_rollback_to_what_is_just_being_collected_is_refused(
     with s3.proxied(At("HEAD", place.names["object"], lambda: collect(collecting))):
         message = f"/{place.names['object']}: is missing; export its checkpoint again to build it anew"
         with pytest.raises(StoreError, match=message):
-            publish.rollback(Store(place.store.root), place.directory, 1)
-    assert publish.current(place.store, place.directory).number == 2
+            PublishedDirectory(place.directory, Store(place.store.root)).rollback(1)
+    assert PublishedDirectory(place.directory, place.store).require_live().number == 2
     assert is_whole(place.store, place.directory)
 
 
@@ -236,14 +238,14 @@ def test_what_a_copy_of_a_directory_shows_stays_as_soon_as_something_is_exported
     s3: Service, tiny2: Path, tmp_path: Path
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
-    publish.rollback(place.store, place.directory, 1)
+    PublishedDirectory(place.directory, place.store).rollback(1)
     copy = Path(shutil.copytree(place.directory, tmp_path / "copy", symlinks=True))
-    shown = publish.current(place.store, copy)
-    publish.rollback(place.store, place.directory, 2)
+    shown = PublishedDirectory(copy, place.store).require_live()
+    PublishedDirectory(place.directory, place.store).rollback(2)
     age(s3, place.store)
 
     def export() -> None:
-        assert publish.publish(place.store, copy, shown.artifacts, shown.source) == shown
+        assert PublishedDirectory(copy, place.store).publish(shown.artifacts, shown.source) == shown
 
     with s3.proxied(At("HEAD", "/publications/", export)):
         taken = collect(Store(place.store.root))
@@ -261,7 +263,7 @@ def test_what_is_renewed_between_the_last_look_and_the_removal_is_lost_and_misse
 
     def export() -> None:
         planned = planning.plan(tiny2, FLOW, ["fp16"], store=place.store)
-        publish.publish(place.store, tmp_path / "new", add(place.store, planned), "/model")
+        PublishedDirectory(tmp_path / "new", place.store).publish(add(place.store, planned), "/model")
 
     with s3.proxied(At("DELETE", place.names["object"], export)):
         collect(Store(place.store.root))
@@ -344,14 +346,14 @@ def test_what_exports_bring_and_collections_take_while_a_store_is_verified_is_no
 
     for _ in range(3):
         work()
-        assert verify.audit_store(Busy(tmp_path / store.root, folder, work)) == []
+        assert verify_store(Busy(tmp_path / store.root, folder, work)) == []
 
 
 def test_what_a_verification_finds_missing_for_good_is_a_fault(store: Store, tmp_path: Path) -> None:
     (gone,) = show(store, tmp_path / "a", b"one").artifacts.values()
     store.remove(object_of(gone.sha256))
     problem = f"object {gone.sha256} missing"
-    assert [each.problem for each in verify.audit_store(Busy(tmp_path / store.root, "objects", list))] == [problem] * 2
+    assert [each.problem for each in verify_store(Busy(tmp_path / store.root, "objects", list))] == [problem] * 2
 
 
 class Publishing(Digests):
@@ -371,7 +373,7 @@ def test_a_look_at_a_directory_is_at_one_publication_of_it(store: Store, tmp_pat
     show(store, tmp_path / "a", b"one", b"two")
     looking = Store(store.root)
     looking.digests = Publishing(store.digests.directory, lambda: show(store, tmp_path / "a", b"three", b"two"))
-    published, found = publish.look(looking, tmp_path / "a")
+    published, found = PublishedDirectory(tmp_path / "a", looking).check()
     assert published.number == 2
     assert {each.condition for each in found} == {"whole"}
 
@@ -403,14 +405,14 @@ def test_what_the_builds_of_a_killed_process_still_write_keeps_nobody_out(tmp_pa
 WRITE = """
 import sys
 from pathlib import Path
-from cosyjit.publishing import layout as sets
+from cosyjit.publishing.layout import Layout
 state = Path(sys.argv[1], ".cosyjit")
 left = [state.rmdir]
 def remove(event, arguments):
     if event == "open" and str(arguments[0]) == str(state) and left:
         left.pop()()
 sys.addaudithook(remove)
-with sets.writing(state.parent):
+with Layout(state.parent).writing():
     print(len(left), state.is_dir())
 """
 

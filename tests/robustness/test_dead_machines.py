@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from cosyjit import audit_directory, audit_store, collect, history
+from cosyjit import history
+from cosyjit.operations.gc import gc
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store.store import Store
 from tests.support.kept import litter, unreferenced
 from tests.support.processes import CONSOLE_SCRIPT, Ran, children, spawn, wait_for
@@ -65,8 +67,8 @@ def check(store: Store, out: Path, kept: int, states: dict[str, Any]) -> None:
 
 def check_shown(store: Store, out: Path) -> None:
     assert {path.name for path in out.glob("*.zip")} == NAMES
-    assert [each.number for each in history(store, out)] == [1]
-    assert audit_directory(store, out) == audit_store(store) == []
+    assert [each.number for each in history(out, store=store)] == [1]
+    assert verify_directory(out, store=store) == verify_store(store) == []
     assert unreferenced(out) == set()
     assert len(store.objects()) == 2
     assert store.entries("damaged") == []
@@ -123,14 +125,14 @@ def test_another_machine_takes_over_what_a_dead_one_held_in_a_bucket(
     at_home("two")
     store = Store(url)
     kept = len(store.entries("records"))
-    assert audit_store(store) == []
+    assert verify_store(store) == []
     shown = {path.name for path in out.glob("*.zip")} if out.is_dir() else set()
     assert shown in (set(), NAMES)
 
     check(store, out, kept, finish(tiny, out, url))
     assert len(store.entries("locks")) <= kept  # nobody wants to build these any more; the next collection has them
     monkeypatch.setattr("cosyjit.operations.gc.time", SimpleNamespace(time=lambda: time.time() + 10 * 86_400))
-    collect(store, remove=True)
+    gc(store, delete=True)
     assert store.entries("locks") == []
     check_shown(store, out)
 
@@ -147,6 +149,6 @@ def test_the_same_machine_takes_over_what_it_held_before(
     kill(exporting)
     ended(exporting)
     kept = len(store.entries("records"))
-    assert audit_store(store) == []
+    assert verify_store(store) == []
     check(store, out, kept, finish(tiny, out, str(root)))
     assert litter(store) == []

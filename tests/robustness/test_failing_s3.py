@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 from fsspec.config import conf
 
-from cosyjit import audit_directory, audit_store, history
+from cosyjit import history
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store import leases
 from cosyjit.store.store import Store
 from tests.robustness.scenarios import played
@@ -226,7 +227,7 @@ def check_attempts(bench: Bench, name: str, fault: str, kinds: slice) -> None:
         assert again.status == status, (kind, again)
         assert shown(bench.directory) == after, kind
         assert bench.damaged() == [], kind
-        assert audit_store(Store(bench.url)) == [], kind
+        assert verify_store(Store(bench.url)) == [], kind
 
 
 def check_outcome(bench: Bench, ran: Ran, kind: Request) -> None:
@@ -237,9 +238,9 @@ def check_outcome(bench: Bench, ran: Ran, kind: Request) -> None:
         assert ran.err.count("\n") == 1, (kind, ran)
         assert bench.url in ran.err, (kind, ran)
     assert bench.damaged() == [], (kind, ran)
-    assert audit_store(Store(bench.url)) == [], (kind, ran)
+    assert verify_store(Store(bench.url)) == [], (kind, ran)
     if (bench.directory / "cosyjit.json").exists():
-        assert audit_directory(Store(bench.url), bench.directory) == [], (kind, ran)
+        assert verify_directory(bench.directory, store=Store(bench.url)) == [], (kind, ran)
 
 
 @pytest.mark.stress
@@ -266,7 +267,7 @@ def test_a_shorter_answer_is_not_taken_for_the_end_of_what_was_published(bench: 
     assert ran.err.startswith(f"cosyjit: {bench.url}: cannot be reached now (an answer has ")
     bench.failing.set(None)
     assert bench.export().status == 0
-    assert [each.number for each in history(Store(bench.url), bench.directory)] == [3, 2, 1]
+    assert [each.number for each in history(bench.directory, store=Store(bench.url))] == [3, 2, 1]
 
 
 @pytest.mark.parametrize("fault", ["half an answer", "a shorter answer", "a shorter answer and a checksum"])
@@ -302,9 +303,9 @@ def test_a_server_that_goes_away_amid_an_upload_has_it_collected_later(
     assert "Traceback" not in ran.err
     bench.failing.set(None)
     assert s3.uploads(bench.url)
-    assert (Store(bench.url).entries("objects"), audit_store(Store(bench.url))) == ([], [])
+    assert (Store(bench.url).entries("objects"), verify_store(Store(bench.url))) == ([], [])
     assert shown(bench.directory) == {}
     assert bench.export().status == 0
-    assert audit_store(Store(bench.url)) == audit_directory(Store(bench.url), bench.directory) == []
+    assert verify_store(Store(bench.url)) == verify_directory(bench.directory, store=Store(bench.url)) == []
     assert bench.run("gc", "--delete", *bench.kept).status == 0
     assert s3.uploads(bench.url) == []

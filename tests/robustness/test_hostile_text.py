@@ -16,7 +16,9 @@ from cosyjit.errors import ServerError
 from cosyjit.prefect_api import Server
 from cosyjit.provenance import latest, record
 from cosyjit.provenance.fingerprint import key_of
-from cosyjit.publishing import layout, publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
 from tests.support import stored
@@ -223,7 +225,7 @@ def test_a_record_of_an_odd_form_is_damaged_whatever_leads_to_it(
     latest.write(store, target.source.name, f"{target.name} {target.device}", key)
     directory = tmp_path / "shown"
     directory.mkdir()
-    publish.publish(store, directory, {name: artifact._replace(fingerprint=key)}, str(tiny))
+    PublishedDirectory(directory, store).publish({name: artifact._replace(fingerprint=key)}, str(tiny))
 
     assert "damaged" in check(run("lineage", key), 2).err
     assert "damaged" in check(run("verify"), 1).out
@@ -257,10 +259,10 @@ def forge(directory: Path, text: str, store: Store, number: int = 1) -> Publicat
     digest = stored.sha256(content)
     artifacts = {"llm.llm.fp32.zip": Published(digest, len(content), KEY)}
     forged = Publication(number, text, text, artifacts, "4" * 64)
-    with layout.writing(directory):
-        layout.file(directory, digest).parent.mkdir(exist_ok=True)
-        layout.file(directory, digest).write_bytes(content)
-        layout.show(directory, forged.identity, forged.content, {"llm.llm.fp32.zip": digest})
+    with Layout(directory).writing():
+        Layout(directory).file(digest).parent.mkdir(exist_ok=True)
+        Layout(directory).file(digest).write_bytes(content)
+        Layout(directory).switch(forged.identity, forged.content, {"llm.llm.fp32.zip": digest})
     assert publication.head(store, directory) is None
     return forged
 

@@ -17,7 +17,7 @@ from cosyjit import Published, Store
 from cosyjit.errors import StoreError
 from cosyjit.operations import status
 from cosyjit.provenance import record
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from tests.support.kept import litter
 from tests.support.keys import Pair, pair
 from tests.support.processes import Run, shown, snapshot
@@ -200,7 +200,7 @@ def test_what_is_published_is_what_its_digest_is_of_whatever_is_exchanged(
     for number in range(60):
         out = tmp_path / str(number)
         with exchanged(path.parent, evil), suppress(StoreError):
-            publish.publish(shared, out, {NAME: published}, "/models/a", link=link)
+            PublishedDirectory(out, shared).publish({NAME: published}, "/models/a", link=link)
             done += 1
         if (path.parent / path.name).exists() and path.read_bytes() != GOOD:
             _LIBC.renameat2(_HERE, os.fsencode(path.parent), _HERE, os.fsencode(evil), _EXCHANGE)
@@ -211,18 +211,18 @@ def test_what_is_published_is_what_its_digest_is_of_whatever_is_exchanged(
         assert published_file == GOOD
         assert (out / NAME).exists() or done <= number
         if (out / NAME).exists():
-            assert status.status(out, shared).names[0].condition == "whole"
+            assert status.status(out, store=shared).names[0].condition == "whole"
     assert done > 0
 
 
 def test_a_copy_that_is_other_bytes_after_all_is_noticed(shared: Store, tmp_path: Path) -> None:
     """A link to a file that its maker changes later."""
     published = put(shared, GOOD)
-    publish.publish(shared, tmp_path / "out", {NAME: published}, "/models/a", link=True)
+    PublishedDirectory(tmp_path / "out", shared).publish({NAME: published}, "/models/a", link=True)
     path = location(shared, published.sha256)
     path.chmod(0o644)
     path.write_bytes(BAD)
-    assert status.status(tmp_path / "out", shared).names[0].condition == "damaged"
+    assert status.status(tmp_path / "out", store=shared).names[0].condition == "damaged"
 
 
 def test_where_a_signature_is_required_nothing_is_linked_that_others_can_change(shared: Store, tmp_path: Path) -> None:
@@ -235,10 +235,10 @@ def test_where_a_signature_is_required_nothing_is_linked_that_others_can_change(
     location(shared, signed.sha256).chmod(0o666)
     store = Store(shared.root, require=keys.public)
     with pytest.raises(StoreError) as error:
-        publish.publish(store, tmp_path / "out", {NAME: signed}, "/models/a", link=True)
+        PublishedDirectory(tmp_path / "out", store).publish({NAME: signed}, "/models/a", link=True)
     expected = f"{shared.root}: object {signed.sha256} can be changed by others; publish without links"
     assert str(error.value) == expected
-    publish.publish(store, tmp_path / "out", {NAME: signed}, "/models/a")
+    PublishedDirectory(tmp_path / "out", store).publish({NAME: signed}, "/models/a")
     assert shown(tmp_path / "out") == {NAME: GOOD}
 
 

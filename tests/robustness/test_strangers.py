@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from cosyjit.errors import CosyjitError, OutputError
 from cosyjit.fs import files
-from cosyjit.operations import gc, status, verify
-from cosyjit.publishing import layout, publish
+from cosyjit.operations import gc, status
+from cosyjit.operations.verify import verify_directory
+from cosyjit.publishing import layout
+from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.layout import Layout
 from cosyjit.store.store import Store
 from tests.support.processes import snapshot
 from tests.support.stored import put, put_folder, sha256
@@ -77,7 +80,7 @@ def prepare(folder: Path, tree: Mapping[str, str], store: Store, *, published: b
         path.write_bytes(b"nobody's business")
     if published:
         _publish(scene, "0.zip", folder=True)
-    shown = layout.current(scene.directory) or SHOWN
+    shown = Layout(scene.directory).live_set() or SHOWN
     for place in PLACES:
         if place in tree:
             with suppress(OSError):  # there is something else above it
@@ -114,13 +117,13 @@ ACTIONS: Final[Mapping[str, Callable[[Scene], object]]] = {
     "publish a folder": lambda scene: _publish(scene, "0.zip", folder=True),
     "replace": lambda scene: _publish(scene, folder=True, replace=True),
     "link": lambda scene: _publish(scene, "0.zip", link=True),
-    "bring": lambda scene: publish.bring(scene.store, scene.directory, put(scene.store, ARTIFACTS["0.zip"])),
-    "roll back": lambda scene: publish.rollback(scene.store, scene.directory),
-    "discard": lambda scene: publish.discard(scene.directory),
-    "status": lambda scene: status.status(scene.directory, scene.store),
-    "history": lambda scene: publish.history(scene.store, scene.directory),
-    "audit": lambda scene: verify.audit_directory(scene.store, scene.directory),
-    "collect": lambda scene: gc.collect(scene.store, older_than=0, remove=True),
+    "bring": lambda scene: PublishedDirectory(scene.directory, scene.store).stage(put(scene.store, ARTIFACTS["0.zip"])),
+    "roll back": lambda scene: PublishedDirectory(scene.directory, scene.store).rollback(),
+    "discard": lambda scene: PublishedDirectory(scene.directory).discard_staged(),
+    "status": lambda scene: status.status(scene.directory, store=scene.store),
+    "history": lambda scene: PublishedDirectory(scene.directory, scene.store).history(),
+    "audit": lambda scene: verify_directory(scene.directory, store=scene.store),
+    "collect": lambda scene: gc.gc(scene.store, older_than=0, delete=True),
 }
 
 
@@ -131,7 +134,7 @@ def _publish(scene: Scene, *names: str, folder: bool = False, link: bool = False
         if folder:
             artifacts["vllm"] = put_folder(scene.store, FOLDER)
             contents |= {f"vllm/{name}": content for name, content in FOLDER.items()}
-        publish.publish(scene.store, scene.directory, artifacts, "/models/a", link=link, replace=replace)
+        PublishedDirectory(scene.directory, scene.store).publish(artifacts, "/models/a", link=link, replace=replace)
         for name, content in contents.items():
             assert (scene.directory / name).read_bytes() == content
             assert (scene.directory / name).resolve().is_relative_to(scene.directory / ".cosyjit" / "files")
@@ -244,7 +247,7 @@ def test_folders_in_folders_without_end_are_an_error_in_one_line(tmp_path: Path)
     os.close(at)
     try:
         with pytest.raises(OutputError, match="too many directories"):
-            publish.discard(directory)
+            PublishedDirectory(directory).discard_staged()
     finally:  # pytest could not remove them either
         top = directory / ".cosyjit" / "sets" / "x"
         while (top / "d").exists():
@@ -258,6 +261,6 @@ def test_a_link_to_a_directory_is_published_into(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("model")
     with scene.store.in_use():
-        publish.publish(scene.store, link, {"0.zip": put(scene.store, b"first")}, "/models/a")
+        PublishedDirectory(link, scene.store).publish({"0.zip": put(scene.store, b"first")}, "/models/a")
     assert (scene.directory / "0.zip").read_bytes() == b"first"
     assert link.is_symlink()

@@ -10,7 +10,8 @@ from cosyjit import Store
 from cosyjit.errors import RecordError, StoreError
 from cosyjit.operations import gc
 from cosyjit.provenance import latest, record
-from cosyjit.publishing import condition, publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
 from tests.support.keys import pair
 from tests.support.stored import NAME, add, fetched, fingerprint, lead, location, put, record_of, sha256, show
@@ -71,7 +72,7 @@ def test_no_byte_of_a_record_can_be_changed(signed: bool, store: Store, tmp_path
 def test_no_byte_of_a_head_can_be_changed(store: Store, tmp_path: Path) -> None:
     show(store, tmp_path / "out", b"one")
     (entry,) = store.entries("heads")
-    for look in (lambda: [*publication.heads(store)], lambda: gc.collect(store)):
+    for look in (lambda: [*publication.heads(store)], lambda: gc.gc(store)):
         assert set(tamper(Path(store.root, entry.name), refusal_of(look))) == {1}
     assert publication.head(store, tmp_path / "out") is not None
 
@@ -104,7 +105,7 @@ def test_a_document_in_anothers_place_is_not_taken_for_it(store: Store, tmp_path
 def made(store: Store, tmp_path: Path) -> Publication:
     """What the directory `out` shows."""
     (tmp_path / "out").mkdir()
-    return publish.publish(store, tmp_path / "out", {NAME: put(store, b"an artifact")}, "/models/a")
+    return PublishedDirectory(tmp_path / "out", store).publish({NAME: put(store, b"an artifact")}, "/models/a")
 
 
 def test_no_byte_of_a_publication_can_be_changed(store: Store, made: Publication) -> None:
@@ -112,11 +113,13 @@ def test_no_byte_of_a_publication_can_be_changed(store: Store, made: Publication
     assert set(tamper(path, lambda: publication.load(store, made.identity))) == {None}
 
 
-def test_no_byte_of_what_a_directory_shows_can_be_changed(store: Store, made: Publication, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("made")
+def test_no_byte_of_what_a_directory_shows_can_be_changed(store: Store, tmp_path: Path) -> None:
+    published = PublishedDirectory(tmp_path / "out", store)
     for number, name in enumerate((NAME, "cosyjit.json")):
         found = tamper(
             (tmp_path / "out" / name).resolve(),
-            lambda: tuple(each.condition for each in condition.inspect(store, tmp_path / "out", made)),
+            lambda: tuple(each.condition for each in published.check()[1]),
         )
         assert set(found) == {("whole",) * number + ("damaged",) + ("whole",) * (1 - number)}
 

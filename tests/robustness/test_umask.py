@@ -32,7 +32,7 @@ for precision in ("fp32", "fp16"):
     )
     assert made.state == "built", made
 cosyjit.rollback(store, published)
-assert cosyjit.collect(store, older_than=0, keep=1, remove=True)
+assert cosyjit.gc(store, older_than=0, keep=1, delete=True)
 (made,) = cosyjit.export(model, components=["flow.encoder"], precisions=["fp32"], store=store)
 assert made.state == "cached", made
 cosyjit.export(synthesized, components=["flow.encoder"], precisions=["fp32"], store=store, link=True)

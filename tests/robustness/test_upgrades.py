@@ -7,12 +7,14 @@ from typing import Final
 
 import pytest
 
-from cosyjit import Store, audit_directory, audit_store, collect, documents
+from cosyjit import Store, documents
 from cosyjit.errors import LaterSchemaError
+from cosyjit.operations.gc import gc
+from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.planning.plan import plan
 from cosyjit.provenance import record
-from cosyjit.provenance.lineage import trace
-from cosyjit.publishing import publish
+from cosyjit.provenance.lineage import lineage
+from cosyjit.publishing.directory import PublishedDirectory
 from tests.support.kept import keep, record_of
 from tests.support.processes import Run, shown, snapshot
 from tests.support.stored import sha256
@@ -35,36 +37,36 @@ def store(written: Path) -> Store:
 
 def test_every_document_is_read_and_nothing_is_wrong(written: Path, store: Store) -> None:
     before = snapshot(written / "published"), store.entries("publications")
-    assert (audit_store(store), audit_directory(store, written / "published")) == ([], [])
+    assert (verify_store(store), verify_directory(written / "published", store=store)) == ([], [])
     records = [record.load(store, documents.stem(entry.name)) for entry in store.entries("records")]
     assert sorted(each.name for each in records if each) == [FLOW, FLOW, TEXT]
-    assert collect(store, keep=3, older_than=0) == []
+    assert gc(store, keep=3, older_than=0) == []
     assert (snapshot(written / "published"), store.entries("publications")) == before
 
 
 def test_its_history_is_there_and_can_be_gone_back_to(written: Path, store: Store) -> None:
     directory = written / "published"
-    history = publish.history(store, directory)
+    history = PublishedDirectory(directory, store).history()
     assert [(each.number, sorted(each.artifacts)) for each in history] == [
         (3, [FLOW, TEXT]),
         (2, [FLOW, TEXT]),
         (1, [TEXT]),
     ]
     before = shown(directory)
-    publish.rollback(store, directory, 2)
+    PublishedDirectory(directory, store).rollback(2)
     assert {name: sha256(content) for name, content in shown(directory).items()} == {
         name: each.sha256 for name, each in history[1].artifacts.items()
     }
-    publish.rollback(store, directory, 3)
+    PublishedDirectory(directory, store).rollback(3)
     assert shown(directory) == before
 
 
 def test_signatures_hold(written: Path) -> None:
     required = Store(written / "store", require=written / "signer.pub.pem")
-    problems = [each.problem for each in audit_directory(required, written / "published")]
+    problems = [each.problem for each in verify_directory(written / "published", store=required)]
     assert len(problems) == 1
     assert f"is not signed, and {written / 'signer.pub.pem'} requires a signature" in problems[0]
-    traced = trace(required, str(written / "published" / FLOW))
+    traced = lineage(str(written / "published" / FLOW), store=required)
     assert traced.record is not None
     assert required.trusted is not None
     assert traced.record.signed_by == required.trusted.keyids
@@ -72,7 +74,7 @@ def test_signatures_hold(written: Path) -> None:
 
 def test_an_artifact_leads_to_what_it_was_made_from(written: Path, store: Store) -> None:
     for name in (FLOW, TEXT):
-        found = trace(store, str(written / "published" / name))
+        found = lineage(str(written / "published" / name), store=store)
         assert found.same_bytes
         assert found.record is not None
         assert found.record.materials[0].name == "cosyvoice.yaml"

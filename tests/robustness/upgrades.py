@@ -40,7 +40,7 @@ def main(directory: Path) -> None:
 
 
 def _export(model: Path, component: str, store: Store, shown: Path) -> None:
-    (outcome,) = export(model, components=[component], precisions=["fp16"], store=store, directory=shown)
+    (outcome,) = export(model, components=[component], precisions=["fp16"], store=store, publish=shown)
     if outcome.error:
         raise SystemExit(outcome.error)
 

@@ -32,7 +32,7 @@ def kept(tiny2: Path, directory: Path) -> Store:
     shutil.copytree(tiny2, directory / "model")
     store = Store(directory / "store")
     export(
-        directory / "model", components=["flow.encoder"], precisions=["fp16"], directory=directory / "out", store=store
+        directory / "model", components=["flow.encoder"], precisions=["fp16"], publish=directory / "out", store=store
     )
     for path in [Path(store.root), *Path(store.root).rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -15,7 +15,7 @@ from cosyjit import Outcome, Planned, Published, Store, Target, documents, expor
 from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import canonical
-from cosyjit.publishing import publish
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.signing import Signer
 from tests.support.kept import change, flip, keep, object_of, record_of
 from tests.support.keys import Pair, pair
@@ -193,9 +193,9 @@ def test_a_name_that_shows_another_signed_artifact_is_refused(
     other = signed[NAME]._replace(sha256="0" * 64)
     for name, artifact in (("llm.llm.fp16.zip", signed[NAME]), (NAME, other)):
         with pytest.raises(SignatureError) as error:
-            publish.publish(required, tmp_path / "out", {name: artifact}, "/models/a")
+            PublishedDirectory(tmp_path / "out", required).publish({name: artifact}, "/models/a")
         assert f"is of {NAME}, sha256 {signed[NAME].sha256}, and {keys.public} requires a signature" in str(error.value)
-    publish.publish(required, tmp_path / "out", signed, "/models/a")
+    PublishedDirectory(tmp_path / "out", required).publish(signed, "/models/a")
     assert [*shown(tmp_path / "out")] == [NAME]
 
 
@@ -204,8 +204,8 @@ def test_a_rollback_shows_nothing_unsigned(
 ) -> None:
     out = tmp_path / "out"
     unsigned = keep(store, planned, torch="older")
-    publish.publish(store, out, unsigned, "/models/a")
-    publish.publish(store, out, signed, "/models/a")
+    PublishedDirectory(out, store).publish(unsigned, "/models/a")
+    PublishedDirectory(out, store).publish(signed, "/models/a")
     before = snapshot(out)
     ran = run("rollback", out, "--require-signature", keys.public)
     assert ran.status == 2
@@ -223,9 +223,9 @@ def test_what_else_a_directory_shows_has_to_be_signed_as_well(
     planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path
 ) -> None:
     unsigned = keep(store, planned, torch="older")[NAME]
-    publish.publish(store, tmp_path / "out", {"other.zip": unsigned}, "/models/a")
+    PublishedDirectory(tmp_path / "out", store).publish({"other.zip": unsigned}, "/models/a")
     with pytest.raises(SignatureError):
-        publish.publish(Store(store.root, require=keys.public), tmp_path / "out", signed, "/models/a")
+        PublishedDirectory(tmp_path / "out", Store(store.root, require=keys.public)).publish(signed, "/models/a")
     assert [*shown(tmp_path / "out")] == ["other.zip"]
 
 
@@ -316,7 +316,7 @@ def test_what_else_is_shown_unsigned_is_said_before_anything_is_built(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
     unsigned = keep(store, planned, torch="older")[NAME]
-    publish.publish(store, tmp_path / "out", {"other.zip": unsigned}, "/models/a")
+    PublishedDirectory(tmp_path / "out", store).publish({"other.zip": unsigned}, "/models/a")
     both = ["--sign", keys.private, "--require-signature", keys.public]
     ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", *both)
     assert (ran.status, len(ran.err.splitlines())) == (2, 1)
@@ -328,7 +328,7 @@ def test_what_else_is_shown_unsigned_is_said_before_anything_is_built(
 def test_a_name_of_the_runtime_that_is_in_no_publication_is_a_fault(
     name: str, signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
-    publish.publish(store, tmp_path / "out", signed, "/models/a")
+    PublishedDirectory(tmp_path / "out", store).publish(signed, "/models/a")
     (tmp_path / "out" / name).write_bytes(b"a stranger's")
     ran = run("verify", tmp_path / "out", "--require-signature", keys.public)
     assert (ran.status, ran.out) == (
@@ -343,7 +343,7 @@ def test_a_publication_with_another_size_than_was_signed_is_refused(
 ) -> None:
     required = Store(store.root, require=keys.public)
     with pytest.raises(SignatureError):
-        publish.publish(required, tmp_path / "out", {NAME: signed[NAME]._replace(bytes=7)}, "/models/a")
+        PublishedDirectory(tmp_path / "out", required).publish({NAME: signed[NAME]._replace(bytes=7)}, "/models/a")
 
 
 def test_a_zip_of_no_record_is_refused_where_a_signature_is_required(
@@ -397,7 +397,7 @@ def test_work_in_hand_stands_where_others_may_not_write(tmp_path: Path) -> None:
 def signed_for_real(tiny2: Path, keys: Pair, store: Store, out: Path) -> Outcome:
     """What a build comes to whose record a key has signed."""
     signing = Store(store.root, sign=keys.private)
-    (outcome,) = export(tiny2, components=["flow.encoder"], precisions=["fp16"], directory=out, store=signing)
+    (outcome,) = export(tiny2, components=["flow.encoder"], precisions=["fp16"], publish=out, store=signing)
     return outcome
 
 
@@ -418,7 +418,7 @@ def test_an_object_that_is_damaged_after_the_plan_is_not_built_again_where_it_ca
         tiny2,
         components=["flow.encoder"],
         precisions=["fp16"],
-        directory=tmp_path / "out",
+        publish=tmp_path / "out",
         store=Store(store.root, require=keys.public),
         link=link,
         progress=damage,
@@ -453,7 +453,7 @@ def test_a_signed_record_of_another_artifact_is_not_given_up_for_an_unsigned_one
     tiny2: Path, signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"
-    publish.publish(store, out, signed, "/models/a")
+    PublishedDirectory(out, store).publish(signed, "/models/a")
     key = signed[NAME].fingerprint
     before = record_of(store, key).read_bytes(), shown(out)
     ran = run("export", tiny2, *ONE, "--force", "--publish", out, "--json")
@@ -479,7 +479,7 @@ def test_a_record_that_is_signed_while_the_same_is_built_without_a_key_stays(
             keep(Store(store.root, sign=keys.private), planned)
 
     (outcome,) = export(
-        tiny2, components=["flow.encoder"], precisions=["fp16"], directory=tmp_path / "out", progress=sign
+        tiny2, components=["flow.encoder"], precisions=["fp16"], publish=tmp_path / "out", progress=sign
     )
     assert outcome.state == "failed"
     found = record.load(Store(store.root, require=keys.public), planned[0].target.fingerprint.key)

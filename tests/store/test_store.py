@@ -14,8 +14,9 @@ import pytest
 from fsspec.config import conf
 
 from cosyjit.errors import StoreError, StoreUnavailableError, TransientError
-from cosyjit.operations import gc, verify
-from cosyjit.publishing import publish
+from cosyjit.operations import gc
+from cosyjit.operations.verify import verify_store
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import DEFAULT_ROOT, Store
 from cosyjit.text import plain
 from tests.support.processes import snapshot, start, wait_for
@@ -881,9 +882,9 @@ REMOTE: dict[str, Callable[[Store], object]] = {
     **LOOKS,
     **{name: change for name, change in CHANGES.items() if name not in {"staging", "alone", "check_room"}},
     "fetch": lambda store: store.fetch(DIGEST, io.BytesIO()),
-    "verify": verify.audit_store,
-    "history": lambda store: publish.history(store, Path("/nowhere")),
-    "gc": gc.collect,
+    "verify": verify_store,
+    "history": lambda store: PublishedDirectory(Path("/nowhere"), store).history(),
+    "gc": gc.gc,
 }
 
 

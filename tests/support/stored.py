@@ -17,7 +17,8 @@ from cosyjit.fs.files import sha256_of_folder
 from cosyjit.provenance import latest, record
 from cosyjit.provenance.fingerprint import Fingerprint
 from cosyjit.provenance.record import Material, Record
-from cosyjit.publishing import publication, publish
+from cosyjit.publishing import publication
+from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
 from cosyjit.weights.digests import TensorDigest
@@ -107,7 +108,7 @@ def show(store: Store, directory: Path, *contents: bytes) -> Publication:
     """Put artifacts into a store and publish them in a directory, as 0.zip, 1.zip and so on."""
     directory.mkdir(exist_ok=True)
     artifacts = {f"{index}.zip": put(store, content) for index, content in enumerate(contents)}
-    return publish.publish(store, directory, artifacts, "/models/a")
+    return PublishedDirectory(directory, store).publish(artifacts, "/models/a")
 
 
 def names_of(published: Publication) -> set[str]:
@@ -240,3 +241,16 @@ def waits_for_a_lock(pid: int) -> bool:
             if inode in held and not own:
                 return True
     return False
+
+
+@contextmanager
+def exporting(directory: PublishedDirectory, size: int = 0, names: Collection[str] = ()) -> Iterator[None]:
+    """Have the block publish as an export does: looked at before, and what was staged is removed if it fails."""
+    for error in directory.obstacles(size, names):
+        raise error
+    directory.prepare()
+    try:
+        yield
+    except BaseException:
+        directory.discard_staged()
+        raise

@@ -12,16 +12,18 @@ from typing import Any, Final
 import pytest
 import torch
 
-from cosyjit import Outcome, Planned, Store, audit_store, documents, export, history, plan
+from cosyjit import Outcome, Planned, Store, documents, export, history, plan
 from cosyjit.errors import CheckpointError, ConfigError
+from cosyjit.operations.verify import verify_store
 from cosyjit.pipeline import make
 from cosyjit.planning.plan import find_targets
 from cosyjit.provenance import record
-from cosyjit.publishing.publish import opened
+from cosyjit.publishing.directory import PublishedDirectory
 from tests.support.file_changes import need_stamps
 from tests.support.kept import change, flip, object_of, record_of
 from tests.support.keys import pair
 from tests.support.processes import Run, shown, snapshot
+from tests.support.stored import exporting
 
 Copy = Callable[[Path], Path]
 State = dict[str, Any]
@@ -34,7 +36,7 @@ BASE: Final = "CosyVoice-BlankEN"
 def kept(tiny3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which the folder of a stand-in is; not to be changed."""
     path = tmp_path_factory.mktemp("kept") / "store"
-    (made,) = export(tiny3, directory=tmp_path_factory.mktemp("out"), store=Store(path))
+    (made,) = export(tiny3, publish=tmp_path_factory.mktemp("out"), store=Store(path))
     assert made.state == "built"
     return path
 
@@ -93,7 +95,7 @@ def test_a_folder_is_planned_exported_looked_at_and_gone_back_to_as_zips_are(
     assert run("export", directory).status == 0
     new = shown(directory / "vllm")
     assert {name for name in FILES if old[name] != new[name]} == {"model.safetensors"}
-    assert [each.number for each in history(store, directory)] == [2, 1]
+    assert [each.number for each in history(directory, store=store)] == [2, 1]
     assert len(json.loads(run("history", directory, "--json").out)["publications"]) == 2
     assert run("rollback", directory).status == 0
     assert shown(directory / "vllm") == old
@@ -101,14 +103,14 @@ def test_a_folder_is_planned_exported_looked_at_and_gone_back_to_as_zips_are(
     assert len(store.objects()) == 4
     assert run("gc", "--keep", "1", "--older-than", "0s", "--delete").status == 0
     assert store.objects() == {hashlib.sha256(content).hexdigest() for content in old.values()}
-    assert audit_store(store) == []
+    assert verify_store(store) == []
 
 
 def test_over_files_that_have_not_changed_nothing_is_read(
     tiny3: Path, filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_stamps(tiny3.parent)
-    export(tiny3, directory=tmp_path)
+    export(tiny3, publish=tmp_path)
     found = find_targets(tiny3, store=filled)
     inode = (tmp_path / "vllm" / "model.safetensors").stat().st_ino
 
@@ -118,14 +120,14 @@ def test_over_files_that_have_not_changed_nothing_is_read(
     monkeypatch.setattr("cosyjit.processes.worker.run", read)
     monkeypatch.setattr("cosyjit.weights.weights_file.opened", read)
     monkeypatch.setattr("cosyjit.weights.digests.opened", read)
-    assert states(export(tiny3, directory=tmp_path)) == {"llm.vllm.bf16": "cached"}
+    assert states(export(tiny3, publish=tmp_path)) == {"llm.vllm.bf16": "cached"}
     assert [each.fingerprint for each in find_targets(tiny3, store=filled)] == [each.fingerprint for each in found]
     assert (tmp_path / "vllm" / "model.safetensors").stat().st_ino == inode
 
 
 def test_two_components_are_told_apart_by_what_each_is_made_from(tiny2: Path, copy_of: Copy, tmp_path: Path) -> None:
     directory = copy_of(tiny2)
-    export(directory, directory=tmp_path / "out", precisions=["fp16"])
+    export(directory, publish=tmp_path / "out", precisions=["fp16"])
     change(directory, "flow.pt", lambda state: state["encoder.after_norm.weight"].mul_(2))
     assert states(plan(directory, precisions=["fp16"])) == {"flow.encoder.fp16": "stale", "llm.vllm.fp16": "fresh"}
     shutil.copy(tiny2 / "flow.pt", directory)
@@ -146,7 +148,7 @@ def test_two_components_are_told_apart_by_what_each_is_made_from(tiny2: Path, co
 )
 def test_each_tensor_that_goes_in_decides(name: str, tiny3: Path, copy_of: Copy, filled: Store) -> None:
     directory = copy_of(tiny3)
-    export(directory, directory=directory / "out")
+    export(directory, publish=directory / "out")
     change(directory, "llm.pt", lambda state: state[name].view(-1)[0].add_(1))
     assert reasons(directory, filled) == f"1 of 27 tensors changed: {name}"
 
@@ -165,7 +167,7 @@ def test_no_tensor_that_stays_out_decides(name: str, tiny2: Path, copy_of: Copy,
 
 def test_of_the_configurations_what_stands_in_the_folder_decides(tiny3: Path, copy_of: Copy, filled: Store) -> None:
     directory = copy_of(tiny3)
-    export(directory, directory=directory / "out")
+    export(directory, publish=directory / "out")
     config, generation = (directory / BASE / name for name in FILES[:2])
     assert reasons(directory, filled) == ""
     config.write_text(json.dumps(dict(reversed(json.loads(config.read_text()).items())), indent=7))
@@ -186,7 +188,7 @@ def test_a_configuration_of_another_model_says_what_differs_when_it_fits(
     tiny3: Path, copy_of: Copy, filled: Store
 ) -> None:
     directory = copy_of(tiny3)
-    export(directory, directory=directory / "out")
+    export(directory, publish=directory / "out")
     edit(directory / BASE / "config.json", num_attention_heads=2, num_key_value_heads=1, head_dim=32)
     found = reasons(directory, filled)
     assert "config.json: num_attention_heads 4 -> 2" in found
@@ -199,7 +201,7 @@ def test_a_configuration_of_another_model_says_what_differs_when_it_fits(
 def test_the_digest_is_what_sha256sum_makes_of_what_it_says_of_the_files(
     tiny3: Path, filled: Store, tmp_path: Path, run: Run
 ) -> None:
-    (made,) = export(tiny3, directory=tmp_path, store=filled)
+    (made,) = export(tiny3, publish=tmp_path, store=filled)
     command = "sha256sum * | sha256sum"
     ran = subprocess.run(
         ["/bin/sh", "-c", command],
@@ -222,16 +224,16 @@ def test_the_digest_is_what_sha256sum_makes_of_what_it_says_of_the_files(
 def test_equal_inputs_give_equal_bytes_and_precisions_share_what_is_equal(
     tiny3: Path, copy_of: Copy, filled: Store, tmp_path: Path
 ) -> None:
-    (first,) = export(tiny3, directory=tmp_path / "one")
+    (first,) = export(tiny3, publish=tmp_path / "one")
     moved = copy_of(tiny3).rename(tmp_path / "moved")
     change(moved, "llm.pt", lambda state: state.update(epoch=1))
-    (second,) = export(moved, directory=tmp_path / "two", force=True)
+    (second,) = export(moved, publish=tmp_path / "two", force=True)
     assert (first.state, second.state) == ("cached", "built")
     assert first.record is not None
     assert second.record is not None
     assert (second.record.sha256, second.record.files) == (first.record.sha256, first.record.files)
     assert len(filled.objects()) == 3
-    (third,) = export(tiny3, precisions=["fp16"], directory=tmp_path / "two")
+    (third,) = export(tiny3, precisions=["fp16"], publish=tmp_path / "two")
     assert third.record is not None
     assert third.record.files is not None
     assert set(third.record.files.values()) & set(second.record.files or {}) == set()
@@ -243,7 +245,7 @@ def test_equal_inputs_give_equal_bytes_and_precisions_share_what_is_equal(
 def test_a_record_of_a_folder_has_its_files_and_what_they_were_made_from(
     tiny3: Path, filled: Store, tmp_path: Path, run: Run
 ) -> None:
-    (made,) = export(tiny3, directory=tmp_path)
+    (made,) = export(tiny3, publish=tmp_path)
     found = made.record
     assert found is not None
     assert found == record.load(filled, found.fingerprint.key)
@@ -266,22 +268,22 @@ def test_a_record_of_a_folder_has_its_files_and_what_they_were_made_from(
 
 @pytest.mark.parametrize("damage", ["the object of a file", "the record"])
 def test_what_is_damaged_in_the_store_is_built_again(damage: str, tiny3: Path, filled: Store, tmp_path: Path) -> None:
-    (before,) = export(tiny3, directory=tmp_path)
+    (before,) = export(tiny3, publish=tmp_path)
     assert before.record is not None
     key = before.record.fingerprint.key
     path = record_of(filled, key) if damage == "the record" else object_of(filled, before.record.objects[0])
     flip(path)
     reason = "record damaged" if damage == "the record" else "object damaged"
     assert reasons(tiny3, filled) == reason
-    (after,) = export(tiny3, directory=tmp_path)
+    (after,) = export(tiny3, publish=tmp_path)
     assert after.state == "built"
     assert after.record is not None
     assert (after.record.sha256, after.record.files) == (before.record.sha256, before.record.files)
-    assert audit_store(filled) == []
+    assert verify_store(filled) == []
 
 
 def test_a_missing_object_of_one_file_is_a_reason(tiny3: Path, filled: Store, tmp_path: Path) -> None:
-    (before,) = export(tiny3, directory=tmp_path)
+    (before,) = export(tiny3, publish=tmp_path)
     assert before.record is not None
     object_of(filled, before.record.objects[-1]).unlink()
     assert reasons(tiny3, filled) == "object missing"
@@ -297,7 +299,7 @@ def test_another_precision_is_published_in_place_of_the_first(
     assert run("export", tiny3, "--publish", tmp_path, "--precision", "fp32", "--component", "llm.vllm").status == 0
     assert json.loads((tmp_path / "vllm" / "config.json").read_text())["torch_dtype"] == "float32"
     assert run("status", tmp_path).status == 0  # it is current, at its own precision
-    assert history(filled, tmp_path)[0].artifacts.keys() == {"vllm"}
+    assert history(tmp_path, store=filled)[0].artifacts.keys() == {"vllm"}
 
 
 @pytest.mark.parametrize(
@@ -352,7 +354,7 @@ def test_a_folder_is_signed_as_a_zip_is(tiny3: Path, tmp_path: Path, store: Stor
     assert "is not signed" in run("export", tiny3, *required).err
     assert run("export", tiny3, *required, "--sign", keys.private).status == 0
     assert run("export", tiny3, *required).status == run("verify", out, *required[2:]).status == 0
-    made = history(store, out)[0].artifacts["vllm"]
+    made = history(out, store=store)[0].artifacts["vllm"]
     found = record.load(Store(store.root, require=keys.public), made.fingerprint)
     assert found is not None
     assert (found.sha256, found.files, len(found.signed_by)) == (made.sha256, made.files, 1)
@@ -369,7 +371,7 @@ def test_a_folder_is_signed_as_a_zip_is(tiny3: Path, tmp_path: Path, store: Stor
 def test_signed_files_that_are_exchanged_are_seen(tiny3: Path, tmp_path: Path, store: Store, run: Run) -> None:
     keys, out = pair(tmp_path), tmp_path / "out"
     run("export", tiny3, "--publish", out, "--sign", keys.private)
-    files = dict(history(store, out)[0].artifacts["vllm"].files or {})
+    files = dict(history(out, store=store)[0].artifacts["vllm"].files or {})
     config, model = files["config.json"], files["model.safetensors"]
     for name, digest in (("config.json", model), ("model.safetensors", config)):
         link = (out / "vllm").resolve() / name
@@ -524,8 +526,9 @@ def test_a_file_that_changes_between_plan_and_build_is_an_error(
         (directory / name).unlink()
     else:
         (directory / name).write_bytes(content + b" ")
-    with store.in_use(), opened(directory), pytest.raises((CheckpointError, ConfigError)) as error:
-        make(planned, store, directory)
+    published = PublishedDirectory(directory, store)
+    with store.in_use(), exporting(published), pytest.raises((CheckpointError, ConfigError)) as error:
+        make(planned, store, published)
     assert str(error.value).startswith(str((directory / name).parent))
     words = "was changed after it was planned; run again when it is complete"
     assert words in str(error.value) or (gone and "does not exist" in str(error.value))
