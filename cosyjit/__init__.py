@@ -8,14 +8,16 @@ for outcome in cosyjit.export("CosyVoice-300M"):
 
 TYPE_CHECKING = False  # that of typing: the command line takes signals before anything is imported
 if TYPE_CHECKING:
-    from cosyjit.building.build import Artifact, build
+    from cosyjit.building.artifact import Artifact
+    from cosyjit.building.build import build
     from cosyjit.errors import BuildError, CosyjitError, InputError
     from cosyjit.operations.copy_store import Copied, copy_store
     from cosyjit.operations.gc import gc
     from cosyjit.operations.status import Shown, Status, status
     from cosyjit.operations.verify import Fault, verify_directory, verify_store
     from cosyjit.pipeline import Export, Outcome, export, obstacles
-    from cosyjit.planning.plan import Planned, Target, plan
+    from cosyjit.planning.plan import Planned, plan
+    from cosyjit.planning.target import Target
     from cosyjit.provenance.lineage import Lineage, lineage
     from cosyjit.provenance.record import Record
     from cosyjit.publishing.directory import PublishedDirectory, history, rollback
@@ -59,13 +61,15 @@ __all__ = [
 
 _HOMES = {
     "operations.verify": ("Fault", "verify_directory", "verify_store"),
-    "building.build": ("Artifact", "build"),
+    "building.artifact": ("Artifact",),
+    "building.build": ("build",),
     "operations.copy_store": ("Copied", "copy_store"),
     "errors": ("BuildError", "CosyjitError", "InputError"),
     "operations.gc": ("gc",),
     "operations.status": ("Shown", "Status", "status"),
     "pipeline": ("Export", "Outcome", "export", "obstacles"),
-    "planning.plan": ("Planned", "Target", "plan"),
+    "planning.plan": ("Planned", "plan"),
+    "planning.target": ("Target",),
     "publishing.publication": ("Publication", "Published"),
     "publishing.directory": ("PublishedDirectory", "history", "rollback"),
     "provenance.lineage": ("Lineage", "lineage"),

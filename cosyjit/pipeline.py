@@ -17,7 +17,8 @@ from cosyjit.building.build import build
 from cosyjit.documents import now
 from cosyjit.errors import InputError, OutputError, ResourceError, SignatureError, StoreError, line
 from cosyjit.fs.waits import Wait
-from cosyjit.planning.plan import Planned, Target, check_apart, compare_one, localize, plan, remember
+from cosyjit.planning.plan import Planned, check_apart, compare_one, localize, plan, remember
+from cosyjit.planning.target import Target
 from cosyjit.processes import worker
 from cosyjit.processes.memory import notes, reserved
 from cosyjit.provenance import record

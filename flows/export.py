@@ -33,7 +33,8 @@ from cosyjit import pipeline, settings
 from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line
 from cosyjit.operations.trends import trends
 from cosyjit.pipeline import Export, Outcome, Pending
-from cosyjit.planning.plan import Planned, Target, check_apart
+from cosyjit.planning.plan import Planned, check_apart
+from cosyjit.planning.target import Target
 from cosyjit.prefect_api import check_version
 from cosyjit.processes import worker
 from cosyjit.publishing.directory import PublishedDirectory

@@ -38,7 +38,14 @@ the public names."""
 
 OTHERS: Final = {
     "torch": {
-        *("building.build", "torchscript.load", "torchscript.script", "torchscript.gate", "torchscript.structure"),
+        *(
+            "building.folders",
+            "building.zips",
+            "torchscript.load",
+            "torchscript.script",
+            "torchscript.gate",
+            "torchscript.structure",
+        ),
         *("torchscript.step_time", "vllm.casting", "synth.synth", "synth.shapes", "encoders"),
     },
     "fsspec": {"store.backends"},
@@ -166,7 +173,7 @@ def test_each_dependency_is_imported_where_it_belongs() -> None:
     assert found == OTHERS
 
 
-@pytest.mark.parametrize("name", ["building/build"])
+@pytest.mark.parametrize("name", ["building/folders", "building/zips"])
 def test_torch_and_what_needs_it_are_imported_where_they_run_only(name: str) -> None:
     tree = parsed(PACKAGE / f"{name}.py")
     inside = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in imports(node)}

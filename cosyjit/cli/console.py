@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 
 from cosyjit import pipeline
 from cosyjit.errors import OutputError
-from cosyjit.planning.plan import Target
+from cosyjit.planning.target import Target
 from cosyjit.text import plain
 
 _errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)

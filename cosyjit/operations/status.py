@@ -12,7 +12,8 @@ from typing import Literal
 
 from cosyjit.errors import InputError, RecordError, StoreError
 from cosyjit.families import Component
-from cosyjit.planning.plan import Target, find_targets
+from cosyjit.planning.plan import find_targets
+from cosyjit.planning.target import Target
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import differences
 from cosyjit.provenance.record import Record

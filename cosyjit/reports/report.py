@@ -19,7 +19,8 @@ from cosyjit.operations.status import Status
 from cosyjit.operations.trends import Point
 from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
-from cosyjit.planning.plan import Planned, Target
+from cosyjit.planning.plan import Planned
+from cosyjit.planning.target import Target
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import Record
 from cosyjit.publishing.publication import Publication

@@ -585,7 +585,7 @@ def test_there_are_words_just_where_the_keys_differ(before: Fingerprint, after: 
 PACKAGE: Final = ROOT / "cosyjit"
 CODE: Final = [
     *sorted((PACKAGE / "encoders").glob("*.py")),
-    *(PACKAGE / name for name in ("torchscript/script.py", "torchscript/load.py", "building/build.py")),
+    *(PACKAGE / name for name in ("torchscript/script.py", "torchscript/load.py", "building/zips.py")),
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cosyjit import pipeline
-from cosyjit.building import build as building
+from cosyjit.building import zips
 from cosyjit.documents import now
 from cosyjit.errors import BuildError
 from cosyjit.fs.files import TEMPORARY, sha256_of_folder
@@ -341,16 +341,16 @@ _REFUSAL: Final = "flow.encoder: is not what its encoder is; try another"
 
 def played(function: Callable[..., object], *arguments: Any, **_: object) -> object:
     """What `worker.run` gives of the calls that export makes, and leaves."""
-    if function is building._build:
+    if function is zips.build:
         target, directory = arguments
         path = directory / "archive.zip"
         path.write_bytes(f"{target.name} {target.fingerprint.key}".encode())
         return path, 0
-    return {"cosine": 1.0} if function is building._verify else None
+    return {"cosine": 1.0} if function is zips._verify else None
 
 
 def _failing(function: Callable[..., object], *arguments: Any, **options: object) -> object:
     """The same, and one is refused."""
-    if function is building._verify and arguments[0].precision.name == "fp16":
+    if function is zips._verify and arguments[0].precision.name == "fp16":
         raise BuildError(_REFUSAL)
     return played(function, *arguments, **options)

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from cosyjit import Store, plan
-from cosyjit.building.build import _planned_folder
+from cosyjit.building.folders import planned_folder
 from cosyjit.errors import CheckpointError
-from cosyjit.planning.plan import Target
+from cosyjit.planning.target import Target
 from cosyjit.torchscript.load import load_encoder
 from cosyjit.torchscript.script import deprecations_ignored
 from cosyjit.vllm import folder
@@ -262,7 +262,7 @@ def test_a_form_gives_the_folder_that_the_plain_file_gives(
 def written(target: Target, out: Path) -> dict[str, str]:
     """The digests of a folder's files, as the gate finds them."""
     out.mkdir()
-    call = _planned_folder(target), target.weights_file, out, target.precision, lambda _: None, target.reading
+    call = planned_folder(target), target.weights_file, out, target.precision, lambda _: None, target.reading
     folder.write(*call)
     return folder.verify(*call)
 
