@@ -138,7 +138,7 @@ def _make(target: Target, store: Store, progress: worker.Progress | None, run: M
             started=started,
             finished=now(),
             figures={
-                "bytes": artifact.bytes,
+                "bytes": artifact.size,
                 "weight_bytes": target.weight_bytes,
                 "seconds": round(artifact.seconds, 3),
                 **artifact.figures,
@@ -159,7 +159,7 @@ def _materials(target: Target, store: Store) -> tuple[Material, ...]:
 
 
 def _published(target: Target, made: Record) -> Published:
-    return Published(made.sha256, made.bytes, target.fingerprint.key, made.files)
+    return Published(made.sha256, made.size, target.fingerprint.key, made.files)
 
 
 def workers() -> int:
@@ -327,7 +327,7 @@ def _obstacles(planned: Sequence[Planned], directory: PublishedDirectory, *, rep
         lambda: store.check_room(size) if size else None,
     ]
     yield from filter(None, map(_refusal, checks))
-    copied = size + sum(each.bytes for each in reused.values() if not directory.is_staged(each))
+    copied = size + sum(each.size for each in reused.values() if not directory.is_staged(each))
     folders = {each.target.file_name for each in planned if each.target.component.kind == "vllm"}
     own = directory.copies(folders, {target.file_name: _published(target, each) for target, each in reused.items()})
     marked = [f"{name}/" if name in folders else name for name in names]

@@ -19,7 +19,7 @@ class Artifact:
     Attributes:
         path: where it is staged.
         sha256: the digest of its bytes, in hex; of a folder, see `cosyjit.fs.files.sha256_of_folder`.
-        bytes: its size.
+        size: in bytes.
         seconds: what building and verifying it took.
         figures: what was measured of it: its errors, as `cosyjit.torchscript.gate.Figures` has them; of half
             precisions, how many numbers became 0; and what verifying took of the seconds.
@@ -29,7 +29,7 @@ class Artifact:
     target: Target
     path: Path
     sha256: str
-    bytes: int
+    size: int
     seconds: float
     figures: Mapping[str, float] = field(hash=False)
     files: Mapping[str, str] | None = field(default=None, hash=False)

@@ -63,7 +63,7 @@ def _unsigned(directory: PublishedDirectory, live: Publication) -> Iterator[Faul
 
 def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None:
     try:
-        record.check_signed(store, name, artifact.sha256, artifact.bytes, artifact.fingerprint)
+        record.check_signed(store, name, artifact.sha256, artifact.size, artifact.fingerprint)
     except RecordError as error:
         return str(error)
     return None

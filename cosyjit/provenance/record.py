@@ -98,7 +98,7 @@ class Record:
         return (self.sha256,) if self.files is None else tuple(self.files.values())
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """The artifact's size."""
         return int(self.figures["bytes"])
 
@@ -275,7 +275,7 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
     )
     if record.files and sha256_of_folder(record.files) != record.sha256:
         raise ValueError("the digest of a folder is not that of its files")
-    if record.bytes < 0 or record.fingerprint.key != internal["fingerprint"]:
+    if record.size < 0 or record.fingerprint.key != internal["fingerprint"]:
         raise ValueError("the fingerprint is not that of its parts")
     if not record.agrees_with(document):
         raise ValueError("not as cosyjit writes it")
@@ -366,7 +366,7 @@ def save(store: Store, record: Record) -> Record:
     name = name_of(record.fingerprint.key)
     before = _before(store, record.fingerprint.key)
     if before is not None and before.signed_by and store.signer is None:
-        if (before.name, before.sha256, before.bytes) == (record.name, record.sha256, record.bytes):
+        if (before.name, before.sha256, before.size) == (record.name, record.sha256, record.size):
             return before
         signers = ", ".join(keyid[:16] for keyid in before.signed_by)
         raise SignatureError(
@@ -414,7 +414,7 @@ def check_signed(store: Store, name: str, sha256: str, size: int, key: str) -> N
     if store.trusted is None:
         return
     found = load(store, key)
-    if found is None or (found.name, found.sha256, found.bytes) != (name, sha256, size):
+    if found is None or (found.name, found.sha256, found.size) != (name, sha256, size):
         problem = "missing" if found is None else f"of {found.name}, sha256 {found.sha256}"
         raise SignatureError(
             f"{store}/{name_of(key)}: is {problem}, and {store.trusted.path} requires a signature for {name}, "

@@ -464,7 +464,7 @@ class PublishedDirectory:
 
     def _check_signed(self, artifacts: Mapping[str, Published]) -> None:
         for name, each in artifacts.items():
-            check_signed(self.store, name, each.sha256, each.bytes, each.fingerprint)
+            check_signed(self.store, name, each.sha256, each.size, each.fingerprint)
 
 
 def history(directory: str | Path, *, store: Store | None = None, last: int | None = None) -> list[Publication]:

@@ -27,13 +27,13 @@ class Published(NamedTuple):
 
     Attributes:
         sha256: the digest of its bytes; of a folder, see `cosyjit.fs.files.sha256_of_folder`.
-        bytes: how many there are.
+        size: how many bytes there are.
         fingerprint: its key.
         files: of a folder, the digests of its files by their names.
     """
 
     sha256: str
-    bytes: int
+    size: int
     fingerprint: str
     files: Mapping[str, str] | None = None
 
@@ -51,10 +51,8 @@ class Published(NamedTuple):
     @property
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
-        document = self._asdict()
-        if self.files is None:
-            del document["files"]
-        else:
+        document: dict[str, Any] = {"sha256": self.sha256, "bytes": self.size, "fingerprint": self.fingerprint}
+        if self.files is not None:
             document["files"] = dict(sorted(self.files.items()))
         return document
 

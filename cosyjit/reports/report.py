@@ -40,7 +40,7 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     table.add_column("cosine", justify="right")
     table.add_column("seconds", justify="right")
     for each in outcomes:
-        size = decimal(each.record.bytes) if each.record else ""
+        size = decimal(each.record.size) if each.record else ""
         seconds = f"{each.seconds:.1f}" if each.state == "built" else ""
         _row(table, *_names(each.target), each.state, each.reasons, size, *_errors(each.record), seconds)
     return table
@@ -95,7 +95,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "reasons": list(outcome.reasons),
         "path": str(outcome.path) if outcome.path else None,
         "sha256": made.sha256 if made else None,
-        "bytes": made.bytes if made else None,
+        "bytes": made.size if made else None,
         "figures": dict(made.figures) if made else None,
         "seconds": round(outcome.seconds, 3) if made else None,
         "error": outcome.error,
@@ -120,7 +120,7 @@ def _run_row(outcome: Outcome) -> dict[str, str]:
         "component": component,
         "precision": precision,
         "state": outcome.state,
-        "size": decimal(made.bytes) if made else "",
+        "size": decimal(made.size) if made else "",
         "error": error,
         "decode speed-up": f"{speedup:.2f}" if speedup else "",
         "sha256": made.sha256[:12] if made else "",

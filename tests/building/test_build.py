@@ -47,7 +47,7 @@ def test_a_build_gives_the_digest_and_the_size_of_the_file_and_tells_its_stages(
     content = artifact.path.read_bytes()
     assert artifact.target == wanted
     assert artifact.sha256 == hashlib.sha256(content).hexdigest()
-    assert artifact.bytes == len(content) > wanted.weight_bytes
+    assert artifact.size == len(content) > wanted.weight_bytes
     assert artifact.seconds > 0
     assert [stage for stage in told if not stage.startswith("cast:")] == ["load", "script", "save", "verify", "built"]
     assert artifact.path.parent == tmp_path / wanted.name
@@ -62,7 +62,7 @@ def test_a_relative_directory_is_meant_from_where_the_caller_is(
     monkeypatch.chdir(tmp_path)
     artifact = build(wanted, Path("out"))
     assert artifact.path.resolve().is_relative_to(tmp_path / "out")
-    assert artifact.bytes > wanted.weight_bytes
+    assert artifact.size > wanted.weight_bytes
 
 
 def test_a_zip_says_from_what_it_was_made_and_neither_when_nor_where(tiny: Path, tmp_path: Path) -> None:

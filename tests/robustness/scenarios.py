@@ -47,7 +47,7 @@ def keep(store: Store, content: Content) -> Published:
 def kept(content: Content) -> Published:
     """What `keep` gives."""
     made = _record(content)
-    return Published(made.sha256, made.bytes, made.fingerprint.key, made.files)
+    return Published(made.sha256, made.size, made.fingerprint.key, made.files)
 
 
 def _sha256(content: bytes) -> str:

@@ -343,7 +343,7 @@ def test_a_publication_with_another_size_than_was_signed_is_refused(
 ) -> None:
     required = Store(store.root, require=keys.public)
     with pytest.raises(SignatureError):
-        PublishedDirectory(tmp_path / "out", required).publish({NAME: signed[NAME]._replace(bytes=7)}, "/models/a")
+        PublishedDirectory(tmp_path / "out", required).publish({NAME: signed[NAME]._replace(size=7)}, "/models/a")
 
 
 def test_a_zip_of_no_record_is_refused_where_a_signature_is_required(

@@ -40,7 +40,7 @@ def keep(store: Store, planned: Iterable[Planned], **changes: Any) -> dict[str, 
                 materials=(),
                 started=now(),
                 finished=now(),
-                figures={"bytes": made.bytes, "weight_bytes": then.weight_bytes, "seconds": 0.1},
+                figures={"bytes": made.size, "weight_bytes": then.weight_bytes, "seconds": 0.1},
             )
             record.save(store, statement)
             planning.remember(store, then)

@@ -288,7 +288,7 @@ def test_two_processes_build_equal_bytes(name: str, tiny: Path, tmp_path: Path) 
         directory.mkdir()
         artifact = build(planned.target, directory)
         assert artifact.path == directory / name / ARCHIVE
-        assert artifact.bytes == artifact.path.stat().st_size
+        assert artifact.size == artifact.path.stat().st_size
         assert artifact.sha256 == sha256(artifact.path.read_bytes()).hexdigest()
         digests.add(artifact.sha256)
     assert len(digests) == 1

@@ -255,7 +255,7 @@ def test_a_record_of_a_folder_has_its_files_and_what_they_were_made_from(
         for name in ("llm.pt", *(f"{BASE}/{name}" for name in FILES[:2]))
     }
     size = sum(len(content) for content in shown(tmp_path / "vllm").values())
-    assert found.bytes == size > found.figures["weight_bytes"] > 0.9 * size - 5000
+    assert found.size == size > found.figures["weight_bytes"] > 0.9 * size - 5000
     statement = json.loads(run("lineage", found.sha256, "--json").out)
     assert statement["subject"] == [
         {"name": "vllm", "digest": {"sha256": found.sha256}},
