@@ -70,7 +70,7 @@ def make(
     progress: worker.Progress | None = None,
     run: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """See to it that the store has a target's artifact, and stage it where it will be published.
+    """Make sure that the store has a target's artifact, and stage it where it will be published.
 
     Args:
         planned: from `plan`, perhaps on another machine.
@@ -94,7 +94,7 @@ def make(
     if found is None:
         with _SLOTS, store.turn(target.fingerprint.key, waiting=worker.check_open):
             if "forced" not in planned.reasons:
-                found = compare_one(store, target).record  # another process may have built it while we waited
+                found = compare_one(store, target).record  # another process may have built it meanwhile
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
                 _check_signer([target], store)
@@ -107,7 +107,7 @@ def make(
     remember(store, target)
     try:
         if directory is None:
-            with Path(os.devnull).open("wb") as nowhere:  # whoever publishes it is to find it whole
+            with Path(os.devnull).open("wb") as nowhere:  # to check it: the publishing machine must find it intact
                 for digest in found.objects:
                     store.fetch(digest, nowhere)
         else:
@@ -115,7 +115,7 @@ def make(
     except StoreError:
         if state == "built" or store.worst(found.objects) == "whole":
             raise
-        # The object is not what it seemed when it was planned: built after all.
+        # The object was intact when it was planned, and is not now: build it.
         again = Planned(target, "stale", ("object missing or damaged",))
         return make(again, store, directory, link=link, memory=memory, progress=progress, run=run)
     return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
@@ -163,7 +163,7 @@ def _published(target: Target, made: Record) -> Published:
 
 
 def workers() -> int:
-    """How many targets are worth working on at a time: while some are built, others are copied."""
+    """How many targets to work on at a time: while some are built, others are copied."""
     return 2 * processors()
 
 
@@ -298,16 +298,16 @@ def obstacles(
     store: Store | None = None,
     replace: bool = False,
 ) -> tuple[InputError, ...]:
-    """What `export` would refuse to publish a plan for, such as a folder of others where it is to be shown.
+    """The errors that `export` would end with for a plan, such as a folder of others in the place of its own.
 
-    Nothing is written. What only a write can tell, such as that a directory is read-only, is not among it.
+    Nothing is written, so errors that only a write can cause, such as a read-only directory, are not found.
 
     Args:
         planned: from `plan`.
         publish, store, replace: see `export`.
 
     Returns:
-        The errors, of which `export` would raise the first; none if nothing is in the way.
+        The errors; `export` would raise the first one.
     """
     return tuple(_obstacles(planned, publication_directory(planned, publish, store or Store()), replace=replace))
 
@@ -343,7 +343,7 @@ def _refusal(check: Callable[[], None]) -> InputError | None:
 
 
 def _hints(planned: Sequence[Planned]) -> dict[str, str]:
-    """How what stands in the way of a folder can be left alone: by exporting the other components."""
+    """By the name of a folder, the options of an export that leaves alone what is in its place."""
     parts = dict.fromkeys(each.target.component for each in planned)
     hints = {}
     for part in parts:

@@ -43,7 +43,7 @@ from cosyjit.store.store import Store
 from cosyjit.text import plain, without_password
 
 _DELAYS: Final = (2, 8)
-"""In s, before what may pass is tried again. The clients of the store and the hub have tried several times by then."""
+"""How long to wait before each retry, in s. By then, the clients of the store and the hub have retried themselves."""
 
 _HAS_DASK: Final = find_spec("prefect_dask") is not None
 
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class _Exported(NamedTuple):
-    """What became of one source: its outcomes, and a page on them; or why there are none."""
+    """The result of one source: its outcomes and a page on them, or an error."""
 
     source: str
     outcomes: Sequence[Outcome] = ()
@@ -60,7 +60,7 @@ class _Exported(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """Why it is not well, in a line."""
+        """What went wrong, in one line; None if nothing did."""
         failed = [each for each in self.outcomes if each.state == "failed"]
         if self.error is None and failed:
             reasons = "; ".join(f"{each.target.name}: {each.error}" for each in failed)
@@ -68,21 +68,21 @@ class _Exported(NamedTuple):
         return self.error
 
 
-def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
-    """Whether another try of a task may end otherwise."""
+def _is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+    """Whether a task may succeed if it is tried again."""
     return isinstance(state.result(raise_on_failure=False), TransientError)
 
 
 class _Work:
-    """What a task is given; of no type that Prefect and Dask would search for the results of other tasks."""
+    """The argument of a task; its type is one that Prefect and Dask do not search for results of other tasks."""
 
     def __init__(self, planned: Planned, store: Store, directory: PublishedDirectory | None) -> None:
         self.planned, self.store, self.directory = planned, store, directory
 
 
 def build(work: _Work) -> State[Outcome]:
-    """See to it that the store has one target's artifact."""
-    _listen()
+    """Make sure that the store has one target's artifact."""
+    _forward_logs()
     planned, store, directory = work.planned, work.store, work.directory
     target = planned.target
     memory = settings.memory()  # each machine has its own
@@ -109,7 +109,7 @@ def build(work: _Work) -> State[Outcome]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Let each error be one of cosyjit's, whose text is a line: Prefect shows it in the log and in the state."""
+    """Turn each error into one of cosyjit's, whose text is one line: Prefect shows it in the log and in the state."""
     try:
         yield
     except CosyjitError:
@@ -136,7 +136,7 @@ def _task(target: Target) -> Task[..., Any]:
         retries=len(_DELAYS),
         retry_delay_seconds=list(_DELAYS),
         retry_jitter_factor=0.5,
-        retry_condition_fn=_may_pass,
+        retry_condition_fn=_is_transient,
     )(build)
 
 
@@ -182,7 +182,7 @@ def export(
     """
     sources = [source] if isinstance(source, str) else source
     worker.reopen()
-    _listen()
+    _forward_logs()
     try:
         _check(sources, publish)
         store = Store(
@@ -190,7 +190,7 @@ def export(
         )
         check_apart(store, *sources, publish)
         with ExitStack() as held:
-            _patiently(lambda: held.enter_context(store.in_use()))
+            _with_retries(lambda: held.enter_context(store.in_use()))
             options: dict[str, Any] = {"publish": publish, "store": store, "force": force, "replace": replace}
             # After an error, what they have staged is removed, once nothing is built.
             exports = [held.enter_context(Export(each, components, precisions, **options)) for each in sources]
@@ -201,14 +201,14 @@ def export(
         return Failed(message=plain(str(error)))
     outcomes = [outcome for each in exported for outcome in each.outcomes]
     _show(exported, outcomes)
-    problems = [f"{_before(each, sources)}{each.problem}" for each in exported if each.problem]
+    problems = [f"{_prefix(each, sources)}{each.problem}" for each in exported if each.problem]
     if problems:
         return Failed(message=plain("; ".join(problems)))
     return Completed(message=report.counts(outcomes), data=outcomes)
 
 
-def _before(exported: _Exported, sources: Sequence[str]) -> str:
-    """What stands before a problem: the source, where there are several and the problem does not begin with it."""
+def _prefix(exported: _Exported, sources: Sequence[str]) -> str:
+    """The source and a colon, if there are several sources and the problem does not begin with its own."""
     named = len(sources) == 1 or (exported.problem or "").startswith(exported.source)
     return "" if named else f"{exported.source}: "
 
@@ -230,7 +230,7 @@ def _check(sources: Sequence[str], publish: str | None) -> None:
 def _begin(work: Export) -> str | None:
     """Plan an export and start its tasks; why that cannot be done, if it cannot."""
     try:
-        _patiently(work.plan)
+        _with_retries(work.plan)
         work.begin(lambda each: _submit(each, work))
     except CosyjitError as error:
         return str(error)
@@ -241,7 +241,7 @@ def _finish(source: str, work: Export, error: str | None) -> _Exported:
     """Wait for the tasks of an export, and publish, unless it could not begin."""
     if error is None:
         try:
-            outcomes = _patiently(work.finish)
+            outcomes = _with_retries(work.finish)
         except CosyjitError as problem:
             error = str(problem)
         else:
@@ -258,8 +258,8 @@ def _submit(planned: Planned, work: Export) -> Pending:
     return cast("Pending", _task(planned.target).submit(given))
 
 
-def _patiently(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
-    """What a call gives; if it fails with what may pass, after a while and another try."""
+def _with_retries(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
+    """The result of a call; after a transient error, it is tried again."""
     try:
         return call()
     except TransientError as error:
@@ -267,18 +267,18 @@ def _patiently(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
             raise
         _log(logging.WARNING, f"{error} (tried again in {delays[0]} s)")
     time.sleep(delays[0])
-    return _patiently(call, delays[1:])
+    return _with_retries(call, delays[1:])
 
 
 class _RunHandler(logging.Handler):
-    """Lets the log of the run that a thread works for have what cosyjit tells of itself, such as downloads."""
+    """Forwards cosyjit's own log, such as of downloads, to the run that a thread works for."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(MissingContextError):
             _log(record.levelno, record.getMessage())
 
 
-def _listen() -> None:
+def _forward_logs() -> None:
     logger = logging.getLogger("cosyjit")
     # By its name: a worker of Dask's gets another class of it with each run.
     if not any(each.name == _RunHandler.__name__ for each in logger.handlers):
@@ -296,7 +296,7 @@ def _trends(directory: PublishedDirectory) -> dict[str, Any]:
 
 
 def _show(exported: Sequence[_Exported], outcomes: Sequence[Outcome]) -> None:
-    """Leave a table and a page for those who look at the run; a server that does not take them fails nothing."""
+    """Create a table and a page for the run in the UI; an error of the server here does not fail the run."""
     name = exported[0].source if len(exported) == 1 else f"{len(exported)} sources"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-80:]
     page = "\n\n".join(each.page or report.failed_page(each.source, each.problem or "") for each in exported)

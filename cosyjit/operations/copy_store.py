@@ -1,8 +1,8 @@
-"""A whole store in another place, such as a bucket: its objects, and the documents that name them, byte for byte.
+"""Copy a whole store to another place, such as a bucket: its objects, and the documents that name them.
 
-Objects come first, then what names them: records, what each target was last exported with, publications, and the last
-publication of each directory. So nothing that is there ever names what is not, and who is killed amid it runs it again.
-Work in hand, remembered digests and locks are a machine's own, and stay.
+Objects are copied first, and then the documents that name them: records, references, publications, and the head of each
+directory. So no document of the copy ever names a file that is missing there, and a copy that was killed can be run
+again. Temporary files, cached digests and locks belong to one machine and are not copied.
 """
 
 import hashlib
@@ -45,24 +45,24 @@ class Copied(NamedTuple):
 
 
 def copy_store(source: Store, to: Store) -> Copied:
-    """Copy what a store keeps into another one, with the history of all directories; what is there already stays.
+    """Copy the content of a store into another one, with the history of all directories; existing files stay.
 
-    Each object is checked by its digest as it is copied, and each document by its checksum. Left out are those that are
-    damaged or of a later version, those that name what is left out, and a directory's last publication where the
-    other store has one that this one does not lead to. The directories themselves are not looked at: their paths stay
-    as they are, and a store's history is found where they are published into with it.
+    The digest of each object and the checksum of each document are checked. It leaves out files that are damaged or of
+    a later version, documents that name a file that is left out, and the head of a directory for which the other store
+    has a head that does not lead to this one. The directories themselves are not read; the copied history names them
+    by the same paths.
 
     Args:
         source: need not be writable. What is damaged in it is set aside where it is.
         to: made if missing.
 
     Raises:
-        StoreError: the first has nothing of a store, both are the same, or one cannot be read or written. What was
-            copied is there, and is not copied again.
+        StoreError: the source holds nothing, both are the same store, or one cannot be read or written. Files that were
+            copied stay, and are not copied again.
     """
     _check_apart(source, to)
     if not any(source.entries(folder) for folder in KEPT):
-        raise StoreError(f"{source}: has nothing of a store; name one that something was exported to")
+        raise StoreError(f"{source}: holds nothing; name a store that something was exported to")
     with ExitStack() as held:
         with optional():  # one whose lock cannot be had is copied as it stands
             held.enter_context(source.looked_at())
@@ -71,7 +71,7 @@ def copy_store(source: Store, to: Store) -> Copied:
 
 
 def _check_apart(source: Store, to: Store) -> None:
-    """See that a store is not copied into itself, nor among the files of a model, or of what is published."""
+    """Raise an error if a store would be copied into itself, or among the files of a model."""
     ours, theirs = (Path(os.path.realpath(each.root)) for each in (source, to))
     if ours == theirs or (source.local and to.local and (ours in theirs.parents or theirs in ours.parents)):
         raise StoreError(f"{to}: is the store itself, or one of the two is in the other; name another place")
@@ -84,7 +84,7 @@ class _LeftOutError(Exception):
 
 
 def _without_cache(store: Store) -> Store:
-    """The same store, of which this machine keeps no copies: all of it would come to more than anyone asks for."""
+    """The same store without this machine's cache, which would otherwise take a copy of everything."""
     found = Store(store.root, wait=store.wait)
     found.cache = None
     return found
@@ -110,7 +110,7 @@ class _Copy:
         return Copied(tuple(self._copied), tuple(self._present), tuple(self._left_out))
 
     def _each(self, entries: Iterable[Entry], copy: Callable[[str], bool | None]) -> None:
-        """Copy files of a kind, several at a time, for one waits while another is written."""
+        """Copy files of one kind, several at a time: one waits for an answer while another is written."""
 
         def copied(entry: Entry) -> None:
             try:
@@ -131,11 +131,11 @@ class _Copy:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    # Whether a file was copied, and not there already; None if it has gone since.
+    # Each returns True if it copied the file, False if it was there already, None if it has been deleted since.
 
     def _object(self, name: str) -> bool | None:
         if not re.fullmatch(FORMS["objects"], name):
-            raise _LeftOutError("is no object")
+            raise _LeftOutError("is not an object")
         digest = name.rpartition("/")[2]
         if self._to.condition(digest) == "whole":
             return False
@@ -145,7 +145,7 @@ class _Copy:
         return True
 
     def _fetch(self, digest: str, path: Path) -> None:
-        """Write an object of the source to a local file, and see that it is what its name says."""
+        """Write an object of the source to a local file, and check its digest."""
         try:
             with path.open("wb+") as file:
                 self._source.fetch(digest, file)
@@ -240,7 +240,7 @@ class _Copy:
         return True
 
     def _leads_to(self, head: Head, earlier: Head) -> bool:
-        """Whether a head says all that another one does, or that and more."""
+        """Whether a head is the same as another one, or leads to it."""
         if head.publication == earlier.publication:
             return head.shown or not earlier.shown
         last = publication.load(self._to, head.publication)

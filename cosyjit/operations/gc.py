@@ -1,4 +1,4 @@
-"""What nothing refers to any more: found, and removed when asked to."""
+"""Garbage collection: find what nothing in a store refers to, and delete it when asked to."""
 
 import re
 import sys
@@ -20,35 +20,35 @@ from cosyjit.store.backends import Entry
 from cosyjit.store.store import FORMS, Store
 
 KEEP: Final = 10
-"""How many publications of each directory are kept unless asked otherwise."""
+"""How many publications of each directory are kept by default."""
 
 OLDER_THAN: Final = 7 * 86_400.0
-"""The age, in seconds, that what nothing refers to has to have unless asked otherwise."""
+"""How old garbage must be by default, in seconds, before it is deleted."""
 
 
 def gc(
     store: Store | None = None, *, keep: int = KEEP, older_than: float = OLDER_THAN, delete: bool = False
 ) -> list[Entry]:
-    """Find, and delete if asked to, what no publication in reach refers to.
+    """Find the files of a store that no kept publication refers to, and delete them when asked to.
 
-    In reach are the publications that directories show, and the last ones of each directory. What is younger than
-    `older_than` stays as well. A local store is collected while nobody uses it: exports under way are waited for, but
-    not to look only. With a remote one go the copies of objects that this machine has had for as long, in reach or not.
+    Kept are the live publication of each directory and the last ones before it. Files younger than `older_than` stay
+    too. Before deleting in a local store, it waits until no export is running. For a remote store, it also deletes this
+    machine's cached copies of objects that are older than that, whether or not a publication refers to them.
 
     Args:
         store: that of this user for None.
-        keep: how many publications of each directory are in reach, at least 1.
-        older_than: in seconds; `Store.grace` at least for a remote store, where nobody can be waited for. Exports
-            renew what they rely on there, and each file is looked at again right before it goes.
-        delete: delete what is found; else nothing is changed.
+        keep: how many publications of each directory are kept, at least 1.
+        older_than: in seconds; at least `Store.grace` for a remote store, whose users cannot be waited for. Exports
+            renew the objects that they rely on there, and the age of each file is checked again before it is deleted.
+        delete: delete what is found; otherwise nothing is changed.
 
     Returns:
         What was found, the largest first.
 
     Raises:
         SelectionError: `keep` is less than 1, or `older_than` less than 0.
-        StoreError: there is no store, it cannot be read or written, or a later version has written a document in it;
-            what was found is there still.
+        StoreError: the store does not exist, or cannot be read or written, or a later version of cosyjit wrote a
+            document in it; nothing was deleted.
     """
     if keep < 1 or older_than < 0:
         raise SelectionError(f"--keep {keep} --older-than {older_than:g}: keep 1 or more, for 0 seconds or longer")
@@ -67,7 +67,7 @@ def gc(
 
 
 def _copies(store: Store, older_than: float, *, delete: bool) -> list[Entry]:
-    """The same for this machine's copies of a remote store's objects, which nothing refers to; named by their paths."""
+    """Collect this machine's cached copies of a remote store's objects; the entries are named by their paths."""
     cache = store.cache
     if cache is None or cache.local is None or not cache.local.is_dir():
         return []
@@ -78,9 +78,9 @@ def _copies(store: Store, older_than: float, *, delete: bool) -> list[Entry]:
 
 
 class _Search:
-    """The files of a store, a folder at a time, and which of them nothing refers to.
+    """Searches a store folder by folder for files that nothing refers to.
 
-    Of what was read only keys and digests are kept: a store may have a hundred thousand records.
+    It remembers only keys and digests of what it has read: a store may have a hundred thousand records.
     """
 
     def __init__(self, store: Store, oldest: float) -> None:
@@ -91,7 +91,7 @@ class _Search:
         self._named: set[str] = set()  # the digests of the objects that stay
 
     def found(self, keep: int) -> Iterator[Entry]:
-        """All that can go, documents before what they name."""
+        """All garbage, documents before the files that they name."""
         yield from self._publications(keep)
         yield from self._records()
         yield from self._references()
@@ -109,12 +109,12 @@ class _Search:
         return entry.modified < self._oldest
 
     def _below(self, folder: str) -> Iterator[Entry]:
-        """The store's own files below a folder; a stranger's are left alone."""
+        """The files below a folder that have names of a store; all others are left alone."""
         is_own = re.compile(FORMS[folder]).fullmatch
         return (each for each in self._store.entries(folder) if is_own(each.name))
 
     def _publications(self, keep: int) -> Iterator[Entry]:
-        """The publications that can go; what the others name is noted."""
+        """The publications that are garbage; notes what the others refer to."""
         reached = set()
         entries = list(self._below("publications"))
         for each in self._in_reach(keep):
@@ -133,7 +133,7 @@ class _Search:
             self._named.update(artifact.objects)
 
     def _records(self) -> Iterator[Entry]:
-        """The records that can go; what the others name is noted."""
+        """The records that are garbage; notes what the others refer to."""
         for entry in self._below("records"):
             key = documents.stem(entry.name)
             objects = self._objects(key)
@@ -144,7 +144,7 @@ class _Search:
                 self._named.update(objects)
 
     def _references(self) -> Iterator[Entry]:
-        """The references that can go, to records that are going or gone."""
+        """The references to records that are garbage, or deleted already."""
         for entry in self._below("latest"):
             if latest.read(self._store, entry.name) not in self._recorded and self._is_old(entry):
                 yield entry
@@ -158,12 +158,12 @@ class _Search:
         try:
             return PublishedDirectory(directory, self._store).live()
         except RecordError:
-            return None  # who may write there is not to stop collections; the store has what was published with it
+            return None  # someone who can write there must not stop gc; the store has its own copy of what it published
 
     def _publication(self, name: str) -> Publication | None:
         found = publication.load(self._store, documents.stem(name))
-        gone = found is None and self._store.read(name) is None  # by another machine's collection
-        if found is None and not gone:  # what was before it would seem to be out of reach
+        gone = found is None and self._store.read(name) is None  # another machine has just deleted it
+        if found is None and not gone:  # the publications before it would look like garbage
             raise documents.damaged(f"{self._store}/{name}", "other content than its name says")
         return found
 
@@ -173,7 +173,7 @@ class _Search:
         except (LaterSchemaError, SignatureError):
             raise
         except RecordError:
-            return None  # no one can use it; what it named is built again
+            return None  # nobody can use it; its artifact is built again
 
     def _forgotten(self, going: Collection[str]) -> Iterator[Entry]:
         """The digests of files that are gone or going, which are of no use whatever their age."""

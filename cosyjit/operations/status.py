@@ -1,7 +1,7 @@
-"""Whether what a directory shows is undamaged, and what its source would give now.
+"""The status of a directory: whether its files are intact, and whether its source would give the same now.
 
-A directory says itself where its artifacts are from, and may be a stranger's. A source is opened only if the store
-knows the publication as one of this directory's, and a hub is asked only if the caller wants that.
+A directory names the source of its artifacts itself, and a stranger may have written it. So the source is opened only
+if the store knows the publication as one of this directory's, and a hub is asked only if the caller wants that.
 """
 
 from collections import defaultdict
@@ -59,17 +59,17 @@ class Status:
 
     @property
     def well(self) -> bool:
-        """Whether all of it is undamaged, and what the source would give."""
+        """Whether all of it is intact and current."""
         whole = all(each.condition == "whole" and each.state == "current" for each in self.names)
         return whole and self.manifest == "whole"
 
 
 def status(directory: str | Path, *, store: Store | None = None, check_source: bool = False) -> Status:
-    """Look at what a directory shows. Nothing is changed, and nothing that has not changed is read.
+    """Look at what a directory shows. Nothing is changed, and files that have not changed are not read again.
 
-    A source that is a directory of this machine is compared with as it is. One that is a model of a hub is compared
-    with as it was when it was last planned or exported here, and as it is now if `check_source` is set. No source is
-    opened of a publication that the store does not know as one of this directory's: its artifacts are "unknown".
+    A model directory on this machine is compared as it is now. A model of a hub is compared as it was when it was last
+    planned or exported here, or as it is now if `check_source` is set. If the store does not know the publication as
+    one of this directory's, its source is not opened, and its artifacts are "unknown".
 
     Args:
         directory: where it is published, by the path that it was exported to.
@@ -110,7 +110,7 @@ def _source(live: Publication, directory: PublishedDirectory, *, ask: bool) -> S
 
 
 def _targets(source: Source, shown: Publication, store: Store) -> Mapping[str, list[Target] | str]:
-    """By each name, what the source would be exported to, of all components that have the name; or why nothing."""
+    """By published name, the targets of the source that have this name; or why there are none."""
     try:
         checkpoint = open_checkpoint(source)
     except InputError as error:
@@ -130,7 +130,7 @@ def _targets(source: Source, shown: Publication, store: Store) -> Mapping[str, l
 
 
 def _groups(checkpoint: Checkpoint, shown: Publication, store: Store) -> dict[tuple[str, ...], dict[str, str]]:
-    """Components that are made from one file and can be exported together; and names of theirs, with precisions."""
+    """Components that come from one file and can be exported together, each with its published names and precisions."""
     groups: defaultdict[tuple[str, str, bool], dict[str, dict[str, str]]] = defaultdict(dict)
     for part in checkpoint.family.components:
         names = {
@@ -144,7 +144,7 @@ def _groups(checkpoint: Checkpoint, shown: Publication, store: Store) -> dict[tu
 
 
 def _precisions(part: Component, name: str, artifact: Published, store: Store) -> Sequence[str]:
-    """Those at which a component has a name; of a folder that at which it was made, as far as its record is there."""
+    """The precisions at which a component has a name; for a folder, the one in its record, if the store has it."""
     if part.published == name and artifact.files is not None:
         made = _record(artifact, store)
         return [made.fingerprint.precision] if made else part.defaults
@@ -152,7 +152,7 @@ def _precisions(part: Component, name: str, artifact: Published, store: Store) -
 
 
 def _record(artifact: Published, store: Store) -> Record | None:
-    """The record of a published artifact, if it is there and whole."""
+    """The record of a published artifact; None if it is missing or damaged."""
     try:
         return record.load(store, artifact.fingerprint)
     except RecordError:
@@ -162,7 +162,7 @@ def _record(artifact: Published, store: Store) -> Record | None:
 def _compare(
     artifact: Published, targets: Sequence[Target] | str, store: Store
 ) -> tuple[Literal["current", "stale", "unknown"], tuple[str, ...]]:
-    """How an artifact stands to what would be published under its name now."""
+    """Compare an artifact with what would be published under its name now."""
     if isinstance(targets, str):
         return "unknown", (targets,)
     for target in targets:

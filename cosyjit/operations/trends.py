@@ -1,4 +1,4 @@
-"""How the artifacts of a directory went from publication to publication."""
+"""How the measurements of a directory's artifacts changed from publication to publication."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -25,7 +25,9 @@ class Point(NamedTuple):
 
 
 def trends(directory: PublishedDirectory, last: int = LAST) -> dict[str, list[Point]]:
-    """The artifacts of the last publications by file names, the earliest first; those without a record are left out.
+    """The measurements of artifacts in the last publications, by file name, the earliest first.
+
+    Artifacts without a record are left out.
 
     Raises:
         PublicationError: nothing was published there that the directory or the store knows of.

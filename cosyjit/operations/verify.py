@@ -1,4 +1,4 @@
-"""Reading everything again: whether a store or a directory holds what it says."""
+"""Read a store or a directory again, and report whatever is not as it was written."""
 
 import os
 import re
@@ -19,13 +19,13 @@ from cosyjit.store.store import FORMS, Store, object_name
 
 
 class Fault(NamedTuple):
-    """Something that is not what it should be: the file, and in words what is wrong with it."""
+    """A file that is not as it should be, and what is wrong with it."""
 
     name: str
     problem: str
 
 
-STRANGE: Final = "is a link, a folder, a pipe or a device, and no file"
+STRANGE: Final = "is not a file, but a link, a folder, a pipe or a device"
 
 _NAMES: Final = {
     part.file_name(precision) for family in FAMILIES for part in family.components for precision in part.tolerances
@@ -34,7 +34,7 @@ _NAMES: Final = {
 
 
 def verify_directory(directory: str | Path, *, store: Store | None = None) -> list[Fault]:
-    """Read all that a directory shows, and compare its digests; and where the store requires signatures, check these.
+    """Read all files that a directory shows and compare their digests; check signatures if the store requires them.
 
     Args:
         directory: where it is published.
@@ -54,7 +54,7 @@ def _unsigned(directory: PublishedDirectory, live: Publication) -> Iterator[Faul
     others = _NAMES - live.artifacts.keys() if directory.store.trusted else ()
     for name in sorted(others):
         if os.path.lexists(directory.path / name):
-            yield Fault(str(directory.path / name), "is not of the publication, and of no signed record")
+            yield Fault(str(directory.path / name), "does not belong to the publication, and no signed record names it")
     for name, each in live.artifacts.items():
         problem = _lacks_signature(directory.store, name, each)
         if problem:
@@ -70,24 +70,24 @@ def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None
 
 
 def is_store(place: str) -> bool:
-    """Whether a place is a store, and not a directory to publish into."""
+    """Whether a path or URL is a store, and not a directory that is published into."""
     if "://" in place:
         return True
     path = absolute(Path(place))
-    shows = (path / STATE).is_dir()  # whoever may write there is not to make a store of it
+    shows = (path / STATE).is_dir()  # someone who can write there must not make it look like a store
     return not shows and any((path / name).is_dir() for name in ("objects", "records", "publications"))
 
 
 def verify_store(store: Store | None = None) -> list[Fault]:
-    """Read all that a store holds. Nothing is changed: what is damaged is set aside when it is needed.
+    """Read all files of a store and compare their digests; nothing is changed.
 
-    What exports and collections bring and take meanwhile is not a fault.
+    Files that other processes add or delete meanwhile are not faults.
 
     Args:
         store: that of this user for None.
 
     Raises:
-        StoreError: the store cannot be read, or there is none.
+        StoreError: the store does not exist, or cannot be read.
     """
     store = store or Store()
     store.check_there()
@@ -100,7 +100,7 @@ def verify_store(store: Store | None = None) -> list[Fault]:
 def _objects(store: Store) -> Iterator[Fault]:
     for entry in store.entries("objects"):
         if not re.fullmatch(FORMS["objects"], entry.name):
-            yield Fault(entry.name, "is no object")
+            yield Fault(entry.name, "is not an object")
             continue
         try:
             with store.open(entry.name) as file:
@@ -116,7 +116,7 @@ def _objects(store: Store) -> Iterator[Fault]:
 def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
     for name in (entry.name for entry in store.entries("records")):
         if not re.fullmatch(FORMS["records"], name):
-            yield Fault(name, "is no record")
+            yield Fault(name, "is not a record")
             continue
         try:
             found = record.load(store, documents.stem(name))
@@ -131,7 +131,7 @@ def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
 def _publications(store: Store, objects: Collection[str]) -> Iterator[Fault]:
     for name in sorted(entry.name for entry in store.entries("publications")):
         if not re.fullmatch(FORMS["publications"], name):
-            yield Fault(name, "is no publication")
+            yield Fault(name, "is not a publication")
             continue
         try:
             found = publication.load(store, documents.stem(name))
@@ -158,5 +158,5 @@ def _heads(store: Store) -> Iterator[Fault]:
 
 
 def _lacks(store: Store, document: str, name: str) -> bool:
-    """Whether a document is there and a file that it names is not: it comes last, and goes first."""
+    """Whether a document exists and a file that it names does not: documents are written last and deleted first."""
     return not store.has(name) and store.has(document)

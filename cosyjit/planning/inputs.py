@@ -1,4 +1,4 @@
-"""What the artifacts of a component are made from: options, tensors, and what their files were when they were read."""
+"""The inputs of a component's artifacts: options, tensors, and the identity of their files when they were read."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
         options: what decides an artifact's bytes beside tensors and precision.
         tensors: those that go into it, by their names in the weights file.
         reading: how these names are read in that file.
-        weights: what that file was.
+        weights: the identity of that file.
         configs: the SHA-256 of the configurations, by their names in the model directory.
     """
 
@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
 def read_inputs(
     checkpoint: Checkpoint, parts: Iterable[Component], digests: Digests, ready: Callable[[], None] | None = None
 ) -> dict[Component, Inputs]:
-    """What components of a checkpoint are made from; what is not at hand of it is downloaded.
+    """The inputs of components of a checkpoint; files that are missing on this machine are downloaded.
 
     Args:
         digests: those that are remembered.
@@ -62,7 +62,7 @@ def read_inputs(
 
 
 def _encoders(checkpoint: Checkpoint, options: Mapping[Component, Mapping[str, Any]]) -> dict[Component, Need]:
-    """What encoders need, of those whose options are supported."""
+    """The tensors that encoders need, for those whose options are supported."""
     found: dict[Component, Need] = {}
     for part, given in options.items():
         with suppress(UnsupportedOptionError):  # whoever builds it will say so

@@ -1,4 +1,4 @@
-"""What is to be exported, and what of it the store has already: without torch, where nothing has changed."""
+"""What an export has to do: the targets of a model directory, compared with the store. Does not import torch."""
 
 import logging
 import os
@@ -60,7 +60,7 @@ def plan(
         components: names of components; for None all that the family has, but for those on request.
         precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
         store: where artifacts are kept; that of this user for None.
-        force: find nothing fresh.
+        force: treat all targets as stale.
         exporting: begin with what an export needs besides, such as torch in another process and the digests of the
             files.
 
@@ -83,7 +83,7 @@ def plan(
 
 
 def check_apart(store: Store, *directories: str | Path | None) -> None:
-    """Make sure, before anything is written, that a store is not mixed with a model, or with what is published.
+    """Raise an error if a store would be mixed with a model directory or a published one; nothing is written.
 
     Args:
         directories: model directories, and those to publish into; what is not a path of this machine is passed over.
@@ -117,7 +117,7 @@ def compare(
     force: bool = False,
     ready: Callable[[], None] | None = None,
 ) -> tuple[Planned, ...]:
-    """As `plan`, but without a look at whether weights and options fit.
+    """Like `plan`, but does not check whether weights and options fit.
 
     Args:
         ready: see `find_targets`.
@@ -136,7 +136,7 @@ def find_targets(
     store: Store,
     ready: Callable[[], None] | None = None,
 ) -> tuple[Target, ...]:
-    """The targets of a model directory, with their fingerprints; the store only remembers digests.
+    """The targets of a model directory, with their fingerprints; the store is used only to cache digests.
 
     Args:
         source, components, precisions: see `plan`; or a source that is open already.
@@ -186,7 +186,7 @@ def compare_one(store: Store, target: Target, *, force: bool = False) -> Planned
 
 
 def _since(store: Store, before: str | None, now: Fingerprint) -> tuple[Literal["stale", "new"], tuple[str, ...]]:
-    """What has changed since the record that a target was last exported with."""
+    """What has changed since the record of the last export of a target."""
     try:
         known = _load(store, before)[0] if before else None
     except LaterSchemaError:
@@ -245,7 +245,7 @@ def localize(target: Target, store: Store) -> Target:
 
 
 def remember(store: Store, target: Target) -> None:
-    """Let the next plan compare a target with what it is now."""
+    """Store the fingerprint of a target as that of its last export, for the next plan to compare with."""
     if not store.read_only:
         latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
 

@@ -68,7 +68,7 @@ class Target:
             return False
 
     def check_unchanged(self) -> None:
-        """See that the weights file is still the one that the fingerprint was taken of.
+        """Check that the weights file is still the one that the fingerprint was taken of.
 
         Raises:
             CheckpointError: it is not.
@@ -77,7 +77,7 @@ class Target:
             raise changed(self.weights_file, "after it was planned")
 
     def check_fit(self) -> None:
-        """See that the weights are those that the encoder needs.
+        """Check that the weights are those that the encoder needs.
 
         Raises:
             UnsupportedOptionError: an option is unknown, missing, or of a value that is not supported.
@@ -90,12 +90,12 @@ class Target:
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take, and so, nearly, the artifact."""
+        """The size of the weights, in bytes: nearly that of the artifact."""
         return sum(self.precision.size(name, each.shape) for name, each in self.fingerprint.tensors.items())
 
     @property
     def memory_bytes(self) -> int:
-        """What building and verifying it may take, in one process after the other."""
+        """The memory that building and verifying may take, in bytes, in one process after the other."""
         if self.component.kind == "vllm":
             return _FOLDER_MEMORY
         float32 = sum(PRECISIONS["fp32"].size(name, each.shape) for name, each in self.fingerprint.tensors.items())
@@ -103,6 +103,6 @@ class Target:
 
     @property
     def least_bytes(self) -> int:
-        """The same if of equal weights one is kept."""
+        """The size of the weights if each set of equal weights is kept once, in bytes."""
         names = {each: name for name, each in self.fingerprint.tensors.items()}
         return sum(self.precision.size(name, each.shape) for each, name in names.items())

@@ -1,4 +1,4 @@
-"""How a directory shows one whole set of files at any moment, and switches to another one in a single step.
+"""The symbolic links by which a directory shows one whole set of files, and switches to another in one step.
 
     llm.llm.fp32.zip              -> .cosyjit/current/llm.llm.fp32.zip
     cosyjit.json                  -> .cosyjit/current/cosyjit.json
@@ -8,13 +8,14 @@
     .cosyjit/sets/<set>/vllm/config.json -> ../../../files/<sha256>
     .cosyjit/files/<sha256>
 
-The directory may be a stranger's, and what he has put there is believed as little as it can be: nothing is written or
-removed through a link that leads out of `.cosyjit`.
+A stranger may be able to write to the directory, so nothing is written or deleted through a link that leads out of
+`.cosyjit`.
 
-The names are symbolic links through `current`, which is replaced by renaming. What it does not lead to, nobody sees.
+The names are symbolic links through `current`, which is replaced by a rename. Nobody sees a set that it does not lead
+to.
 
-As in a plain copy, nothing is waited for to reach the disk: the system writes it in its own time. After a start of the
-machine the digests of these files are taken anew, so that what a loss of power cut short is seen.
+Files are not flushed to the disk, as in a plain copy. After the machine has been started again, their digests are taken
+anew, so that a file that a power failure cut short is noticed.
 """
 
 import ctypes
@@ -41,16 +42,16 @@ _SET: Final = r"sets/((?!\.\.?$)[^/]+)"
 """Where the link to the set that is shown may lead to."""
 
 _GRACE: Final = 0.1
-"""In s, how long the set before is left where it is: for readers that are amid following the links to it."""
+"""How long the set before is kept, in s, for readers that are just following the links to it."""
 
 _HERE: Final = -100
 _EXCHANGE: Final = 2
-"""AT_FDCWD and RENAME_EXCHANGE, for `renameat2`, which the standard library has not."""
+"""AT_FDCWD and RENAME_EXCHANGE, for `renameat2`, which the standard library does not have."""
 
 _LIBC: Final = ctypes.CDLL(None)
 
 _BEFORE: Final = "before."
-"""What the names of sets begin with that hold what stood here before the first one."""
+"""The prefix of sets that hold the files which the directory had before it showed a set."""
 
 
 class Layout:
@@ -128,7 +129,7 @@ class Layout:
         Args:
             members: see `switch`.
             replace: whether what stands where a folder is to be shown is put aside, under its name with a number.
-            own: the names of files and folders that are cosyjit's own, though they are no links; none is put aside.
+            own: the names of files and folders that are cosyjit's own copies, not links; none is put aside.
 
         Raises:
             OutputError: something else stands there, or, where a file is to be shown, something that is not a file.
@@ -144,7 +145,7 @@ class Layout:
         replace: bool = False,
         own: Collection[str] = (),
     ) -> Iterator[OutputError]:
-        """The errors that `writing` and `switch` would raise of what stands in a directory; nothing is written.
+        """The errors that `writing` and `switch` would raise; nothing is written.
 
         Args:
             members, replace, own: see `check_names`.
@@ -172,7 +173,7 @@ class Layout:
 
     @contextmanager
     def writing(self, *, shared: bool = False, wait: float | None = None) -> Iterator[None]:
-        """Hold the folder that a directory's sets are in, made if missing: alone, or with others that only bring files.
+        """Hold the lock of the directory, alone or with others that only stage files; make its folder if it is missing.
 
         Args:
             wait: how long others are waited for at most, in s; None for as long as it takes.
@@ -251,7 +252,7 @@ class Layout:
                 _link(f"{STATE}/current/{name}", self.path / name)
 
     def _show_before(self, name: str, folder: Path, aside: Path | None) -> None:
-        """Let a set show what stands under a name, which may be going to be put aside."""
+        """Let a set show the file or folder that has a name now, or will be put aside."""
         path = self.path / name
         if aside is not None:
             (folder / name).symlink_to(f"../../../{aside.name}")
@@ -306,7 +307,7 @@ def _make_real(folder: Path) -> None:
 
 
 def _drop_others(folder: Path, members: Collection[str]) -> None:
-    """Remove what someone has put into the folders of a set, or was being made there when a process was killed."""
+    """Remove files in the folders of a set that do not belong to it."""
     inside = [path for member in folder.iterdir() for path in _files_of(member)]
     for path in inside:
         if str(path.relative_to(folder)) not in members:
@@ -314,7 +315,7 @@ def _drop_others(folder: Path, members: Collection[str]) -> None:
 
 
 def _repeat(path: Path, to: Path) -> None:
-    """Let a file or a link in a set be in another set as well."""
+    """Put a file or a link of a set into another set as well."""
     if path.is_symlink():
         to.symlink_to(path.readlink())
     elif path.is_file():
@@ -344,7 +345,7 @@ def _exchange(target: str, path: Path, aside: Path) -> None:
 
 
 def _keep(path: Path, to: Path) -> None:
-    """A second name, or where there are no links a copy, of a file."""
+    """Give a file a second name; copy it where the file system has no hard links."""
     try:
         os.link(path, to)
     except OSError:

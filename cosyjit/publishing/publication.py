@@ -39,11 +39,11 @@ class Published(NamedTuple):
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """The digests of the store's objects that it consists of."""
+        """The digests of its objects in the store."""
         return (self.sha256,) if self.files is None else tuple(self.files.values())
 
     def members(self, name: str) -> dict[str, str]:
-        """The digests of its files by their paths, where it has a name."""
+        """The digests of its files, by their paths in a directory that shows it under a name."""
         if self.files is None:
             return {name: self.sha256}
         return {f"{name}/{file}": digest for file, digest in self.files.items()}
@@ -155,7 +155,7 @@ def load(store: Store, identity: str) -> Publication | None:
 
 
 class Head(NamedTuple):
-    """The last publication of a directory, by its identity, and whether it has been shown there."""
+    """The last publication of a directory, by its identity, and whether the directory has shown it."""
 
     directory: Path
     publication: str
@@ -163,7 +163,7 @@ class Head(NamedTuple):
 
 
 def save(store: Store, publication: Publication, directory: Path, *, shown: bool) -> None:
-    """Keep a publication, as the last of its directory; before it is shown there, and again afterwards."""
+    """Write a publication, and make it the head of its directory; called before and after the directory shows it."""
     head = Head(directory.absolute(), publication.identity, shown)
     known = read_head(store, directory)
     named = known is not None and known.publication == publication.identity
@@ -179,7 +179,7 @@ def _head(directory: Path) -> str:
 
 
 def head(store: Store, directory: Path) -> Publication | None:
-    """The last publication of a directory that the store knows to have been shown there."""
+    """The last publication that a directory has shown, as far as the store knows."""
     found = read_head(store, directory)
     last = load(store, found.publication) if found is not None else None
     if last is None or found is None or found.shown:
@@ -188,7 +188,7 @@ def head(store: Store, directory: Path) -> Publication | None:
 
 
 def read_head(store: Store, directory: Path) -> Head | None:
-    """What the store has of the last publication of a directory; None if it knows of none.
+    """The head of a directory in the store; None if it has none.
 
     Raises:
         LaterSchemaError: a later version has written it.
@@ -199,9 +199,9 @@ def read_head(store: Store, directory: Path) -> Head | None:
 
 
 def is_of(store: Store, directory: Path, publication: Publication) -> bool:
-    """Whether a store knows a publication as one of a directory's: the last that was written for it, or one before.
+    """Whether the head of a directory in the store is a publication, or leads to it.
 
-    A directory's own word for it does not count, which may be a stranger's.
+    What the directory says itself does not count: a stranger may have written it.
 
     Raises:
         StoreError: the store cannot be read, or what it has of this directory is damaged.
@@ -214,7 +214,7 @@ def is_of(store: Store, directory: Path, publication: Publication) -> bool:
 def heads(store: Store) -> Iterator[Head]:
     """The last publications of all directories."""
     for entry in store.entries("heads"):
-        own = re.fullmatch(FORMS["heads"], entry.name)  # what else stands there is nobody's last one
+        own = re.fullmatch(FORMS["heads"], entry.name)  # a file of another name is not a head
         content = store.read(entry.name) if own else None
         if content is not None:
             yield parse_head(content, store, entry.name)
@@ -241,12 +241,12 @@ def parse_head(content: bytes, store: Store, name: str) -> Head:
 
 
 def before(store: Store, publication: Publication) -> Publication | None:
-    """The publication before another one; None if that is the first, or the store has none before it."""
+    """The publication before another one; None if that is the first, or the store does not have it any more."""
     return None if publication.previous is None else load(store, publication.previous)
 
 
 def chain(store: Store, publication: Publication | None) -> Iterator[Publication]:
-    """A publication and those before it, as far back as the store has them; none is read before it is asked for."""
+    """A publication and those before it, as far back as the store has them; each is read when it is asked for."""
     while publication is not None:
         yield publication
         publication = before(store, publication)

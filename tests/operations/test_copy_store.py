@@ -312,7 +312,7 @@ def test_what_is_no_store_or_the_same_is_refused_and_nothing_made(first: Store, 
     assert run("copy-store", missing, tmp_path / "to") == (
         2,
         "",
-        f"cosyjit: {missing}: has nothing of a store; name one that something was exported to\n",
+        f"cosyjit: {missing}: holds nothing; name a store that something was exported to\n",
     )
     put(first, b"1")
     (tmp_path / "link").symlink_to(first.root)

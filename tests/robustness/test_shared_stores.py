@@ -266,6 +266,6 @@ def test_a_folder_in_the_place_of_a_document_is_named(shared: Store, tmp_path: P
     head.unlink()
     head.mkdir()
     found = run("verify", "--store", shared.root)
-    assert (found.status, f"heads/{head.name}: is a link, a folder" in found.out) == (1, True)
+    assert (found.status, f"heads/{head.name}: is not a file, but a link, a folder" in found.out) == (1, True)
     copied = run("copy-store", shared.root, tmp_path / "copy")
-    assert (copied.status, f"heads/{head.name}: is a link, a folder" in copied.out) == (1, True)
+    assert (copied.status, f"heads/{head.name}: is not a file, but a link, a folder" in copied.out) == (1, True)

@@ -333,7 +333,7 @@ def test_a_name_of_the_runtime_that_is_in_no_publication_is_a_fault(
     ran = run("verify", tmp_path / "out", "--require-signature", keys.public)
     assert (ran.status, ran.out) == (
         1,
-        f"{tmp_path / 'out' / name}: is not of the publication, and of no signed record\n",
+        f"{tmp_path / 'out' / name}: does not belong to the publication, and no signed record names it\n",
     )
     assert run("verify", tmp_path / "out").status == 0
 
