@@ -28,7 +28,7 @@ from cosyjit.synth.synth import synth
 from cosyjit.weights.digests import Digests
 from tests.robustness.crowd import GRACE, Report
 from tests.support import kept
-from tests.support.processes import ROOT, spawn, start
+from tests.support.processes import ROOT, spawn, start, unexpected
 from tests.support.s3 import Answer, Service
 from tests.support.stored import names_of, object_of, put, show
 
@@ -60,7 +60,7 @@ def crowded(folder: Path, root: str, seconds: float, processes: int) -> Report:
     """What became of a crowd; it sees to its end by itself."""
     with spawn(sys.executable, "-m", "tests.robustness.crowd", folder, root, seconds, processes, cwd=ROOT) as process:
         out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, unexpected(err)) == (0, [])
     report = Report(**json.loads(out))
     print(json.dumps(vars(report)))  # noqa: T201  (shown when something is wrong)
     return report

@@ -18,7 +18,7 @@ from cosyjit.operations.gc import gc
 from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store.store import Store
 from tests.support.kept import litter, unreferenced
-from tests.support.processes import CONSOLE_SCRIPT, Ran, children, spawn, wait_for
+from tests.support.processes import CONSOLE_SCRIPT, Ran, children, spawn, unexpected, wait_for
 from tests.support.s3 import Service
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def ended(process: "subprocess.Popen[str]") -> Ran:
 def finish(source: Path, out: Path, url: str) -> dict[str, Any]:
     """Export once more; gives the states of the targets by name."""
     ran = ended(spawn(*command(source, out, url)))
-    assert (ran.status, ran.err) == (0, "")
+    assert (ran.status, unexpected(ran.err)) == (0, [])
     targets = json.loads(ran.out)["targets"]
     return {f"{each['component']}.{each['precision']}": each["state"] for each in targets}
 

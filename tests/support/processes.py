@@ -241,3 +241,8 @@ def _content(path: Path) -> bytes | None:
     if path.is_symlink():
         return b"-> " + bytes(path.readlink())
     return None if path.is_dir() else path.read_bytes()
+
+
+def unexpected(err: str) -> list[str]:
+    """What a command has written to standard error, but for what it waits for, which a busy machine makes it say."""
+    return [line for line in err.splitlines() if ": waits for process " not in line]
