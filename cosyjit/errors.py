@@ -8,6 +8,7 @@
     │   │   └── UnsupportedOptionError an encoder option that is unknown, missing, or of an unsupported value
     │   ├── CheckpointError            a weights file that is missing, damaged, or more than tensors
     │   │   └── TensorMismatchError    tensors that are missing, unexpected, or of another shape
+    │   ├── FileChangedError           a file that was changed while it was read
     │   ├── SelectionError             a family, component or precision that there is not
     │   ├── OutputError                a directory that cannot be written to
     │   ├── StoreError                 a store that cannot be read or written, or has not what is asked of it
@@ -122,6 +123,10 @@ _LONGEST_NAME: Final = 200
 def _listed(names: Sequence[str]) -> str:
     shown = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names[:_SHOWN]]
     return ", ".join(shown) + (", …" if len(names) > _SHOWN else "")
+
+
+class FileChangedError(InputError):
+    """A file that was changed while it was read."""
 
 
 class SelectionError(InputError):

@@ -21,12 +21,12 @@ from cosyjit.fs.waits import Wait
 from cosyjit.planning.plan import Planned, Target, check_apart, compare_one, localize, plan, remember
 from cosyjit.processes import worker
 from cosyjit.processes.memory import notes, reserved
+from cosyjit.processes.processors import processors
 from cosyjit.provenance import record
 from cosyjit.provenance.record import Material, Record
 from cosyjit.publishing import layout, publish
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import processors
 
 _SLOTS: Final = threading.BoundedSemaphore(processors())
 """One for each processor: no more is built at a time. Who comes first is served first."""

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from cosyjit.configuration.base_model import read_base
 from cosyjit.errors import CheckpointError, CosyjitError, OutputError
-from cosyjit.fs.files import sha256_of, sha256_of_folder
+from cosyjit.fs.hashing import sha256_of, sha256_of_folder
 from cosyjit.planning.plan import Target
 from cosyjit.processes import worker
 from cosyjit.provenance import record
@@ -25,7 +25,7 @@ class Artifact:
 
     Attributes:
         path: where it is staged.
-        sha256: the digest of its bytes, in hex; of a folder, see `cosyjit.fs.files.sha256_of_folder`.
+        sha256: the digest of its bytes, in hex; of a folder, see `cosyjit.fs.hashing.sha256_of_folder`.
         bytes: its size.
         seconds: what building and verifying it took.
         figures: what was measured of it: its errors, as `cosyjit.torchscript.gate.Figures` has them; of half

@@ -1,23 +1,20 @@
-"""Files on a local disk: replaced whole, copied without passing through memory, locked between processes."""
+"""Files on a local disk: replaced whole, copied without passing through memory, opened without waiting."""
 
 import errno
-import fcntl
 import grp
-import hashlib
 import itertools
 import os
 import pwd
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final
 
 from cosyjit.errors import InputError
-from cosyjit.fs.waits import Wait, holders
 
 _BUFFER: Final = 1 << 20
 _UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
@@ -26,13 +23,13 @@ _UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP
 DEFAULT_ROOT: Final = "~/.cache/cosyjit"
 """What is kept for a user, unless it is said where."""
 
-_PLAIN: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-"""How everything is opened that may be something else than a file: a pipe waits for its other end otherwise."""
+UNBLOCKED: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""The flags for opening what may not be a file: a pipe would wait for its other end otherwise."""
 
 TEMPORARY: Final = ".tmp"
 """What the names of files end with that are being written."""
 
-_FILE: Final = 0o664
+FILE: Final = 0o664
 DIRECTORY: Final = 0o775
 """The modes of what is made, of which the umask takes away: whatever it is, nobody but owner and group may write."""
 
@@ -49,7 +46,7 @@ def replacing(path: Path, *, sync: bool = False, at: int | None = None) -> Itera
     temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
     made = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(temporary, made, _FILE, dir_fd=at), "wb") as file:
+        with os.fdopen(os.open(temporary, made, FILE, dir_fd=at), "wb") as file:
             yield file
             if sync:
                 file.flush()
@@ -62,6 +59,30 @@ def replacing(path: Path, *, sync: bool = False, at: int | None = None) -> Itera
         os.fsync(at)
     elif sync:
         sync_directory(path.parent)
+
+
+def replace_link(path: Path, make: Callable[[Path], None]) -> None:
+    """Put a link at a path in one step, in place of a file or link that is there; a link that fails leaves nothing.
+
+    Args:
+        path: whose directory exists.
+        make: makes the link at the path that it is given, which is another one in the same directory.
+
+    Raises:
+        OSError: the link cannot be made, or a directory is at the path.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        make(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # it is still there, too, if both are names of one file: see rename(2)
+
+
+def replace_symlink(target: str, path: Path) -> None:
+    """Make a path a symbolic link to a target in one step, see `replace_link`; a link that leads there stays."""
+    if not path.is_symlink() or str(path.readlink()) != target:
+        replace_link(path, lambda temporary: temporary.symlink_to(target))
 
 
 def absolute(path: Path) -> Path:
@@ -192,85 +213,17 @@ def fill(file: int, buffer: memoryview, at: int) -> bool:
     return not buffer
 
 
-class _Readable(Protocol):
-    def readinto(self, buffer: bytearray, /) -> int | None: ...
-
-
-def sha256_of(file: _Readable) -> str:
-    """The SHA-256 of an open file from where it stands, in hex."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_BUFFER)
-    view = memoryview(buffer)
-    while size := file.readinto(buffer):
-        digest.update(view[:size])
-    return digest.hexdigest()
-
-
-def sha256_of_folder(digests: Mapping[str, str]) -> str:
-    """What a folder is known by: the SHA-256 of the list of its files' digests, by their names.
-
-    The list is what `sha256sum *` prints in the folder.
-    """
-    lines = [f"{digests[name]}  {name}\n" for name in sorted(digests)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-@contextmanager
-def locked(path: Path, *, shared: bool = False, wait: Wait | None = None, at: int | None = None) -> Iterator[None]:
-    """Hold the lock that a file stands for, alone or with others that share it; a process that is killed frees it.
-
-    Args:
-        wait: how others are waited for; as long as it takes for None.
-        at: a descriptor of the directory that the path is relative to.
-
-    Raises:
-        BusyError: they were waited for as long as that says.
-        OSError: something else stands there, or who only may read wants to be alone.
-    """
-    wait = wait or Wait(path)
-    with lock_file(path, shared=shared, at=at) as fd:
-        wait.poll(lambda: taken(fd, shared=shared), lambda: holders([os.fstat(fd).st_ino]))
-        yield
-
-
-def is_free(path: Path, *, at: int | None = None) -> bool:
-    """Whether nobody holds a lock."""
-    with lock_file(path, at=at) as fd:
-        return taken(fd)
-
-
-@contextmanager
-def lock_file(path: Path, *, shared: bool = False, at: int | None = None) -> Iterator[int]:
-    """A descriptor of a file that stands for a lock, for `taken`; the arguments are those of `locked`."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN | os.O_NOFOLLOW, _FILE, dir_fd=at)
-    except OSError as error:
-        if not shared or error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise
-        fd = os.open(path, os.O_RDONLY | _PLAIN | os.O_NOFOLLOW, dir_fd=at)
-    try:
-        _check_plain(os.fstat(fd).st_mode, path)
-        if os.fstat(fd).st_nlink > 1:  # whoever holds one lock would wait for himself at the other
-            raise NoFileError(errno.EINVAL, "a file with several names in the place of a lock", str(path))
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def taken(fd: int, *, shared: bool = False) -> bool:
-    """Take a lock if nobody is in the way, until its file is closed."""
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 class NoFileError(OSError):
     """A link, a pipe, a device or a socket in the place of a file, which may let whoever reads it wait for ever."""
 
 
-def _check_plain(mode: int, path: Path | str) -> None:
+def check_plain(mode: int, path: Path | str) -> None:
+    """Make sure that a mode is that of a file.
+
+    Raises:
+        IsADirectoryError: it is that of a directory.
+        NoFileError: it is that of a link, a pipe, a device or a socket.
+    """
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
@@ -288,10 +241,10 @@ def plain(path: Path | str, *, at: int | None = None) -> FileIO:
         NoFileError: it is something else.
         OSError: it cannot be read.
     """
-    _check_plain(os.stat(path, dir_fd=at, follow_symlinks=at is None).st_mode, path)  # to open a device may change it
-    fd = os.open(path, os.O_RDONLY | _PLAIN | (0 if at is None else os.O_NOFOLLOW), dir_fd=at)
+    check_plain(os.stat(path, dir_fd=at, follow_symlinks=at is None).st_mode, path)  # to open a device may change it
+    fd = os.open(path, os.O_RDONLY | UNBLOCKED | (0 if at is None else os.O_NOFOLLOW), dir_fd=at)
     try:
-        _check_plain(os.fstat(fd).st_mode, path)
+        check_plain(os.fstat(fd).st_mode, path)
         return FileIO(fd)
     except BaseException:
         os.close(fd)

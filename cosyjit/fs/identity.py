@@ -66,6 +66,17 @@ class Identity(NamedTuple):
         identity = cls.of(file)
         return identity if all(settle([file], written_back=False)) else None
 
+    def is_still(self, file: int, path: Path) -> bool:
+        """Whether an open file, and what stands at its path, are what they were.
+
+        Args:
+            file: a descriptor.
+            path: the path that it was opened by.
+        """
+        with suppress(OSError):
+            return Identity.of(file) == self == Identity.of(path)
+        return False
+
 
 def settle(files: Sequence[int], *, written_back: bool = True) -> list[bool]:
     """Wait, some milliseconds for all, until whatever is done to open files from now on changes their identities.

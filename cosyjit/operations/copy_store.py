@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeVar
 
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError
-from cosyjit.fs.files import sha256_of
+from cosyjit.fs.hashing import sha256_of
 from cosyjit.operations.verify import STRANGE, Fault
+from cosyjit.processes.processors import processors
 from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.layout import STATE
@@ -25,7 +26,6 @@ from cosyjit.publishing.publication import Head
 from cosyjit.store.backends import Entry
 from cosyjit.store.coordination import optional
 from cosyjit.store.store import FORMS, KEPT, Store, object_name
-from cosyjit.weights.digests import processors
 
 _T = TypeVar("_T")
 

@@ -15,12 +15,12 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
-from cosyjit.fs.files import sha256_of_folder
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.provenance.fingerprint import Fingerprint, canonical
 from cosyjit.store import signing
 from cosyjit.store.signing import Envelope, Trusted
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 PREDICATE: Final = "https://slsa.dev/provenance/v1"

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from cosyjit.errors import CheckpointError
-from cosyjit.fs import files
+from cosyjit.errors import FileChangedError
+from cosyjit.fs import files, hashing
 from cosyjit.publishing import layout
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Condition, Store
@@ -56,11 +56,11 @@ def condition(store: Store, path: Path, digest: str, *, again: bool) -> Conditio
         path = Path(os.path.realpath(path, strict=True))
         if again:
             with files.plain(path) as file:
-                found = files.sha256_of(file)
+                found = hashing.sha256_of(file)
         else:
             found = store.digests.sha256(path)
     except FileNotFoundError:
         return "missing"
-    except (OSError, CheckpointError):  # no file, not readable, or being written to
+    except (OSError, FileChangedError):  # no file, not readable, or being written to
         return "damaged"
     return "whole" if found == digest else "damaged"

@@ -28,15 +28,15 @@ from cosyjit.errors import (
     StoreError,
 )
 from cosyjit.families import FAMILIES
-from cosyjit.fs import files
+from cosyjit.fs import files, hashing
 from cosyjit.fs.identity import Identity
+from cosyjit.processes.processors import processors
 from cosyjit.provenance import record
 from cosyjit.provenance.record import check_signed
 from cosyjit.publishing import layout, publication
 from cosyjit.publishing.condition import Finding, condition, inspect
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store, object_name
-from cosyjit.weights.digests import processors
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -244,7 +244,7 @@ def _take(store: Store, path: Path, digest: str) -> None:
             with (work / digest).open("wb+") as file:
                 files.copy(path, file)
                 file.seek(0)
-                changed = files.sha256_of(file) != digest
+                changed = hashing.sha256_of(file) != digest
             if changed:
                 raise StoreError(f"{path}: was changed while it was copied into {store}; run again")
             store.add(work / digest, digest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from cosyjit.errors import BusyError, StoreError, StoreUnavailableError, line
-from cosyjit.fs import files
+from cosyjit.fs import files, locks
 from cosyjit.fs.waits import Wait, holders
 from cosyjit.store import leases
 from cosyjit.store.backends import Local, Remote, Storage, storage
@@ -138,9 +138,9 @@ class Place:
             else:
                 with self._reached(), self._local.below.folder(make=True) as fd, ExitStack() as entering:
                     if not joining:  # who waits to be alone has the gate, for a while
-                        entering.enter_context(files.locked(_GATE, wait=self.waits(), at=fd))
+                        entering.enter_context(locks.locked(_GATE, wait=self.waits(), at=fd))
                         self._clean(fd)
-                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
+                    held.enter_context(locks.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
             if self.workshop is not self:
                 with optional():
                     held.enter_context(self.workshop.in_use(joining=joining))
@@ -159,7 +159,7 @@ class Place:
                 self._storage.check()
             else:
                 with self._local.below.folder() as fd, suppress(FileNotFoundError):  # of a read-only one without locks
-                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
+                    held.enter_context(locks.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
             yield
 
     def _clean(self, fd: int) -> None:
@@ -168,7 +168,7 @@ class Place:
         Args:
             fd: of the store's directory.
         """
-        if self.is_exclusive and files.is_free(_LOCK, at=fd):
+        if self.is_exclusive and locks.is_free(_LOCK, at=fd):
             below = self._local.below
             with suppress(OSError):
                 for name in below.names(_WORK):
@@ -196,11 +196,11 @@ class Place:
     def _have_left(self, fd: int, held: ExitStack, wait: Wait) -> bool:
         """Keep others out for a while; whether those that were in have left, and then nobody comes in any more."""
         with ExitStack() as entering:
-            entering.enter_context(files.locked(_GATE, wait=wait, at=fd))
-            lock = entering.enter_context(files.lock_file(_LOCK, at=fd))
+            entering.enter_context(locks.locked(_GATE, wait=wait, at=fd))
+            lock = entering.enter_context(locks.lock_file(_LOCK, at=fd))
             until = time.monotonic() + _CLOSED
-            wait.poll(lambda: files.taken(lock) or time.monotonic() > until, lambda: holders([os.fstat(lock).st_ino]))
-            if not files.taken(lock):  # which is no question to who has it
+            wait.poll(lambda: locks.taken(lock) or time.monotonic() > until, lambda: holders([os.fstat(lock).st_ino]))
+            if not locks.taken(lock):  # which is no question to who has it
                 return False
             held.push(entering.pop_all())
             return True
@@ -223,7 +223,7 @@ class Place:
             if isinstance(self._storage, Local):
                 with self._reached(), self._storage.below.folder("locks", make=True) as fd:
                     # Some keys share a lock, so that there is no end of files; their builds only wait for each other.
-                    held.enter_context(files.locked(Path(key[:2]), wait=self.waits(waiting), at=fd))
+                    held.enter_context(locks.locked(Path(key[:2]), wait=self.waits(waiting), at=fd))
             if self.cache is not None:
                 with optional():
                     held.enter_context(self.cache.turn(key, waiting=waiting))

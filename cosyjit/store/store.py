@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from cosyjit import documents
-from cosyjit.errors import CheckpointError, SelectionError, StoreError
-from cosyjit.fs import files
+from cosyjit.errors import FileChangedError, SelectionError, StoreError
+from cosyjit.fs import files, hashing
+from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
 from cosyjit.store.backends import Entry
 from cosyjit.store.coordination import OWN, STAGED, Place
 from cosyjit.store.signing import Signer, Trusted
-from cosyjit.weights.digests import Digests
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
 
@@ -264,7 +264,7 @@ class Store(Place):
         """The SHA-256 of what an object's file has."""
         try:
             return self.digests.sha256_of(file, self._local.root / object_name(sha256))
-        except CheckpointError:  # it was given another name, or taken one: its bytes are what they were
+        except FileChangedError:  # it was given another name, or taken one: its bytes are what they were
             return _digest(file)
 
     def fetch(self, sha256: str, file: BinaryIO) -> None:
@@ -359,20 +359,17 @@ class Store(Place):
             raise StoreError(f"{self}: object {sha256} cannot be linked; publish without links")
         with self._reached():
             original = self._opened(sha256)
-        temporary = path.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
         with original:
             before = Identity.written(original.fileno())
             if not self._is_own(sha256):
                 self._check_linkable(original, sha256)
+            # The very file that was checked, whatever has its name by now.
+            checked = f"/proc/self/fd/{original.fileno()}"
             try:
-                # The very file that was looked at, whatever has its name by now.
-                os.link(f"/proc/self/fd/{original.fileno()}", temporary, src_dir_fd=original.fileno())
-                temporary.replace(path)
+                files.replace_link(path, lambda new: os.link(checked, new, src_dir_fd=original.fileno()))
             except OSError as error:
                 reason = f"{path.parent} ({error.strerror})"
                 raise StoreError(f"{self}: no links into {reason}; publish without links") from None
-            finally:
-                temporary.unlink(missing_ok=True)  # of one file's names none replaces the other
         for name in (self.local / object_name(sha256), path):
             self.digests.remember_sha256(name, sha256, before)
 
@@ -409,7 +406,7 @@ class Store(Place):
 def _digest(file: FileIO) -> str:
     """The SHA-256 of an open file, from its beginning."""
     file.seek(0)
-    return files.sha256_of(file)
+    return hashing.sha256_of(file)
 
 
 def object_name(sha256: str) -> str:

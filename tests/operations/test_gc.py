@@ -21,7 +21,7 @@ from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication, publish
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 from tests.support.processes import ROOT, snapshot, start, wait_for
 from tests.support.s3 import Service
 from tests.support.stored import (

@@ -10,7 +10,8 @@ from cosyjit import pipeline
 from cosyjit.building import build as building
 from cosyjit.documents import now
 from cosyjit.errors import BuildError
-from cosyjit.fs.files import TEMPORARY, sha256_of_folder
+from cosyjit.fs.files import TEMPORARY
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.operations import gc
 from cosyjit.processes import worker
 from cosyjit.provenance import latest, record
@@ -19,6 +20,7 @@ from cosyjit.provenance.record import Record
 from cosyjit.publishing import layout, publish
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store, object_name
+from cosyjit.weights.tensor_digests import read_tensors
 
 History = list[tuple[int, int | None]]
 """The numbers of publications, the last one first, and of those that they restore."""
@@ -256,7 +258,7 @@ def _littered(place: Place) -> None:
 
 def _earlier(place: Place) -> None:
     place.export(EARLIER)
-    place.store.digests.tensors([place.source / "flow.pt"], ["encoder."])
+    read_tensors(place.store.digests, [place.source / "flow.pt"], ["encoder."])
 
 
 def _exported(place: Place) -> None:

@@ -16,6 +16,7 @@ import cosyjit
 from cosyjit import Store
 from cosyjit.documents import now
 from cosyjit.errors import StoreError
+from cosyjit.fs.digests import Digests
 from cosyjit.operations import gc, verify
 from cosyjit.planning import plan as planning
 from cosyjit.provenance import record
@@ -23,7 +24,6 @@ from cosyjit.publishing import publication, publish
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 from cosyjit.synth.synth import synth
-from cosyjit.weights.digests import Digests
 from tests.robustness.crowd import GRACE, Report
 from tests.support import kept
 from tests.support.processes import ROOT, spawn, start

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from cosyjit.fs import files
+from cosyjit.fs import files, locks
 from cosyjit.processes import memory
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import ROOT, finished, snapshot, spawn
@@ -115,8 +115,8 @@ def test_a_directory_that_others_could_have_made_is_not_used(how: str, tmp_path:
 
 def test_a_lock_that_is_a_link_is_none(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to("elsewhere")
-    with pytest.raises(OSError, match="Too many levels of symbolic links"), files.locked(tmp_path / "lock"):
+    with pytest.raises(OSError, match="Too many levels of symbolic links"), locks.locked(tmp_path / "lock"):
         pass
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        files.is_free(tmp_path / "lock")
+        locks.is_free(tmp_path / "lock")
     assert not (tmp_path / "elsewhere").exists()
