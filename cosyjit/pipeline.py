@@ -92,9 +92,9 @@ def make(
     target = planned.target
     found = planned.record
     if found is None:
-        with _SLOTS, store.turn(target.fingerprint.key, waiting=worker.check_open):
+        with _SLOTS, store.build_lock(target.fingerprint.key, waiting=worker.check_open):
             if "forced" not in planned.reasons:
-                found = compare_one(store, target).record  # another process may have built it while we waited
+                found = compare_one(store, target, exporting=True).record  # others may have built it meanwhile
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
                 _check_signer([target], store)
@@ -113,7 +113,7 @@ def make(
         else:
             publish.bring(store, directory, _published(target, found), link=link)
     except StoreError:
-        if state == "built" or store.worst(found.objects) == "whole":
+        if state == "built" or store.check_all_or_set_aside(found.objects) == "whole":
             raise
         # The object is not what it seemed when it was planned: built after all.
         again = Planned(target, "stale", ("object missing or damaged",))
@@ -211,7 +211,7 @@ def ready(planned: Sequence[Planned], store: Store, directory: Path, *, replace_
         StoreError: the store has no room for what is to be built.
         OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
     """
-    for error in _refusals(planned, store, directory):
+    for error in _refusals(planned, store, directory, exporting=True):
         raise error
     needs, own, ways = _needs(planned, directory), _copies(planned, store, directory), _ways(planned)
     with publish.opened(directory, *needs, replace=replace_others, own=own, ways=ways, wait=store.wait):
@@ -242,7 +242,9 @@ def obstacles(
     return (*refusals, *publish.obstacles(directory, *needs, replace=replace_others, own=own, ways=ways))
 
 
-def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iterator[InputError]:
+def _refusals(
+    planned: Sequence[Planned], store: Store, directory: Path, *, exporting: bool = False
+) -> Iterator[InputError]:
     """What stands in the way of a plan in the store, or with signatures."""
     names = {each.target.file_name for each in planned}
     new = [each.target for each in planned if each.record is None]
@@ -251,7 +253,7 @@ def _refusals(planned: Sequence[Planned], store: Store, directory: Path) -> Iter
         lambda: _check_writable(new, store),
         lambda: _check_signer(new, store),
         lambda: check_apart(store, directory),
-        lambda: publish.check_others(store, directory, names),
+        lambda: publish.check_others(store, directory, names, exporting=exporting),
         lambda: store.check_room(size) if size else None,
     ]
     yield from filter(None, map(_refusal, checks))

@@ -13,7 +13,7 @@ class _Readable(Protocol):
 
 
 def sha256_of(file: _Readable) -> str:
-    """The SHA-256 of an open file from where it stands, in hex."""
+    """The SHA-256 of the rest of an open file, from its position on, in hex."""
     digest = hashlib.sha256()
     buffer = bytearray(_BUFFER)
     view = memoryview(buffer)
@@ -23,9 +23,10 @@ def sha256_of(file: _Readable) -> str:
 
 
 def sha256_of_folder(digests: Mapping[str, str]) -> str:
-    """What a folder is known by: the SHA-256 of the list of its files' digests, by their names.
+    """The digest of a folder: the SHA-256 of what `sha256sum *` prints in it, which lists its files' digests.
 
-    The list is what `sha256sum *` prints in the folder.
+    Args:
+        digests: the SHA-256 of the files in hex, by their names.
     """
     lines = [f"{digests[name]}  {name}\n" for name in sorted(digests)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -51,7 +51,7 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
     store.check_there()
     older_than = older_than if store.local else max(older_than, store.grace)
     oldest = time.time() - older_than
-    with store.alone() if remove else store.looked_at():
+    with store.exclusive() if remove else store.looked_at():
         found = list(_Search(store, oldest).found(keep))
         if remove:
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]

@@ -63,7 +63,7 @@ class Status:
 
 
 def status(directory: Path, store: Store, *, check_source: bool = False) -> Status:
-    """Look at what a directory shows. Nothing is changed, and nothing that has not changed is read.
+    """Look at what a directory shows. Nothing is changed but remembered digests, and only changed files are read.
 
     A source that is a directory of this machine is compared with as it is. One that is a model of a hub is compared
     with as it was when it was last planned or exported here, and as it is now if `check_source` is set. No source is

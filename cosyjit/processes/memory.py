@@ -84,7 +84,7 @@ def notes() -> Path:
 def tidy(directory: Path) -> None:
     """Remove the notes of processes that were killed, without waiting for a build that would."""
     with suppress(OSError):  # mostly there is no such directory
-        files.check_own(directory)
+        files.check_private(directory)
         with locks.locked(directory / "lock"):
             list(_taken(directory))
 
@@ -106,7 +106,7 @@ def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait
     limit = limit or int(_SHARE * installed())
     with ExitStack() as held:
         with suppress(OSError):  # nothing can be noted there: nobody is kept waiting
-            files.make_own(directory)
+            files.make_private(directory)
             wait.poll(
                 lambda: _admitted(directory, size, limit, held),
                 lambda: holders(each.stat().st_ino for each in directory.glob("*.*")),

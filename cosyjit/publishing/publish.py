@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -36,7 +36,7 @@ from cosyjit.provenance.record import check_signed
 from cosyjit.publishing import layout, publication
 from cosyjit.publishing.condition import Finding, condition, inspect
 from cosyjit.publishing.publication import Publication, Published
-from cosyjit.store.store import Store, object_name
+from cosyjit.store.store import Condition, Store, object_name
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -210,11 +210,12 @@ def _earlier(store: Store, directory: Path, last: Publication, number: int | Non
     )
 
 
-def check_others(store: Store, directory: Path, names: Collection[str]) -> None:
+def check_others(store: Store, directory: Path, names: Collection[str], *, exporting: bool = False) -> None:
     """Make sure, before the work, that what else a directory shows can be shown further, out of a store.
 
     Args:
         names: those that are going to be shown anew.
+        exporting: whether damaged objects are set aside and those in a bucket renewed; else nothing is changed.
 
     Raises:
         SignatureError: one has not the signature that the store requires.
@@ -223,7 +224,7 @@ def check_others(store: Store, directory: Path, names: Collection[str]) -> None:
     found = _others(store, directory, shown(store, directory))
     others = {name: each for name, each in found.items() if name not in names}
     _check_signed(store, others)
-    list(_lacking(store, directory, others))
+    list(_lacking(store, directory, others, store.check_or_set_aside if exporting else store.condition))
 
 
 def _keep(store: Store, directory: Path, artifacts: Mapping[str, Published]) -> None:
@@ -232,7 +233,7 @@ def _keep(store: Store, directory: Path, artifacts: Mapping[str, Published]) -> 
     Raises:
         StoreError: an object is whole neither in the store nor in the directory, or the store cannot be written to.
     """
-    for path, digest in _lacking(store, directory, artifacts):
+    for path, digest in _lacking(store, directory, artifacts, store.check_or_set_aside):
         if not store.read_only:
             _take(store, path, digest)
 
@@ -254,7 +255,9 @@ def _take(store: Store, path: Path, digest: str) -> None:
         ) from None
 
 
-def _lacking(store: Store, directory: Path, artifacts: Mapping[str, Published]) -> Iterator[tuple[Path, str]]:
+def _lacking(
+    store: Store, directory: Path, artifacts: Mapping[str, Published], check: Callable[[str], Condition]
+) -> Iterator[tuple[Path, str]]:
     """The objects of artifacts that a store has not: where a directory has them, whole, and their digests.
 
     Raises:
@@ -262,7 +265,7 @@ def _lacking(store: Store, directory: Path, artifacts: Mapping[str, Published]) 
     """
     for name, artifact in artifacts.items():
         for member, digest in artifact.members(name).items():
-            if store.condition(digest) == "whole":
+            if check(digest) == "whole":
                 continue
             for path in (layout.file(directory, digest), directory / member):
                 if condition(store, path, digest, again=False) == "whole":

@@ -142,7 +142,7 @@ class Snapshot:
         with locks.locked(_root() / ".locks" / file.sha256):
             if _is_at_hand(path, file):  # another process has fetched it while we waited
                 return
-            files.make_own(incoming)  # what the client makes in it all may write to, unless the umask says otherwise
+            files.make_private(incoming)  # all may write to what the client makes in it, by the umask
             came = modelscope.download(self.model, file, incoming)
             files.make_directory(path.parent)
             came.chmod(0o664 & came.stat().st_mode)

@@ -242,7 +242,7 @@ def _littered(place: Place) -> None:
     keep(place.store, b"made, and never published")
     store = place.store
     _spoil(place.object(b"old a0"))
-    store.condition(hashlib.sha256(b"old a0").hexdigest())
+    store.check_or_set_aside(hashlib.sha256(b"old a0").hexdigest())
     latest.write(store, "/model", "a target", "0" * 32)
     store.digests.sha256(place.source / "llm.pt")
     (place.directory / "gone").write_bytes(b"gone")

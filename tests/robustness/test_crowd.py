@@ -179,10 +179,13 @@ def test_what_an_export_takes_from_a_bucket_while_it_is_collected_stays(
         assert is_whole(place.store, directory), moment
 
 
-def test_what_a_plan_finds_in_a_bucket_while_it_is_collected_stays(s3: Service, tiny2: Path, tmp_path: Path) -> None:
+def test_what_the_plan_of_an_export_finds_in_a_bucket_while_it_is_collected_stays(
+    s3: Service, tiny2: Path, tmp_path: Path
+) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     age(s3, place.store)
-    planned = At("HEAD", place.names["record"], partial(planning.plan, tiny2, FLOW, ["fp16"], store=place.store))
+    plan = partial(planning.plan, tiny2, FLOW, ["fp16"], store=place.store, exporting=True)
+    planned = At("HEAD", place.names["record"], plan)
     with s3.proxied(planned):
         taken = collect(Store(place.store.root))
     assert [each.state for (each,) in planned.came] == ["fresh"]

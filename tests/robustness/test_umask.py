@@ -81,9 +81,9 @@ def test_nothing_that_is_made_lets_others_write(umask: str, home: Path, tmp_path
 
 
 def test_a_directory_of_ones_own_is_made_for_oneself(tmp_path: Path) -> None:
-    files.make_own(tmp_path / "a" / "own")
+    files.make_private(tmp_path / "a" / "own")
     assert stat.S_IMODE((tmp_path / "a" / "own").stat().st_mode) == 0o700
-    files.make_own(tmp_path / "a" / "own")
+    files.make_private(tmp_path / "a" / "own")
 
 
 @pytest.mark.parametrize("how", ["link", "file", "all may write", "another's"])
@@ -107,7 +107,7 @@ def test_a_directory_that_others_could_have_made_is_not_used(how: str, tmp_path:
                 pytest.skip("nobody but root can give a directory away")
     before = snapshot(tmp_path)
     with pytest.raises(PermissionError, match="is not this user's own"):
-        files.make_own(own)
+        files.make_private(own)
     with memory.reserved(own, 1, 1):  # as it would be without notes
         memory.tidy(own)
     assert snapshot(tmp_path) == before
