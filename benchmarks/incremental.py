@@ -22,11 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cosyjit import pipeline
+from cosyjit.fs.digests import Digests
 from cosyjit.processes import worker
+from cosyjit.processes.processors import processors
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
 from cosyjit.synth.synth import synth
-from cosyjit.weights.digests import Digests, processors
+from cosyjit.weights.tensor_digests import read_tensors
 
 _WEIGHTS = ("llm.pt", "flow.pt")
 _STREAM = 4 << 20
@@ -75,7 +77,7 @@ def fingerprints(source: Path, work: Path, rounds: int) -> Table:
         figures["mapped before"].append(_timed(lambda: _hash_mapped(mapped)))
         figures["mapped anew"].append(_timed(lambda: _hash_mapped(_map(paths))))
         shutil.rmtree(work / "digests", ignore_errors=True)
-        figures["fingerprints"].append(_timed(lambda: Digests(work / "digests").tensors(paths)))
+        figures["fingerprints"].append(_timed(lambda: read_tensors(Digests(work / "digests"), paths)))
     table = Table("fingerprints", "s", "GB/s", "of the yardstick", title_justify="left")
     ours = _median(figures["fingerprints"][1:])
     for name, seconds in figures.items():

@@ -30,11 +30,11 @@ from cosyjit import Publication, Published, Record, pipeline
 from cosyjit.documents import now, stem
 from cosyjit.fs.identity import Identity
 from cosyjit.processes import worker
+from cosyjit.processes.processors import processors
 from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication
 from cosyjit.store.store import Store, object_name
 from cosyjit.synth.synth import synth
-from cosyjit.weights.digests import processors
 
 COMPONENT: Final = "flow.encoder"
 ONE: Final = ("--component", COMPONENT, "--precision", "fp16")

@@ -8,14 +8,15 @@
     │   │   └── UnsupportedOptionError an encoder option that is unknown, missing, or of an unsupported value
     │   ├── CheckpointError            a weights file that is missing, damaged, or more than tensors
     │   │   └── TensorMismatchError    tensors that are missing, unexpected, or of another shape
+    │   ├── FileChangedError           a file that was changed while it was read
     │   ├── SelectionError             a family, component or precision that there is not
     │   ├── OutputError                a directory that cannot be written to
-    │   ├── StoreError                 a store that cannot be read or written, or has not what is asked of it
+    │   ├── StoreError                 a store that cannot be read or written, or lacks what is asked of it
     │   │   ├── StoreUnavailableError  one that cannot be reached now, or is busy
     │   │   │   └── BusyError          others were waited for as long as asked, and are not done
     │   │   └── RecordError            a record or manifest that is damaged
     │   │       ├── LaterSchemaError   one that a later version of cosyjit has written
-    │   │       └── SignatureError     one that no key has signed of which that is required
+    │   │       └── SignatureError     one without a signature by a required key
     │   ├── PublicationError           a directory, or a number, under which nothing is published
     │   └── ServerError                a Prefect server that is not there, too old, or lets nobody in
     ├── TransientError                 what may pass by itself: the other parent of what is unavailable
@@ -124,6 +125,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(shown) + (", …" if len(names) > _SHOWN else "")
 
 
+class FileChangedError(InputError):
+    """A file that was changed while it was read."""
+
+
 class SelectionError(InputError):
     """A family, component or precision that there is not."""
 
@@ -153,7 +158,7 @@ class LaterSchemaError(RecordError):
 
 
 class SignatureError(RecordError):
-    """A record that none of the keys has signed of which a signature is required; it is left alone."""
+    """A record without a signature by one of the required keys. It is left untouched."""
 
 
 class PublicationError(InputError):

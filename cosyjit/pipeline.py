@@ -21,12 +21,12 @@ from cosyjit.planning.plan import Planned, check_apart, compare_one, localize, p
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
 from cosyjit.processes.memory import notes, reserved
+from cosyjit.processes.processors import processors
 from cosyjit.provenance import record
 from cosyjit.provenance.record import Material, Record
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import processors
 
 _SLOTS: Final = threading.BoundedSemaphore(processors())
 """One for each processor: no more is built at a time. Who comes first is served first."""
@@ -92,9 +92,9 @@ def make(
     target = planned.target
     found = planned.record
     if found is None:
-        with _SLOTS, store.turn(target.fingerprint.key, waiting=worker.check_open):
+        with _SLOTS, store.build_lock(target.fingerprint.key, waiting=worker.check_open):
             if "forced" not in planned.reasons:
-                found = compare_one(store, target).record  # another process may have built it meanwhile
+                found = compare_one(store, target, exporting=True).record  # another may have built it meanwhile
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
                 _check_signer([target], store)
@@ -113,7 +113,7 @@ def make(
         else:
             directory.stage(_published(target, found), link=link)
     except StoreError:
-        if state == "built" or store.worst(found.objects) == "whole":
+        if state == "built" or store.check_all_or_set_aside(found.objects) == "whole":
             raise
         # The object was intact when it was planned, and is not now: build it.
         again = Planned(target, "stale", ("object missing or damaged",))
@@ -244,7 +244,7 @@ class Export:
             StoreError: the store has no room for what is to be built.
             OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
         """
-        for error in _obstacles(self.planned, self.directory, replace=self._replace):
+        for error in _obstacles(self.planned, self.directory, replace=self._replace, exporting=True):
             raise error
         self.directory.prepare()
         self._staging = True
@@ -312,7 +312,9 @@ def obstacles(
     return tuple(_obstacles(planned, publication_directory(planned, publish, store or Store()), replace=replace))
 
 
-def _obstacles(planned: Sequence[Planned], directory: PublishedDirectory, *, replace: bool) -> Iterator[InputError]:
+def _obstacles(
+    planned: Sequence[Planned], directory: PublishedDirectory, *, replace: bool, exporting: bool = False
+) -> Iterator[InputError]:
     """What is in the way of a plan: in the store, with signatures, and then in the directory."""
     store = directory.store
     names = [each.target.file_name for each in planned]
@@ -323,7 +325,7 @@ def _obstacles(planned: Sequence[Planned], directory: PublishedDirectory, *, rep
         lambda: _check_writable(new, store),
         lambda: _check_signer(new, store),
         lambda: check_apart(store, directory.path),
-        lambda: directory.check_kept(names),
+        lambda: directory.check_kept(names, exporting=exporting),
         lambda: store.check_room(size) if size else None,
     ]
     yield from filter(None, map(_refusal, checks))

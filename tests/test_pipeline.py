@@ -452,7 +452,7 @@ import cosyjit
 source, directory = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.read()
-outcomes = cosyjit.export(source, components=["flow.encoder"], directory=directory)
+outcomes = cosyjit.export(source, components=["flow.encoder"], publish=directory)
 print(json.dumps([(each.state, each.error) for each in outcomes]))
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cosyjit.errors import OutputError
-from cosyjit.fs.files import sha256_of
+from cosyjit.fs.hashing import sha256_of
 from cosyjit.planning.target import Target
 
 
@@ -18,7 +18,7 @@ class Artifact:
 
     Attributes:
         path: where it is staged.
-        sha256: the digest of its bytes, in hex; of a folder, see `cosyjit.fs.files.sha256_of_folder`.
+        sha256: the digest of its bytes, in hex; of a folder, see `cosyjit.fs.hashing.sha256_of_folder`.
         size: in bytes.
         seconds: what building and verifying it took.
         figures: what was measured of it: its errors, as `cosyjit.torchscript.gate.Figures` has them; of half

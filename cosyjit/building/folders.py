@@ -7,7 +7,7 @@ from pathlib import Path
 from cosyjit.building.artifact import Proof, files_of
 from cosyjit.configuration.base_model import read_base
 from cosyjit.errors import CheckpointError
-from cosyjit.fs.files import sha256_of_folder
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
 from cosyjit.vllm.rules import Folder, plan_folder

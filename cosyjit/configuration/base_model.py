@@ -80,7 +80,7 @@ def read_base(directory: Path) -> Base:
 def _content(path: Path) -> bytes:
     try:
         content = files.beginning(path, _LARGEST)
-    except files.NoFileError:
+    except files.NotAFileError:
         raise ConfigError(f"{path}: is no file; copy or download it again") from None
     except FileNotFoundError:
         raise ConfigError(f"{path}: does not exist; copy or download it again") from None

@@ -1,55 +1,52 @@
-"""Files on a local disk: replaced whole, copied without passing through memory, locked between processes."""
+"""Files on a local disk: replaced whole, copied without passing through memory, opened without waiting."""
 
 import errno
-import fcntl
 import grp
-import hashlib
 import itertools
 import os
 import pwd
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final
 
 from cosyjit.errors import InputError
-from cosyjit.fs.waits import Wait, holders
 
 _BUFFER: Final = 1 << 20
 _UNSUPPORTED: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
-"""How systems say that they cannot copy between two files by themselves."""
+"""The errors of systems that cannot copy between two files by themselves."""
 
 DEFAULT_ROOT: Final = "~/.cache/cosyjit"
-"""What is kept for a user, unless it is said where."""
+"""Where files are kept for a user, unless told otherwise."""
 
-_PLAIN: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-"""How everything is opened that may be something else than a file: a pipe waits for its other end otherwise."""
+UNBLOCKED: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""The flags for opening what may not be a file: a pipe would wait for its other end otherwise."""
 
 TEMPORARY: Final = ".tmp"
-"""What the names of files end with that are being written."""
+"""The end of the names of files that are being written."""
 
-_FILE: Final = 0o664
+FILE: Final = 0o664
 DIRECTORY: Final = 0o775
-"""The modes of what is made, of which the umask takes away: whatever it is, nobody but owner and group may write."""
+"""The modes of new files and directories, before the umask: nobody but owner and group may ever write."""
 
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = False, at: int | None = None) -> Iterator[BinaryIO]:
-    """A file that takes this path once it is complete, and leaves nothing behind if it never is.
+    """A file that takes this path once the block ends, and leaves nothing behind if the block fails.
 
     Args:
         path: whose directory exists.
-        sync: bring the file, and its name, to the disk, so that they outlast a loss of power.
+        sync: flush the file and its name to the disk, so that they outlast a loss of power.
         at: a descriptor of the directory, if the path is a name in it.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
     made = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(temporary, made, _FILE, dir_fd=at), "wb") as file:
+        with os.fdopen(os.open(temporary, made, FILE, dir_fd=at), "wb") as file:
             yield file
             if sync:
                 file.flush()
@@ -64,30 +61,54 @@ def replacing(path: Path, *, sync: bool = False, at: int | None = None) -> Itera
         sync_directory(path.parent)
 
 
+def replace_link(path: Path, make: Callable[[Path], None]) -> None:
+    """Put a link at a path in one step, in place of a file or link that is there; a link that fails leaves nothing.
+
+    Args:
+        path: whose directory exists.
+        make: makes the link at the path that it is given, which is another one in the same directory.
+
+    Raises:
+        OSError: the link cannot be made, or a directory is at the path.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        make(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # it is still there, too, if both are names of one file: see rename(2)
+
+
+def replace_symlink(target: str, path: Path) -> None:
+    """Make a path a symbolic link to a target in one step, see `replace_link`; a link that leads there stays."""
+    if not path.is_symlink() or str(path.readlink()) != target:
+        replace_link(path, lambda temporary: temporary.symlink_to(target))
+
+
 def absolute(path: Path) -> Path:
     """A path from the root on, `~` and `~name` replaced by the home directories of users.
 
     Raises:
-        InputError: there is no such user, or a file system can have no such name.
+        InputError: there is no such user, or no file system can have such a name.
     """
     try:
         found = path.expanduser().absolute()
         if b"\0" in os.fsencode(found):
             raise ValueError("a NUL in its name")  # noqa: TRY301
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: is no path ({error}); name a directory") from None
+        raise InputError(f"{path}: is not a path ({error}); name a directory") from None
     return found
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole and for good, in a directory that is made if it is missing."""
+    """Write a file whole, flushed to the disk, in a directory that is made if it is missing."""
     make_directory(path.parent)
     with replacing(path, sync=True) as file:
         file.write(content)
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it, and bring their names to the disk; all of them or none."""
+    """Make a directory and those above it, and flush their names to the disk; all of them or none."""
     missing = list(itertools.takewhile(lambda path: not path.is_dir(), (directory, *directory.parents)))
     made: list[Path] = []
     try:
@@ -96,57 +117,27 @@ def make_directory(directory: Path) -> None:
             made.append(path)
             sync_directory(path.parent)
     except OSError:
-        with suppress(OSError):  # someone else has put something there
+        with suppress(OSError):  # someone has put something there
             for path in reversed(made):
                 path.rmdir()
         raise
 
 
-def make_own(directory: Path) -> None:
-    """Make a directory for this user alone, where everyone knows what it is called.
+def make_private(directory: Path) -> None:
+    """Make a directory for this user alone, below one that everyone knows.
 
     Raises:
-        OSError: it cannot be made, or is none of this user's own.
+        OSError: it cannot be made, or what is there is not this user's own.
     """
     make_directory(directory.parent)
     with suppress(FileExistsError):
         directory.mkdir(0o700)
-    check_own(directory)
+    check_private(directory)
 
 
-def is_exclusive(path: Path, *, at: int | None = None) -> bool:
-    """Whether nobody but this user can write to a file or directory; what is not there is made by him, if it can be.
+def check_private(directory: Path) -> None:
+    """Make sure that a directory is this user's own.
 
-    Args:
-        at: a descriptor of the directory that the path is relative to; the path itself may be no link then.
-    """
-    try:
-        return _is_own(os.stat(path, dir_fd=at, follow_symlinks=at is None))
-    except OSError:
-        return True
-
-
-def is_own(fd: int) -> bool:
-    """Whether nobody but this user can write to an open file."""
-    return _is_own(os.fstat(fd))
-
-
-def _is_own(found: os.stat_result) -> bool:
-    others = stat.S_IWOTH if _is_alone_in(found.st_gid) else stat.S_IWGRP | stat.S_IWOTH
-    return found.st_uid == os.geteuid() and not found.st_mode & others
-
-
-def _is_alone_in(group: int) -> bool:
-    """Whether this user is a group's only member, as where each user has a group of the same name."""
-    try:
-        user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
-    except KeyError:
-        return False
-    return found.gr_name == user and {*found.gr_mem} <= {user}
-
-
-def check_own(directory: Path) -> None:
-    """
     Raises:
         OSError: it is not there, another user's, a link, or one that all may write to.
     """
@@ -155,8 +146,32 @@ def check_own(directory: Path) -> None:
         raise PermissionError(errno.EPERM, "is not this user's own", str(directory))
 
 
+def is_private(file: Path | int, *, at: int | None = None) -> bool:
+    """Whether nobody but this user can write to a file or directory; True if there is none, since he would make it.
+
+    Args:
+        file: a path, or a descriptor.
+        at: a descriptor of the directory that the path is relative to; the path itself must not be a link then.
+    """
+    try:
+        found = os.stat(file, dir_fd=at, follow_symlinks=at is None)
+    except OSError:
+        return True
+    others = stat.S_IWOTH if _is_only_member(found.st_gid) else stat.S_IWGRP | stat.S_IWOTH
+    return found.st_uid == os.geteuid() and not found.st_mode & others
+
+
+def _is_only_member(group: int) -> bool:
+    """Whether this user is a group's only member, as where each user has a group of the same name."""
+    try:
+        user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == user and {*found.gr_mem} <= {user}
+
+
 def sync_directory(directory: Path) -> None:
-    """Make what names a directory has last through a loss of power."""
+    """Flush the names in a directory to the disk, so that they outlast a loss of power."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -165,13 +180,13 @@ def sync_directory(directory: Path) -> None:
 
 
 def copy(source: Path, file: BinaryIO) -> None:
-    """Append a file's content to another one: by reference where the file system can (reflink), else by copying."""
+    """Append a file's content to another file: by reference where the file system can (reflink), else by copying."""
     with source.open("rb", buffering=0) as original:
         append(original, file)
 
 
 def append(original: FileIO, file: BinaryIO) -> None:
-    """As `copy`, of an open file from its beginning."""
+    """As `copy`, for an open file from its beginning."""
     file.flush()
     left = os.fstat(original.fileno()).st_size
     try:
@@ -180,118 +195,51 @@ def append(original: FileIO, file: BinaryIO) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-    if left:  # the system cannot, or not on to the end
+    if left:  # the system cannot, or not to the end
         original.seek(-left, os.SEEK_END)
         shutil.copyfileobj(original, file, _BUFFER)
 
 
 def fill(file: int, buffer: memoryview, at: int) -> bool:
-    """Fill a buffer from a place in an open file on; False if that ends before."""
+    """Fill a buffer with an open file's bytes from a position on; False if the file ends before."""
     while buffer and (size := os.preadv(file, [buffer], at)):
         buffer, at = buffer[size:], at + size
     return not buffer
 
 
-class _Readable(Protocol):
-    def readinto(self, buffer: bytearray, /) -> int | None: ...
+class NotAFileError(OSError):
+    """A link, a pipe, a device or a socket in the place of a file; reading it may take for ever."""
 
 
-def sha256_of(file: _Readable) -> str:
-    """The SHA-256 of an open file from where it stands, in hex."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_BUFFER)
-    view = memoryview(buffer)
-    while size := file.readinto(buffer):
-        digest.update(view[:size])
-    return digest.hexdigest()
-
-
-def sha256_of_folder(digests: Mapping[str, str]) -> str:
-    """What a folder is known by: the SHA-256 of the list of its files' digests, by their names.
-
-    The list is what `sha256sum *` prints in the folder.
-    """
-    lines = [f"{digests[name]}  {name}\n" for name in sorted(digests)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-@contextmanager
-def locked(path: Path, *, shared: bool = False, wait: Wait | None = None, at: int | None = None) -> Iterator[None]:
-    """Hold the lock that a file stands for, alone or with others that share it; a process that is killed frees it.
-
-    Args:
-        wait: how others are waited for; as long as it takes for None.
-        at: a descriptor of the directory that the path is relative to.
+def check_plain(mode: int, path: Path | str) -> None:
+    """Make sure that a mode is that of a file.
 
     Raises:
-        BusyError: they were waited for as long as that says.
-        OSError: something else stands there, or who only may read wants to be alone.
+        IsADirectoryError: it is that of a directory.
+        NotAFileError: it is that of a link, a pipe, a device or a socket.
     """
-    wait = wait or Wait(path)
-    with lock_file(path, shared=shared, at=at) as fd:
-        wait.poll(lambda: taken(fd, shared=shared), lambda: holders([os.fstat(fd).st_ino]))
-        yield
-
-
-def is_free(path: Path, *, at: int | None = None) -> bool:
-    """Whether nobody holds a lock."""
-    with lock_file(path, at=at) as fd:
-        return taken(fd)
-
-
-@contextmanager
-def lock_file(path: Path, *, shared: bool = False, at: int | None = None) -> Iterator[int]:
-    """A descriptor of a file that stands for a lock, for `taken`; the arguments are those of `locked`."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN | os.O_NOFOLLOW, _FILE, dir_fd=at)
-    except OSError as error:
-        if not shared or error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise
-        fd = os.open(path, os.O_RDONLY | _PLAIN | os.O_NOFOLLOW, dir_fd=at)
-    try:
-        _check_plain(os.fstat(fd).st_mode, path)
-        if os.fstat(fd).st_nlink > 1:  # whoever holds one lock would wait for himself at the other
-            raise NoFileError(errno.EINVAL, "a file with several names in the place of a lock", str(path))
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def taken(fd: int, *, shared: bool = False) -> bool:
-    """Take a lock if nobody is in the way, until its file is closed."""
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-class NoFileError(OSError):
-    """A link, a pipe, a device or a socket in the place of a file, which may let whoever reads it wait for ever."""
-
-
-def _check_plain(mode: int, path: Path | str) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         kind = "a link in the place of a file" if stat.S_ISLNK(mode) else "a pipe or a device"
-        raise NoFileError(errno.EINVAL, kind, str(path))
+        raise NotAFileError(errno.EINVAL, kind, str(path))
 
 
 def plain(path: Path | str, *, at: int | None = None) -> FileIO:
-    """An open file, unbuffered, that is one: no pipe and no device. To open it waits for nobody.
+    """Open a file, unbuffered. Nothing else is opened, such as a pipe, whose reader would wait for a writer.
 
     Args:
-        at: a descriptor of the directory that the path is relative to; the file itself may be no link then.
+        path: the file.
+        at: a descriptor of the directory that the path is relative to; the file itself must not be a link then.
 
     Raises:
-        NoFileError: it is something else.
+        NotAFileError: it is not a file.
         OSError: it cannot be read.
     """
-    _check_plain(os.stat(path, dir_fd=at, follow_symlinks=at is None).st_mode, path)  # to open a device may change it
-    fd = os.open(path, os.O_RDONLY | _PLAIN | (0 if at is None else os.O_NOFOLLOW), dir_fd=at)
+    check_plain(os.stat(path, dir_fd=at, follow_symlinks=at is None).st_mode, path)  # to open a device may change it
+    fd = os.open(path, os.O_RDONLY | UNBLOCKED | (0 if at is None else os.O_NOFOLLOW), dir_fd=at)
     try:
-        _check_plain(os.fstat(fd).st_mode, path)
+        check_plain(os.fstat(fd).st_mode, path)
         return FileIO(fd)
     except BaseException:
         os.close(fd)
@@ -299,24 +247,24 @@ def plain(path: Path | str, *, at: int | None = None) -> FileIO:
 
 
 def beginning(path: Path, most: int) -> bytes:
-    """What a file that may be a stranger's begins with: all of it, if that is no more than `most` bytes.
+    """The beginning of a file that may be a stranger's: all of it, if it has at most `most` bytes.
 
     Returns:
-        At most one byte more than that, which tells that there are more.
+        One byte more than `most` if the file has more.
 
     Raises:
-        NoFileError: it is no file, and was not opened.
+        NotAFileError: it is not a file, and was not opened.
         OSError: it cannot be read.
     """
     with plain(path) as file:
         found: bytes | None = file.read(most + 1)
-        if found is None:  # of a file of the kernel's, which has nothing now and may have later
-            raise NoFileError(errno.EAGAIN, "a file that lets its readers wait", str(path))
+        if found is None:  # a file of the kernel's, which has nothing to read yet
+            raise NotAFileError(errno.EAGAIN, "a file that lets its readers wait", str(path))
         return found
 
 
 def content(path: Path, most: int) -> bytes | None:
-    """What is in a small file that may be a stranger's; None if it is larger, no file, or cannot be read."""
+    """The content of a small file that may be a stranger's; None if it is larger, not a file, or cannot be read."""
     with suppress(OSError):
         found = beginning(path, most)
         return found if len(found) <= most else None
@@ -335,10 +283,14 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+def nearest_directory(path: Path) -> Path:
+    """A directory, or the nearest one above it that is there."""
+    return next(each for each in (path, *path.parents) if each.is_dir())
+
+
 def shortage(directory: Path, size: int) -> str | None:
-    """In words, that there is no room for so many bytes in a directory, which need not be there; None if there is."""
-    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
-    disk = shutil.disk_usage(existing)
-    if size <= disk.free or not disk.total:  # what is no disk has no size; writing to it will tell
+    """In words, that so many bytes do not fit into a directory, which need not be there; None if they do."""
+    disk = shutil.disk_usage(nearest_directory(directory))
+    if size <= disk.free or not disk.total:  # a file system without a disk has no size; writing to it will tell
         return None
     return f"{size / 1e6:,.0f} MB are to be written and {disk.free / 1e6:,.0f} MB are free"

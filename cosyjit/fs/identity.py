@@ -1,12 +1,13 @@
-"""What tells a file from what it was before, without reading it.
+"""The identity of a file, which tells without reading it whether it has changed.
 
 Linux stamps a file when it begins to change it: at each write, at a change of its length, names or mode, and at the
 first write through a shared mapping to a page that is clean. The clock of the stamps moves in steps, of up to 10 ms.
-So bytes belong to an identity for good if it is taken, then `settle` is called, then they are read, and it is the same
-afterwards. No clock is compared with another one: what they show, and whether they are set, does not matter.
+So bytes belong to an identity for good if these steps are taken in order: the identity is read, `settle` is called, the
+bytes are read, and the identity is still the same. No clock is compared with another one: what they show, and whether
+someone sets them, does not matter.
 
-The device is no part of an identity: its number changes when the machine is started, and files that two devices have
-under one path with the same number, size and times to the nanosecond are copies of one image, and equal.
+The device is not part of an identity, since its number changes when the machine is started. If two devices have files
+under one path with the same inode, size and times to the nanosecond, they are copies of one image, and equal.
 """
 
 import ctypes
@@ -20,31 +21,31 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _STAMPED: Final = {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x794C7630}
-"""The types of file systems that stamp as said, by `statfs`: ext2 to ext4, XFS, Btrfs, F2FS, and overlayfs on them.
+"""The types of file systems that stamp in this way, by `statfs`: ext2 to ext4, XFS, Btrfs, F2FS, and overlayfs on them.
 
-Others do not, or it is not known that they do: tmpfs stamps no write through a mapping; stamps of NFS, SMB, FUSE and 9P
-are another machine's or program's, and may be remembered by the kernel for seconds.
+Others do not, or are not known to: tmpfs does not stamp a write through a mapping; the stamps of NFS, SMB, FUSE and 9P
+come from another machine or program, and the kernel may cache them for seconds.
 """
 
 _CLOCK: Final = 6
-"""CLOCK_MONOTONIC_COARSE, for which `time` has no name: it moves on when the clock of the stamps does, if nobody sets
-that."""
+"""CLOCK_MONOTONIC_COARSE, for which `time` has no name: it moves when the clock of the stamps does, unless someone sets
+that one."""
 
 _PATIENCE: Final = 1.0
-"""In s, how long that is waited for."""
+"""In s, how long to wait for that clock to move."""
 
 _EXTENTS: Final = 0xC020660B
 """FS_IOC_FIEMAP, see https://docs.kernel.org/filesystems/fiemap.html: only file systems with a disk know it."""
 
 _WRITTEN_BACK: Final = 1
-"""FIEMAP_FLAG_SYNC: the request begins with writing the pages to the disk that are not clean. `fsync` would do so too,
-but not in an overlayfs that is mounted as volatile, and takes longer."""
+"""FIEMAP_FLAG_SYNC: the request first writes the pages that are not clean to the disk. `fsync` does so too, but takes
+longer, and does not in an overlayfs that is mounted as volatile."""
 
 _LIBC: Final = ctypes.CDLL(None)
 
 
 class Identity(NamedTuple):
-    """What changes when a file does. Its time of change, unlike that of modification, cannot be set by anyone."""
+    """Numbers that change when a file does. Nobody can set its time of change, unlike that of modification."""
 
     inode: int
     size: int
@@ -53,30 +54,44 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, file: Path | int) -> "Identity":
-        """That of a path, or of a descriptor."""
+        """The identity of a path, or of a descriptor."""
         stat = os.stat(file)  # noqa: PTH116  (a descriptor has no path)
         return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     @classmethod
     def written(cls, file: int) -> "Identity | None":
-        """That of a descriptor whose file is complete and known to no other program yet; None as in `settle`.
+        """The identity of a file that is complete and that no other program knows yet; None where `settle` says no.
 
-        Whoever writes to it from now on changes its time of modification. Giving it a name changes only that of change.
+        A write from now on changes its time of modification. Giving it a name changes only the time of change.
+
+        Args:
+            file: a descriptor.
         """
         identity = cls.of(file)
         return identity if all(settle([file], written_back=False)) else None
 
+    def is_still(self, file: int, path: Path) -> bool:
+        """Whether an open file, and what stands at its path, are what they were.
+
+        Args:
+            file: a descriptor.
+            path: the path that it was opened by.
+        """
+        with suppress(OSError):
+            return Identity.of(file) == self == Identity.of(path)
+        return False
+
 
 def settle(files: Sequence[int], *, written_back: bool = True) -> list[bool]:
-    """Wait, some milliseconds for all, until whatever is done to open files from now on changes their identities.
+    """Wait until any change to open files changes their identities: some milliseconds for all of them together.
 
     Args:
         files: descriptors.
-        written_back: see to what mappings have changed; of files that nobody can have mapped it is not needed.
+        written_back: include changes through mappings; not needed for files that nobody can have mapped.
 
     Returns:
-        Of each, whether it holds. It does not in most file systems that are not on a local disk, nor with stamps of
-        whole seconds.
+        For each file, whether that holds. It does not on most file systems that are not on a local disk, nor where
+        stamps are whole seconds.
     """
     stamped = [_is_stamped(file) for file in files]
     if not any(stamped) or not _has_clock_moved():
@@ -93,7 +108,7 @@ def _is_stamped(file: int) -> bool:
 
 
 def _has_clock_moved() -> bool:
-    """Wait until the clock has moved on; False if it does not, or there is none."""
+    """Wait until the clock has moved; False if it does not, or there is none."""
     with suppress(OSError):
         begun, last = time.clock_gettime_ns(_CLOCK), time.monotonic() + _PATIENCE
         while time.monotonic() < last:
@@ -104,7 +119,7 @@ def _has_clock_moved() -> bool:
 
 
 def _is_at_rest(file: int, *, written_back: bool) -> bool:
-    """Wait for writes that were under way, which may have been stamped long ago, and let mapped pages be clean."""
+    """Wait for writes under way, which may have been stamped long ago, and write back mapped pages."""
     position = os.lseek(file, 0, os.SEEK_CUR)
     with suppress(OSError):  # there is nothing but holes
         os.lseek(file, 0, os.SEEK_DATA)  # takes the lock that a write holds; on XFS, reading does

@@ -1,8 +1,8 @@
-"""Files below a directory that others may write to: reached step by step, and never through a link.
+"""Files below a directory that others can write to: reached step by step, and never through a link.
 
-Each step opens a folder by its name in the one before, as openat(2) does. So whoever puts a link in the place of a
-folder, or exchanges one while another process looks, leads nobody out. What stands in the place of a file and is none
-(a link, a pipe, a device) is not opened.
+Each step opens a folder by its name in the one before, as openat(2) does. So a link that someone puts in the place of a
+folder, even while a process looks, leads nobody out of the directory. A link, a pipe or a device in the place of a file
+is not opened.
 """
 
 import errno
@@ -17,20 +17,20 @@ from typing import BinaryIO, Final
 from cosyjit.fs import files
 
 _DEPTH: Final = 5
-"""In how many folders a file can be that is looked for: more than any of cosyjit's own is in."""
+"""In how many folders, one in the other, a file is looked for: more than any of cosyjit's own is in."""
 
 
 class Root:
-    """A directory, which is made by the first write; and what is below it, by relative names with slashes.
+    """A directory, which the first write makes, and the files below it by relative names with slashes.
 
-    All of these raise OSError, with the whole path as its `filename`; what is not there is FileNotFoundError, and what
-    is no file, or no folder, `files.NoFileError`.
+    All methods raise OSError with the whole path as its `filename`: FileNotFoundError for what is not there, and
+    `files.NotAFileError` for what is not a file, or not a folder.
     """
 
     def __init__(self, path: Path) -> None:
         """
         Args:
-            path: absolute. It may be a link, or lead through some: who names it decides that.
+            path: absolute. It may be a link, or lead through links: whoever names it decides that.
         """
         self.path = path
 
@@ -39,7 +39,7 @@ class Root:
         """A descriptor of a folder.
 
         Args:
-            make: make it, and those that it is in, if they are missing.
+            make: make it, and the folders that it is in, if they are missing.
         """
         fd = self._folder(name, make=make)
         try:
@@ -63,7 +63,7 @@ class Root:
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """Let errors have the path of what they are about."""
+        """Give errors of the block the path of the file that they are about."""
         try:
             yield
         except OSError as error:
@@ -86,21 +86,25 @@ class Root:
             with self._named(name):
                 return files.plain(last, at=fd)
         except IsADirectoryError:
-            raise files.NoFileError(errno.EISDIR, "a folder in the place of a file", str(self.path / name)) from None
+            raise files.NotAFileError(errno.EISDIR, "a folder in the place of a file", str(self.path / name)) from None
         finally:
             os.close(fd)
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a file.
 
+        Args:
+            name: the file.
+            most: the most bytes that it may have.
+
         Raises:
-            NoFileError: it has more than so many bytes.
+            NotAFileError: it has more.
         """
         with self.open(name) as file, self._named(name):
-            # Memory for `most` bytes would take longer than all the rest.
+            # To allocate `most` bytes would take longer than all the rest.
             content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
             if len(content) > most:
-                raise files.NoFileError(errno.EFBIG, f"more than {most:,} bytes")
+                raise files.NotAFileError(errno.EFBIG, f"more than {most:,} bytes")
             return content
 
     @contextmanager
@@ -110,34 +114,38 @@ class Root:
             yield file
 
     def take(self, file: Path, name: str) -> None:
-        """Give a file of the same file system, by a path that nobody else can change, a name here, for good.
+        """Move a file of the same file system here, and flush its new name to the disk.
+
+        Args:
+            file: its path, which nobody else can change.
+            name: its name here.
 
         Raises:
-            OSError: among others, of `errno.EXDEV`, for a file of another file system.
+            OSError: with `errno.EXDEV` if the file is on another file system.
         """
         with self._in_folder(name, make=True) as (fd, last):
             os.rename(file, last, dst_dir_fd=fd)
             os.fsync(fd)
 
     def move(self, name: str, to: str) -> None:
-        """Give a file, or what stands in its place, another name."""
+        """Give a file, or whatever is in its place, another name."""
         with self._in_folder(name) as (fd, last):
             os.stat(last, dir_fd=fd, follow_symlinks=False)  # or nothing is made
             with self._in_folder(to, make=True) as (other, then):
                 os.rename(last, then, src_dir_fd=fd, dst_dir_fd=other)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there; nothing that is none."""
+        """Remove a file, if it is there; anything else stays."""
         with suppress(FileNotFoundError), self._in_folder(name) as (fd, last):
             _unlink(fd, last)
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder with the files and folders in it; nothing else, and not what else is in one."""
+        """Remove a folder with the files and folders in it; anything else in it stays, and so does the folder then."""
         with suppress(FileNotFoundError), self._in_folder(name) as (fd, last):
             _remove_folder(fd, last, _DEPTH)
 
     def stat(self, name: str) -> os.stat_result:
-        """That of a file."""
+        """The status of a file; links are not followed."""
         with self._in_folder(name) as (fd, last):
             return os.stat(last, dir_fd=fd, follow_symlinks=False)
 
@@ -147,21 +155,21 @@ class Root:
             return os.listdir(fd)  # noqa: PTH208  (a descriptor has no path)
 
     def walk(self, name: str = "") -> Iterator[tuple[str, os.stat_result]]:
-        """All that is below a folder, each folder before what is in it, as far down as a file of cosyjit's own can be.
+        """All that is below a folder, each folder before its contents, as far down as a file of cosyjit's own can be.
 
-        What is removed meanwhile is passed over; of a folder that is not there nothing is found.
+        Files that are removed meanwhile are left out; a folder that is not there has no files.
         """
         with suppress(FileNotFoundError), self.folder(name) as fd, self._named(name):
             yield from _walk(fd, f"{name}/" if name else "", _DEPTH)
 
-    def is_exclusive(self, name: str) -> bool:
-        """Whether nobody but this user can change a file or folder, or put another in its place."""
+    def is_private(self, name: str) -> bool:
+        """Whether nobody but this user can change a file or folder, or put another one in its place."""
         with suppress(FileNotFoundError), self._named(name), ExitStack() as opened:
-            if not files.is_exclusive(self.path):
+            if not files.is_private(self.path):
                 return False
             fd = opened.enter_context(self.folder())
             for part in PurePosixPath(name).parts:
-                if not files.is_exclusive(Path(part), at=fd):
+                if not files.is_private(Path(part), at=fd):
                     return False
                 if not stat.S_ISDIR(os.stat(part, dir_fd=fd, follow_symlinks=False).st_mode):
                     break
@@ -179,7 +187,7 @@ def _step(fd: int, part: str, *, make: bool) -> int:
             raise
     except OSError:
         if stat.S_ISLNK(os.stat(part, dir_fd=fd, follow_symlinks=False).st_mode):
-            raise files.NoFileError(errno.ENOTDIR, "a link in the place of a folder") from None
+            raise files.NotAFileError(errno.ENOTDIR, "a link in the place of a folder") from None
         raise
     with suppress(FileExistsError):
         os.mkdir(part, files.DIRECTORY, dir_fd=fd)
@@ -203,7 +211,7 @@ def _remove_folder(fd: int, name: Path, depth: int) -> None:
                     os.unlink(each.name, dir_fd=inside)
     finally:
         os.close(inside)
-    with suppress(OSError):  # something is in it that is left
+    with suppress(OSError):  # something else is in it, which stays
         os.rmdir(name, dir_fd=fd)
 
 

@@ -1,7 +1,7 @@
 """Waiting for other processes: never in silence, and no longer than asked.
 
-Who holds the lock of a file is read from /proc/locks, see proc_locks(5), so that nobody has to write anything down and
-nothing is left of a process that was killed. Processes of other containers and machines do not stand there.
+The holder of a file's lock is read from /proc/locks, see proc_locks(5). So no process has to write that down, and one
+that was killed leaves nothing. Processes of other containers and machines are not listed there.
 """
 
 import logging
@@ -17,10 +17,10 @@ from typing import Final
 from cosyjit.errors import BusyError
 
 _PAUSE: Final = 0.1
-"""In s, how often who waits looks again, at most."""
+"""In s, the longest pause between two looks."""
 
 _SILENT: Final = 2.0
-"""In s, how long a wait says nothing."""
+"""In s, how long a wait is silent."""
 
 _SHOWN: Final = 3
 """How many processes a message names."""
@@ -32,7 +32,7 @@ _LOG: Final = logging.getLogger("cosyjit")
 
 
 class Wait:
-    """One wait for others: to be called again and again until it is over.
+    """One wait for other processes: to be called repeatedly until it is over.
 
     Args:
         what: what is waited for, which messages begin with.
@@ -46,7 +46,8 @@ class Wait:
         self._told = False
 
     def __call__(self, holders: Callable[[], str]) -> None:
-        """
+        """Say once who is waited for, if the wait is no longer short, and end it if it is too long.
+
         Args:
             holders: says in words who is waited for; "" if that is this process itself.
 
@@ -69,7 +70,7 @@ class Wait:
             _LOG.info("%s: waits for %s", self._what, who)
 
     def poll(self, is_over: Callable[[], bool], holders: Callable[[], str]) -> None:
-        """Look again and again whether it is over, first often and then less so.
+        """Look repeatedly whether it is over, first often and then less often.
 
         Raises:
             BusyError: it took too long.
@@ -82,7 +83,7 @@ class Wait:
 
 
 def holders(inodes: Iterable[int]) -> str:
-    """In words, the processes of this machine that hold locks of files with these numbers; "" if it is this one."""
+    """In words, the processes of this machine that hold locks of files with these inodes; "" if only this one does."""
     wanted = set(inodes)
     pids = {pid for pid, inode in _locks() if inode in wanted}
     if pids == {os.getpid()}:
@@ -95,23 +96,23 @@ def holders(inodes: Iterable[int]) -> str:
 
 
 def _locks() -> Iterator[tuple[int, int]]:
-    """Processes, and the number of a file that each holds the lock of."""
+    """Processes, and the inode of a file that each holds the lock of."""
     with suppress(OSError, ValueError, LookupError):
         for entry in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            # "1: FLOCK  ADVISORY  WRITE 4711 fe:00:2146788 0 EOF"; whoever waits has an arrow in the second place.
+            # "1: FLOCK  ADVISORY  WRITE 4711 fe:00:2146788 0 EOF"; "->" in the second place is one that waits.
             fields = entry.split()
             if fields[1] != "->":
                 yield int(fields[4]), int(fields[5].rpartition(":")[2])
 
 
 def _described(pid: int) -> str:
-    """A process: its number, host, command line, since when it runs, and whether it is stopped."""
+    """A process in words: its number, host, command line, start, and whether it is stopped."""
     words, stopped = "", ""
     with suppress(OSError, ValueError, LookupError):
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").replace("\0", " ").strip()
         shown = command if len(command) <= _LONGEST else f"{command[:_LONGEST]}…"
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        state, *fields = status.rpartition(")")[2].split()  # behind the name, in which anything may stand
+        state, *fields = status.rpartition(")")[2].split()  # after the name, which may contain anything
         since = datetime.fromtimestamp(_booted() + int(fields[18]) / os.sysconf("SC_CLK_TCK"))  # noqa: DTZ006
         stopped = ", which is stopped" if state in {"T", "t"} else ""
         words = f" ({shown}), running since {since.isoformat(' ', 'seconds')}"

@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeVar
 
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError
-from cosyjit.fs.files import sha256_of
+from cosyjit.fs.hashing import sha256_of
 from cosyjit.operations.verify import STRANGE, Fault
+from cosyjit.processes.processors import processors
 from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.layout import STATE
@@ -25,7 +26,6 @@ from cosyjit.publishing.publication import Head
 from cosyjit.store.backends import Entry
 from cosyjit.store.coordination import optional
 from cosyjit.store.store import FORMS, KEPT, Store, object_name
-from cosyjit.weights.digests import processors
 
 _T = TypeVar("_T")
 
@@ -53,7 +53,7 @@ def copy_store(source: Store, to: Store) -> Copied:
     by the same paths.
 
     Args:
-        source: need not be writable. What is damaged in it is set aside where it is.
+        source: need not be writable, and is not changed.
         to: made if missing.
 
     Raises:
@@ -137,7 +137,7 @@ class _Copy:
         if not re.fullmatch(FORMS["objects"], name):
             raise _LeftOutError("is not an object")
         digest = name.rpartition("/")[2]
-        if self._to.condition(digest) == "whole":
+        if self._to.check_or_set_aside(digest) == "whole":
             return False
         with self._staging() as work:
             self._fetch(digest, work / digest)
@@ -148,7 +148,7 @@ class _Copy:
         """Write an object of the source to a local file, and check its digest."""
         try:
             with path.open("wb+") as file:
-                self._source.fetch(digest, file)
+                self._source.fetch(digest, file, set_aside=False)
                 file.seek(0)
                 found = sha256_of(file)
         except StoreUnavailableError:
@@ -173,7 +173,7 @@ class _Copy:
         self._check_there(map(object_name, made.objects))
         if self._is_same(name, content):
             return False
-        with self._to.turn(key):  # nobody builds the same meanwhile
+        with self._to.build_lock(key):  # nobody builds the same meanwhile
             other = self._to.read(name)
             if other == content:
                 return False

@@ -56,7 +56,7 @@ def gc(
     store.check_there()
     older_than = older_than if store.local else max(older_than, store.grace)
     oldest = time.time() - older_than
-    with store.alone() if delete else store.looked_at():
+    with store.exclusive() if delete else store.looked_at():
         found = list(_Search(store, oldest).found(keep))
         if delete:
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]

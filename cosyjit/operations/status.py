@@ -65,7 +65,7 @@ class Status:
 
 
 def status(directory: str | Path, *, store: Store | None = None, check_source: bool = False) -> Status:
-    """Look at what a directory shows. Nothing is changed, and files that have not changed are not read again.
+    """Look at what a directory shows. Only remembered digests change, and only changed files are read again.
 
     A model directory on this machine is compared as it is now. A model of a hub is compared as it was when it was last
     planned or exported here, or as it is now if `check_source` is set. If the store does not know the publication as

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 from cosyjit import documents
 from cosyjit.errors import RecordError, StoreError
 from cosyjit.families import FAMILIES
-from cosyjit.fs.files import absolute, sha256_of
+from cosyjit.fs.files import absolute
+from cosyjit.fs.hashing import sha256_of
 from cosyjit.provenance import record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from cosyjit.configuration.base_model import read_base
 from cosyjit.errors import UnsupportedOptionError
 from cosyjit.families import Component
+from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
 from cosyjit.sources.checkpoint import Checkpoint
 from cosyjit.vllm.rules import FolderNeed, plan_folder
-from cosyjit.weights.digests import Digests, TensorDigest, Weights
 from cosyjit.weights.fit import EncoderNeed, Need, Reading, check
+from cosyjit.weights.tensor_digests import TensorDigest, Weights, are_remembered, read_tensors
 
 _Needs = dict[Path, list[Need]]
 """By weights file, what components need of it."""
@@ -85,12 +86,14 @@ def _digests_of(
         own = [need for part, need in needs.items() if part.weights == name]
         wanted[prefixes][path] = own
     if ready is not None and not all(
-        digests.known(path, prefixes, own) for prefixes, files in wanted.items() for path, own in files.items()
+        are_remembered(digests, path, prefixes, own)
+        for prefixes, files in wanted.items()
+        for path, own in files.items()
     ):
         ready()
     found: dict[Path, Weights] = {}
     for prefixes, files in wanted.items():
-        found |= digests.tensors(files, prefixes, files)
+        found |= read_tensors(digests, files, prefixes, files)
     return {name: found[path] for name, path in paths.items()}
 
 

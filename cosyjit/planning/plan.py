@@ -53,7 +53,8 @@ def plan(
 ) -> tuple[Planned, ...]:
     """The targets of a model directory, each with what an export would do; all of it is seen to fit.
 
-    Nothing is built, and torch is not imported. Of files that have not changed since the last time, none is read.
+    Nothing is built, and torch is not imported. Of files that have not changed since the last time, none is read:
+    their digests are remembered in the store's folder digests/, which is a cache. Nothing else of the store is changed.
 
     Args:
         source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
@@ -61,16 +62,15 @@ def plan(
         precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
         store: where artifacts are kept; that of this user for None.
         force: treat all targets as stale.
-        exporting: begin with what an export needs besides, such as torch in another process and the digests of the
-            files.
+        exporting: begin an export: set damaged objects aside, renew what a bucket has of the targets (see
+            `compare_one`), and make ready torch in another process, and the digests of the files.
 
     Raises:
         InputError: something is wrong with the directory, its configuration or weights, or with the store, or there
             is nothing to export.
     """
     store = store or Store()
-    ready = worker.prepare if exporting else None
-    planned = compare(source, components, precisions, store=store, force=force, ready=ready)
+    planned = compare(source, components, precisions, store=store, force=force, exporting=exporting)
     wanted = [each.target for each in planned if each.record is None]
     if wanted and exporting:
         store.digests.begin_sha256({each.source.file(each.weights_file.name): None for each in wanted})
@@ -115,17 +115,14 @@ def compare(
     *,
     store: Store,
     force: bool = False,
-    ready: Callable[[], None] | None = None,
+    exporting: bool = False,
 ) -> tuple[Planned, ...]:
-    """Like `plan`, but does not check whether weights and options fit.
-
-    Args:
-        ready: see `find_targets`.
-    """
+    """Like `plan`, but does not check whether weights and options fit."""
     opened = open_source(source)
     check_apart(store, opened.directory)
+    ready = worker.prepare if exporting else None
     targets = find_targets(opened, components, precisions, store=store, ready=ready)
-    return tuple(compare_one(store, target, force=force) for target in targets)
+    return tuple(compare_one(store, target, force=force, exporting=exporting) for target in targets)
 
 
 def find_targets(
@@ -165,19 +162,26 @@ def _target(source: Source, part: Component, precision: Precision, made_from: In
     )
 
 
-def compare_one(store: Store, target: Target, *, force: bool = False) -> Planned:
-    """What an export would do with one target."""
+def compare_one(store: Store, target: Target, *, force: bool = False, exporting: bool = False) -> Planned:
+    """What an export would do with one target.
+
+    Args:
+        store, target, force: see `plan`.
+        exporting: the caller is going to rely on what is found: a damaged object is set aside, and what a bucket has is
+            renewed, so that no other machine collects it. Otherwise nothing of the store is changed.
+    """
     if force:
         return Planned(target, "stale", ("forced",))
     key = target.fingerprint.key
     found, problem = _load(store, key)
     if found is not None:
-        condition = store.worst(found.objects)
+        check = store.check_all_or_set_aside if exporting else store.condition_of_all
+        condition = check(found.objects)
         if condition != "whole":
             return Planned(target, "stale", (f"object {condition}",))
         if store.signer and store.signer.keyid not in found.signed_by:
             return Planned(target, "stale", ("not signed with this key",))
-        if store.renew(record.name_of(key)):
+        if not exporting or store.renew(record.name_of(key)):
             return Planned(target, "fresh", record=found)
     before = latest.read(store, _reference(target))
     if before == key or problem != _MISSING:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from cosyjit.fs import files
+from cosyjit.fs import files, locks
 from cosyjit.fs.waits import Wait, holders
 
 _SHARE: Final = 0.75
@@ -84,8 +84,8 @@ def notes() -> Path:
 def tidy(directory: Path) -> None:
     """Remove the notes of processes that were killed, without waiting for a build that would."""
     with suppress(OSError):  # mostly there is no such directory
-        files.check_own(directory)
-        with files.locked(directory / "lock"):
+        files.check_private(directory)
+        with locks.locked(directory / "lock"):
             list(_taken(directory))
 
 
@@ -106,7 +106,7 @@ def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait
     limit = limit or int(_SHARE * installed())
     with ExitStack() as held:
         with suppress(OSError):  # nothing can be noted there: nobody is kept waiting
-            files.make_own(directory)
+            files.make_private(directory)
             wait.poll(
                 lambda: _admitted(directory, size, limit, held),
                 lambda: holders(each.stat().st_ino for each in directory.glob("*.*")),
@@ -115,19 +115,19 @@ def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait
 
 
 def _admitted(directory: Path, size: int, limit: int, held: ExitStack) -> bool:
-    with files.locked(directory / "lock"):
+    with locks.locked(directory / "lock"):
         taken = list(_taken(directory))
         if taken and sum(taken) + size > limit:
             return False
         note = directory / f"{uuid.uuid4().hex}.{size}"
         held.callback(_forget, note)
-        held.enter_context(files.locked(note))
+        held.enter_context(locks.locked(note))
         return True
 
 
 def _taken(directory: Path) -> Iterator[int]:
     for note in directory.glob("*.*"):
-        if files.is_free(note):  # of a process that was killed
+        if locks.is_free(note):  # of a process that was killed
             _forget(note)
         else:
             yield int(note.suffix.removeprefix("."))

@@ -13,7 +13,7 @@ from cosyjit import encoders
 from cosyjit.configuration.config import Instance
 from cosyjit.families import Component, Precision
 from cosyjit.vllm import rules
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 
 _DOMAIN: Final = b"cosyjit fingerprint 1\n"
 """What all keys are taken over first; another form of the parts gets another number."""

@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit import documents
 from cosyjit.errors import RecordError, SelectionError, SignatureError, line
-from cosyjit.fs.files import absolute, sha256_of, sha256_of_folder
+from cosyjit.fs.files import absolute
+from cosyjit.fs.hashing import sha256_of, sha256_of_folder
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import key_of
 from cosyjit.provenance.record import Record

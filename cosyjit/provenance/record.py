@@ -15,12 +15,12 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
-from cosyjit.fs.files import sha256_of_folder
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.provenance.fingerprint import Fingerprint, canonical
 from cosyjit.store import signing
-from cosyjit.store.signing import Envelope, Trusted
+from cosyjit.store.signing import Envelope, TrustedKeys
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 PREDICATE: Final = "https://slsa.dev/provenance/v1"
@@ -165,7 +165,7 @@ class Record:
         return counted and listed and self._statement(internal["tensors"]) == document
 
 
-def parse(content: bytes, where: str, trusted: Trusted | None = None) -> Record:
+def parse(content: bytes, where: str, trusted: TrustedKeys | None = None) -> Record:
     """The record that a file describes.
 
     Args:
@@ -183,10 +183,10 @@ def parse(content: bytes, where: str, trusted: Trusted | None = None) -> Record:
         return _record(document, tuple(envelope.signatures) if envelope else ())
 
 
-def _opened(content: bytes, where: str, trusted: Trusted | None) -> tuple[dict[str, Any], Envelope | None]:
+def _opened(content: bytes, where: str, trusted: TrustedKeys | None) -> tuple[dict[str, Any], Envelope | None]:
     """The statement in a record's file, and the envelope that it is in."""
     stored = documents.load(content, where)
-    envelope = signing.opened(stored) if signing.is_envelope(stored) else None
+    envelope = signing.Envelope.parse(stored) if signing.is_envelope(stored) else None
     document = documents.load(envelope.payload, where) if envelope else stored
     documents.check_schema(document["predicate"]["cosyjit_schema"], where)
     kept = documents.unseal(stored, content, where)
@@ -218,7 +218,7 @@ def statement_in(content: bytes) -> bytes:
     """The text of the statement in a record's file, unchecked; what is none is given as it is."""
     try:
         document = json.loads(content)
-        return signing.opened(document).payload if signing.is_envelope(document) else content
+        return signing.Envelope.parse(document).payload if signing.is_envelope(document) else content
     except (LookupError, TypeError, ValueError, RecursionError):
         return content
 
@@ -354,7 +354,7 @@ def save(store: Store, record: Record) -> Record:
 
     Without a key, a signed record stays: that of an equal artifact says all that there is to say, and that of another
     artifact is not given up for one that nobody has signed. A damaged record is set aside. To be called within
-    `Store.turn`, in which nobody else writes a record of the same fingerprint.
+    `Store.build_lock`, in which nobody else writes a record of the same fingerprint.
 
     Returns:
         The record that the store has then.

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from cosyjit.errors import CheckpointError
-from cosyjit.fs import files
+from cosyjit.errors import FileChangedError
+from cosyjit.fs import files, hashing
+from cosyjit.fs.digests import Digests
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Condition
-from cosyjit.weights.digests import Digests
 
 
 class Checked(NamedTuple):
@@ -28,12 +28,12 @@ def condition_of(path: Path, sha256: str, digests: Digests, *, reread: bool = Fa
         path = Path(os.path.realpath(path, strict=True))
         if reread:
             with files.plain(path) as file:
-                found = files.sha256_of(file)
+                found = hashing.sha256_of(file)
         else:
             found = digests.sha256(path)
     except FileNotFoundError:
         return "missing"
-    except (OSError, CheckpointError):  # not a file, not readable, or being written to
+    except (OSError, FileChangedError):  # not a file, not readable, or being written to
         return "damaged"
     return "whole" if found == sha256 else "damaged"
 

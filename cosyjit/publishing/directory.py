@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -28,8 +28,9 @@ from cosyjit.errors import (
     StoreError,
 )
 from cosyjit.families import FAMILIES
-from cosyjit.fs import files
+from cosyjit.fs import files, hashing
 from cosyjit.fs.identity import Identity
+from cosyjit.processes.processors import processors
 from cosyjit.provenance import record
 from cosyjit.provenance.record import check_signed
 from cosyjit.publishing import publication
@@ -37,7 +38,6 @@ from cosyjit.publishing.condition import Checked, condition_of, condition_of_art
 from cosyjit.publishing.layout import MANIFEST, Layout, is_ours
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Condition, Store, object_name
-from cosyjit.weights.digests import processors
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -185,11 +185,12 @@ class PublishedDirectory:
         if shortage:
             yield OutputError(f"{self.path}: {shortage}; make room, or publish into another directory")
 
-    def check_kept(self, replaced: Collection[str]) -> None:
+    def check_kept(self, replaced: Collection[str], *, exporting: bool = False) -> None:
         """See that what the directory will go on showing can be shown out of the store.
 
         Args:
             replaced: the names that are going to be published anew.
+            exporting: whether damaged objects are set aside and those in a bucket renewed; else nothing is changed.
 
         Raises:
             SignatureError: an artifact does not have the signature that the store requires.
@@ -197,7 +198,7 @@ class PublishedDirectory:
         """
         kept = {name: each for name, each in self._kept(self.live()).items() if name not in replaced}
         self._check_signed(kept)
-        list(self._lacking(kept))
+        list(self._lacking(kept, self.store.check_or_set_aside if exporting else self.store.condition))
 
     def copies(
         self, names: Collection[str], artifacts: Mapping[str, Published], *, live: Publication | None = None
@@ -438,11 +439,13 @@ class PublishedDirectory:
         Raises:
             StoreError: an object is whole neither in the store nor here, or the store cannot be written to.
         """
-        for path, digest in self._lacking(artifacts):
+        for path, digest in self._lacking(artifacts, self.store.check_or_set_aside):
             if not self.store.read_only:
                 _add_copy(self.store, path, digest)
 
-    def _lacking(self, artifacts: Mapping[str, Published]) -> Iterator[tuple[Path, str]]:
+    def _lacking(
+        self, artifacts: Mapping[str, Published], check: Callable[[str], Condition]
+    ) -> Iterator[tuple[Path, str]]:
         """The objects of artifacts that the store does not have: where they are whole here, and their digests.
 
         Raises:
@@ -450,7 +453,7 @@ class PublishedDirectory:
         """
         for name, artifact in artifacts.items():
             for member, digest in artifact.members(name).items():
-                if self.store.condition(digest) == "whole":
+                if check(digest) == "whole":
                     continue
                 for path in (self._layout.file(digest), self.path / member):
                     if condition_of(path, digest, self.store.digests) == "whole":
@@ -520,7 +523,7 @@ def _add_copy(store: Store, path: Path, digest: str) -> None:
             with (work / digest).open("wb+") as file:
                 files.copy(path, file)
                 file.seek(0)
-                changed = files.sha256_of(file) != digest
+                changed = hashing.sha256_of(file) != digest
             if changed:
                 raise StoreError(f"{path}: was changed while it was copied into {store}; run again")
             store.add(work / digest, digest)

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from cosyjit.errors import OutputError
-from cosyjit.fs import files
+from cosyjit.fs import files, locks
 from cosyjit.fs.waits import Wait, holders
 
 MANIFEST: Final = "cosyjit.json"
@@ -110,7 +110,7 @@ class Layout:
             path = manifest.parent / member
             if path.parent != manifest.parent:
                 _make_real(path.parent)
-            _link(f"../../{'../' * member.count('/')}files/{digest}", path)
+            files.replace_symlink(f"../../{'../' * member.count('/')}files/{digest}", path)
         _drop_others(manifest.parent, members)
         if files.content(manifest, len(content)) != content:
             with files.replacing(manifest) as opened:
@@ -118,7 +118,7 @@ class Layout:
         folders = {member.partition("/")[0] for member in members if "/" in member}
         self._adopt(dict.fromkeys((*names, *own)), folders, own)
         for member in names:
-            _link(f"{STATE}/current/{member}", self.path / member)
+            files.replace_symlink(f"{STATE}/current/{member}", self.path / member)
         self._lead_to(name)
         time.sleep(_GRACE)
         self.clean()
@@ -193,7 +193,7 @@ class Layout:
                     continue
                 try:
                     others = partial(holders, [os.fstat(fd).st_ino])
-                    patience.poll(partial(files.taken, fd, shared=shared), others)
+                    patience.poll(partial(locks.taken, fd, shared=shared), others)
                     if _same(fd, state):  # else another process has removed it while we waited
                         self._check_own()
                         yield
@@ -249,7 +249,7 @@ class Layout:
             if name in aside:
                 _exchange(f"{STATE}/current/{name}", self.path / name, aside[name])
             else:
-                _link(f"{STATE}/current/{name}", self.path / name)
+                files.replace_symlink(f"{STATE}/current/{name}", self.path / name)
 
     def _show_before(self, name: str, folder: Path, aside: Path | None) -> None:
         """Let a set show the file or folder that has a name now, or will be put aside."""
@@ -265,7 +265,7 @@ class Layout:
         current = self.path / STATE / "current"
         if current.is_dir() and not current.is_symlink():  # in a copy of a directory, whose links have become files
             current.rename(current.with_name("sets") / f"{_BEFORE}{uuid.uuid4().hex}")
-        _link(f"sets/{name}", current)
+        files.replace_symlink(f"sets/{name}", current)
 
     def _members(self) -> list[Path]:
         folder = self.path / STATE / "current"
@@ -335,13 +335,13 @@ def _is_begun(path: Path) -> bool:
 
 def _exchange(target: str, path: Path, aside: Path) -> None:
     """Put what stands at a path aside, and a symbolic link to a target there: in one step where the system can."""
-    _link(target, aside)
+    files.replace_symlink(target, aside)
     with suppress(AttributeError):  # a C library that has no such call
         if not _LIBC.renameat2(_HERE, os.fsencode(aside), _HERE, os.fsencode(path), _EXCHANGE):
             return
     aside.unlink()
     path.rename(aside)
-    _link(target, path)
+    files.replace_symlink(target, path)
 
 
 def _keep(path: Path, to: Path) -> None:
@@ -365,18 +365,6 @@ def _leads_to_ours(path: Path) -> bool:
 def _files_of(member: Path) -> list[Path]:
     """What is in a folder of a set."""
     return list(member.iterdir()) if member.is_dir() and not member.is_symlink() else []
-
-
-def _link(target: str, path: Path) -> None:
-    """Make a path a symbolic link to a target, in one step."""
-    if path.is_symlink() and str(path.readlink()) == target:
-        return
-    temporary = path.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
-    try:
-        temporary.symlink_to(target)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _same(fd: int, path: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import xxhash
 
 from cosyjit import documents
-from cosyjit.fs.files import sha256_of_folder
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.store.store import FORMS, Store
 
 _ZIP: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.zip"
@@ -26,7 +26,7 @@ class Published(NamedTuple):
     """An artifact in a publication.
 
     Attributes:
-        sha256: the digest of its bytes; of a folder, see `cosyjit.fs.files.sha256_of_folder`.
+        sha256: the digest of its bytes; of a folder, see `cosyjit.fs.hashing.sha256_of_folder`.
         size: how many bytes there are.
         fingerprint: its key.
         files: of a folder, the digests of its files by their names.

@@ -17,7 +17,6 @@ look at it found is remembered as any file's digest is, so that looking again ta
 import logging
 import os
 import time
-import uuid
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,13 +26,13 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from cosyjit import documents
-from cosyjit.errors import CheckpointError, OutputError, RecordError, SourceError, SourceUnavailableError
+from cosyjit.errors import FileChangedError, OutputError, RecordError, SourceError, SourceUnavailableError
 from cosyjit.families import CONFIG_FILES, FAMILIES
-from cosyjit.fs import files
+from cosyjit.fs import files, locks
+from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
 from cosyjit.sources import modelscope
 from cosyjit.sources.modelscope import File, Model
-from cosyjit.weights.digests import Digests
 from cosyjit.weights.weights_file import SAFETENSORS
 
 _PARTS: Final = [part for family in FAMILIES for part in family.components]
@@ -140,10 +139,10 @@ class Snapshot:
     def _fetch(self, file: File) -> None:
         path, incoming = self.path(file.name), _incoming(file)
         files.make_directory(_root() / ".locks")
-        with files.locked(_root() / ".locks" / file.sha256):
+        with locks.locked(_root() / ".locks" / file.sha256):
             if _is_at_hand(path, file):  # another process has fetched it while we waited
                 return
-            files.make_own(incoming)  # what the client makes in it all may write to, unless the umask says otherwise
+            files.make_private(incoming)  # all may write to what the client makes in it, by the umask
             came = modelscope.download(self.model, file, incoming)
             files.make_directory(path.parent)
             came.chmod(0o664 & came.stat().st_mode)
@@ -156,7 +155,7 @@ class Snapshot:
 
     def keep(self) -> None:
         """Make this the last of its home, which is used while the hub cannot be reached; older ones are removed."""
-        with _written(), files.locked(_root() / ".gate"):
+        with _written(), locks.locked(_root() / ".gate"):
             known = _known(self.model)
             if known and replace(known[0].snapshot, download=self.download) == self:
                 if len(known) <= _KEPT:
@@ -240,7 +239,7 @@ def _digests() -> Digests:
 def _is_at_hand(path: Path, file: File) -> bool:
     try:
         return path.stat().st_size == file.size and _digests().sha256(path) == file.sha256
-    except (OSError, CheckpointError):
+    except (OSError, FileChangedError):
         return False
 
 
@@ -253,13 +252,8 @@ def _check_room(snapshot: Snapshot, missing: Collection[File]) -> None:
 
 def _link(name: Path, path: Path) -> None:
     """Let a name in a snapshot lead to a file, whatever it was; by a path that holds wherever all of it is mounted."""
-    target = os.path.relpath(path, name.parent)
-    if name.is_symlink() and str(name.readlink()) == target:
-        return
     files.make_directory(name.parent)
-    temporary = name.with_name(f".{uuid.uuid4().hex}{files.TEMPORARY}")
-    temporary.symlink_to(target)
-    temporary.replace(name)
+    files.replace_symlink(os.path.relpath(path, name.parent), name)
 
 
 def _known(model: Model) -> list[_Known]:
@@ -318,15 +312,15 @@ def _in_use() -> Iterator[None]:
     """Keep `_clean` from removing what is being brought."""
     files.make_directory(_root())
     with ExitStack() as held:
-        with files.locked(_root() / ".gate"):
-            held.enter_context(files.locked(_root() / ".lock", shared=True))
+        with locks.locked(_root() / ".gate"):
+            held.enter_context(locks.locked(_root() / ".lock", shared=True))
         yield
 
 
 def _clean(model: Model) -> None:
     """Remove the snapshots of a home but the last ones, and files that no snapshot has; not while anyone brings any."""
-    with files.locked(_root() / ".gate"):
-        if not files.is_free(_root() / ".lock"):
+    with locks.locked(_root() / ".gate"):
+        if not locks.is_free(_root() / ".lock"):
             return
         kept = _known(model)
         going = [each.snapshot.directory for each in kept[_KEPT:]]

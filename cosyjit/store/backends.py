@@ -1,8 +1,8 @@
-"""Where a store keeps its files: a directory of this machine, a bucket of S3's, or whatever fsspec has a URL for.
+"""Where a store keeps its files: a directory of this machine, a bucket of S3, or a URL that fsspec knows.
 
-In all of them a name shows a whole file or none, whenever someone looks and whenever the writer is killed. A local file
-is written under another name, brought to the disk and renamed; what fsspec reaches is expected to show a file when it
-is complete, as object stores do.
+In all of them a name leads to a whole file or to none, whenever someone looks and whenever the writer is killed. A
+local file is written under another name, flushed to the disk and renamed. A file system of fsspec is expected to show a
+file once it is complete, as object stores do.
 """
 
 import errno
@@ -19,11 +19,11 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit.fs import files
 from cosyjit.fs.roots import Root
-from cosyjit.store.remote_errors import RangeError, UnavailableError, told
+from cosyjit.store.remote_errors import RangeError, UnavailableError, translated_errors
 
 
 class Entry(NamedTuple):
-    """A file: its name below the root, its bytes, and the time of its last change, in seconds since 1970."""
+    """A file: its name below the root, its size in bytes, and the time of its last change, in seconds since 1970."""
 
     name: str
     size: int
@@ -33,11 +33,12 @@ class Entry(NamedTuple):
 class Storage(ABC):
     """Files by their names below a root. All of these raise OSError.
 
-    What is not there is FileNotFoundError; what is no file, or too large for what it is read as, `files.NoFileError`.
+    A file that is not there is a FileNotFoundError; something that is not a file, or is too large for a document, is a
+    `files.NotAFileError`.
     """
 
     def check(self) -> None:  # noqa: B027  (most have nothing to check)
-        """Make sure that there is anything where files are looked for, so that what is not found is not there."""
+        """Make sure that the place itself is there, so that a file which is not found is not there."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -49,11 +50,11 @@ class Storage(ABC):
 
     @abstractmethod
     def add(self, file: Path, name: str) -> None:
-        """Take over a local file, which may be gone afterwards, read-only from now on."""
+        """Take over a local file, which may be gone afterwards; it is read-only from now on."""
 
     @abstractmethod
     def open(self, name: str) -> FileIO | BufferedIOBase:
-        """A file, to be read in pieces."""
+        """An open file, to be read in pieces."""
 
     @abstractmethod
     def entries(self, folder: str = "") -> Iterator[Entry]:
@@ -61,12 +62,13 @@ class Storage(ABC):
 
     @abstractmethod
     def names(self) -> set[str] | None:
-        """The names of the files and folders right below the root; None if that is not there."""
+        """The names of the files and folders directly below the root; None if that is not there."""
 
     def strange(self, folder: str, folders: str = "") -> Iterator[str]:  # noqa: ARG002  (most have files alone)
-        """The names below a folder of what is no file, such as a link.
+        """The names below a folder that are not files, such as links.
 
         Args:
+            folder: where to look.
             folders: the form of the names of folders that belong there.
         """
         yield from ()
@@ -84,26 +86,26 @@ class Storage(ABC):
         """When a file was last changed, in s since 1970."""
 
     def check_size(self, name: str, size: int) -> None:  # noqa: B027  (most give the whole file or an error)
-        """Make sure that so many bytes, which were read of a file, are all that it has."""
+        """Make sure that a file has no more bytes than the ones that were read of it."""
 
     def renew(self, name: str, age: float) -> None:  # noqa: ARG002  (most cannot)
-        """Let a file that was not changed for so many seconds count as changed now, where that can be done."""
+        """Set the time of a file to now if it was not changed for so many seconds, where that can be done."""
         self.open(name).close()
 
     def uploads(self) -> Iterator[Entry]:
-        """What has been sent of files that are not complete and are no entries; `remove` knows these names as well."""
+        """The uploads of files that are not complete, which are not entries; `remove` knows these names as well."""
         yield from ()
 
 
 _LARGEST: Final = 64 << 20
-"""In bytes, what a document may take that is read as a whole: more than any of cosyjit's own."""
+"""In bytes, the largest document that is read: more than any of cosyjit's own."""
 
 _UPLOAD: Final = "?uploadId="
-"""What stands between a file's name and the identifier of an upload of it."""
+"""What is between a file's name and the identifier of an upload of it."""
 
 
 class Local(Storage):
-    """In a directory, which is made by the first write. No link in it is followed, see `cosyjit.fs.roots`."""
+    """Files in a directory, which the first write makes. No link in it is followed, see `cosyjit.fs.roots`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -160,10 +162,10 @@ class Local(Storage):
 
 
 class Remote(Storage):
-    """Behind a URL of fsspec's."""
+    """Files behind a URL that fsspec knows."""
 
     _uploading: Mapping[str, int] = {}
-    """What a file system is told of how to upload a file."""
+    """The options of an upload."""
 
     def __init__(self, url: str, **options: Any) -> None:
         import fsspec  # a tenth of a second, which local stores do without
@@ -175,7 +177,8 @@ class Remote(Storage):
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        with told():
+        """Translate errors of the requests in the block, once the place is known to be there."""
+        with translated_errors():
             self.check()
             yield
 
@@ -184,7 +187,7 @@ class Remote(Storage):
         with suppress(RangeError), self._asked():
             content = self._system.cat_file(self._path(name), start=0, end=_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise files.NoFileError(errno.EFBIG, f"more than {_LARGEST:,} bytes")
+            raise files.NotAFileError(errno.EFBIG, f"more than {_LARGEST:,} bytes")
         return content
 
     def write(self, name: str, content: bytes) -> None:
@@ -192,16 +195,20 @@ class Remote(Storage):
             self._system.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> None:
-        """Write a small file that is not there; FileExistsError if it is.
+        """Write a small file that is not there.
 
-        Of two that do so at once one fails, where the file system sees to that: S3 does, and others that look before
-        they write nearly do. `io.UnsupportedOperation` where it knows no such thing.
+        If two do so at once, one fails, where the file system sees to that: S3 does. Others look before they write,
+        which leaves a moment in between.
+
+        Raises:
+            FileExistsError: it is there.
+            UnsupportedOperation: the file system cannot create a file exclusively.
         """
         with self._asked():
             try:
                 self._system.pipe_file(self._path(name), content, mode="create")
             except (TypeError, NotImplementedError):
-                raise UnsupportedOperation("no file is created but in place of another") from None
+                raise UnsupportedOperation("the file system cannot create a file exclusively") from None
 
     def add(self, file: Path, name: str) -> None:
         with self._asked():
@@ -217,7 +224,7 @@ class Remote(Storage):
             found = self._system.find(self._path(folder), detail=True)
         for path, info in found.items():
             name = path.removeprefix(self._path(""))
-            if name != path and not name.endswith("/"):  # consoles show folders by objects of such names
+            if name != path and not name.endswith("/"):  # consoles make objects of such names for folders
                 yield Entry(name, int(info["size"]), _modified(info))
 
     def names(self) -> set[str] | None:
@@ -245,29 +252,29 @@ class Remote(Storage):
 
 
 class S3(Remote):
-    """In a bucket, reached as the environment and the configuration of AWS's clients say, or that of fsspec.
+    """Files in a bucket, reached as the environment and the configuration of AWS's clients say, or that of fsspec.
 
-    An object is visible when all of it has arrived; a large one is sent in parts, and those of an upload that failed
-    are removed. What may pass (a server that is busy, a connection that is lost) is tried again, after longer and
+    An object is visible once it is complete. A large one is sent in parts, and the parts of an upload that failed are
+    removed. A request is repeated after a transient error, such as a busy server or a lost connection, after longer and
     longer waits.
     """
 
-    # Twice so much of a file that is sent is in memory, 70 MB. S3 takes 10,000 parts, which make 84 GB.
+    # While a file is sent, twice so much is in memory: 70 MB. S3 takes 10,000 parts, which are 84 GB.
     _uploading: Mapping[str, int] = {"chunksize": 8 << 20, "max_concurrency": 4}
 
     _options: Mapping[str, Any] = {
-        "skip_instance_cache": True,  # the credentials are those of now, and not of the first store in this process
+        "skip_instance_cache": True,  # for the present credentials, not those of the first store in this process
         "use_listings_cache": False,  # others write as well
-        "max_concurrency": 1,  # in reading, where more would be a request for the size before each document
+        "max_concurrency": 1,  # of reads: with more, the size is requested before each document
         "default_block_size": 16 << 20,
     }
-    # Botocore's tries: the mode "standard" does without those of status 429.
+    # Botocore's tries: the mode "standard" does not repeat a request after status 429.
     _config: Mapping[str, Any] = {
         "connect_timeout": 5,
-        "read_timeout": 30,  # the last of a file may still be on its way
+        "read_timeout": 30,  # the end of a file may still be on its way
         "retries": {"mode": "legacy", "total_max_attempts": 5},
     }
-    # Those of s3fs, each of so many of botocore's: they take in bodies that break off.
+    # The tries of s3fs, each of so many of botocore's: they include bodies that break off.
     _retries = 2
 
     def __init__(self, url: str) -> None:
@@ -287,7 +294,7 @@ class S3(Remote):
 
     def check(self) -> None:
         if not self._checked:
-            with told():  # by a list, since who may look at a prefix alone may not ask for the bucket
+            with translated_errors():  # by a list, which a user who can see a prefix only may request
                 self._system.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
             self._checked = True
 
@@ -296,7 +303,7 @@ class S3(Remote):
         try:
             super().add(file, name)
         except FileNotFoundError:
-            # If the answer to the end of an upload is lost, botocore asks again, and there is no such upload any more.
+            # If the answer to the end of an upload is lost, botocore repeats the request, and the upload is gone.
             with self._asked():
                 if self._system.info(self._path(name))["size"] != size:
                     raise
@@ -308,13 +315,16 @@ class S3(Remote):
 
     def renew(self, name: str, age: float) -> None:
         if time.time() - self.modified(name) > age:
-            with suppress(PermissionError), self._asked():  # who may only read relies on nothing for long
+            with suppress(PermissionError), self._asked():  # a user who can only read relies on nothing for long
                 self._system.cp_file(self._path(name), self._path(name), MetadataDirective="REPLACE")
 
     def uploads(self) -> Iterator[Entry]:
-        with suppress(PermissionError, UnsupportedOperation), self._asked():  # whose bucket it is may see to them
+        with (
+            suppress(PermissionError, UnsupportedOperation),
+            self._asked(),
+        ):  # its owner may see to them
             answer = self._system.call_s3("list_multipart_uploads", Bucket=self._bucket, Prefix=self._prefix)
-            for each in answer.get("Uploads", []):  # a thousand at most; the next time come others
+            for each in answer.get("Uploads", []):  # a thousand at most; the next time returns others
                 name = f"{each['Key'].removeprefix(self._prefix)}{_UPLOAD}{each['UploadId']}"
                 yield Entry(name, 0, each["Initiated"].timestamp())
 
@@ -328,7 +338,7 @@ class S3(Remote):
 
 
 class _Opened(RawIOBase):
-    """A file of fsspec's, whose errors are those of a storage."""
+    """An open file of fsspec, whose errors are those of a storage."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -337,7 +347,7 @@ class _Opened(RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with told():
+        with translated_errors():
             count = int(self._file.readinto(buffer))
             if not count and len(buffer):
                 _check_size(self._file.tell(), self._file.size)
@@ -349,13 +359,13 @@ class _Opened(RawIOBase):
 
 
 def _check_size(read: int, size: int) -> None:
-    """See that all of a file was read: an answer may have another length than it should, and say so consistently."""
+    """Make sure that all of a file was read: an answer may be cut short, with a length that agrees with it."""
     if read != size:
         raise UnavailableError(f"an answer has {read} bytes of {size}")
 
 
 def _modified(info: dict[str, Any]) -> float:
-    """When a file was changed, by the names that file systems of fsspec have for it."""
+    """When a file was changed, by the names that fsspec's file systems have for that."""
     for name in ("LastModified", "modified", "mtime", "created"):
         if name in info:
             moment = info[name]

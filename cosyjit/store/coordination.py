@@ -1,4 +1,4 @@
-"""Where a store is, whether it can be reached, and who is at work in it."""
+"""Where a store is, whether it can be reached, and which processes use it."""
 
 import os
 import re
@@ -11,62 +11,63 @@ from pathlib import Path
 from typing import Final, cast
 
 from cosyjit.errors import BusyError, StoreError, StoreUnavailableError, line
-from cosyjit.fs import files
+from cosyjit.fs import files, locks
 from cosyjit.fs.waits import Wait, holders
 from cosyjit.store import leases
 from cosyjit.store.backends import Local, Remote, Storage, storage
 from cosyjit.store.remote_errors import UnavailableError
 
-OWN: Final = f"{files.DEFAULT_ROOT}/cache"
-"""This user's own place beside stores that others write to."""
+PRIVATE_ROOT: Final = f"{files.DEFAULT_ROOT}/cache"
+"""This user's private location, beside stores that others can write to."""
 
 STAGING: Final = "cosyjit-"
 STAGED: Final = rf"{STAGING}[a-z0-9_]{{8}}"
-"""What the names of directories for work in hand begin with, and their form."""
+"""What the names of staging directories begin with, and their form."""
 
 _WORK: Final = "tmp"
-"""The folder that those are in."""
+"""The folder of the staging directories."""
 
-_GATE, _LOCK = Path("gate"), Path("lock")
-"""The files of locks: whoever comes in passes the gate; whoever is in shares the lock, or has it for himself alone."""
+_ENTRY, _USE = Path("gate"), Path("lock")
+"""The files of two locks. Whoever enters a store holds the entry lock until it has the use lock; whoever uses the store
+holds the use lock, shared with others or exclusively."""
 
 _CLOSED, _OPEN = 2.5, 1.0
-"""In s, how long the gate is closed by someone who waits to be alone, and left open in between."""
+"""In s, how long a process that waits for exclusive use keeps others out, and how long it lets them in afterwards."""
 
 
-class Place:
-    """A directory of this machine, or a URL with a local place of the same kind beside it.
+class Location:
+    """A directory of this machine, or a URL with a local location beside it.
 
     Attributes:
         root: the path or URL, absolute.
-        cache: the local place that belongs to a remote one; None for a local one.
-        workshop: where files are made that are going to be objects: this place itself, if nobody but this user can
-            change anything in it; else one of his own.
-        wait: how long others are waited for at most, in s; None for as long as it takes.
+        cache: the local location that belongs to a remote one; None for a local one.
+        workshop: where files are made that are going to be objects: this location itself if only this user can write
+            to it, else a private one.
+        wait: how long to wait for other processes at most, in s; None for as long as it takes.
     """
 
-    cache: "Place | None" = None
+    cache: "Location | None" = None
 
     def __init__(self, given: str, wait: float | None = None) -> None:
         """
         Args:
             given: a directory, or an fsspec URL.
-            wait: how long others are waited for at most, in s; None for as long as it takes.
+            wait: how long to wait for other processes at most, in s; None for as long as it takes.
 
         Raises:
-            StoreError: it is no path, or a URL that fsspec has no file system for.
+            StoreError: `given` is not a path, or fsspec has no file system for the URL.
         """
         self.wait = wait
-        shown = re.sub("(?<=://).*@", "…@", given)  # what stands there may be a password
+        shown = re.sub("(?<=://).*@", "…@", given)  # what is there may be a password
         try:
             self._storage: Storage = storage(given)
         except ImportError as error:
             raise StoreError(f"{shown}: needs a package that is missing; {line(error)}") from None
         except (RuntimeError, TypeError, ValueError, OSError) as error:
-            raise StoreError(f"{shown}: is no store ({line(error)}); give a directory or an fsspec URL") from None
+            raise StoreError(f"{shown}: is not a store ({line(error)}); give a directory or an fsspec URL") from None
         self.root = given if self.local is None else str(self.local)
-        own = self.local is not None and self.is_exclusive and not self.read_only
-        self.workshop = self if own or given == OWN else Place(OWN, wait)
+        own = self.local is not None and self.is_private and not self.read_only
+        self.workshop = self if own or given == PRIVATE_ROOT else Location(PRIVATE_ROOT, wait)
 
     def __str__(self) -> str:
         return self.root
@@ -78,21 +79,22 @@ class Place:
 
     @property
     def _local(self) -> Local:
-        """The storage of a local place."""
+        """The storage of a local location."""
         return cast("Local", self._storage)
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing can be written here, and all of it is only looked at. Of a remote one that is not known."""
+        """Whether this is a directory that this process can only read. False for a URL, where that is not known."""
         return self.local is not None and os.access(self.local, os.F_OK) and not os.access(self.local, os.W_OK)
 
     @property
-    def is_exclusive(self) -> bool:
+    def is_private(self) -> bool:
         """Whether this is a directory that nobody but this user can write to."""
-        return self.local is not None and files.is_exclusive(self.local)
+        return self.local is not None and files.is_private(self.local)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
+        """Translate an OSError of the block into a StoreError."""
         try:
             yield
         except UnavailableError as error:
@@ -104,43 +106,44 @@ class Place:
             ) from None
 
     def _where(self, path: object) -> str:
-        """What of a store an error is about, if that is not all of it."""
+        """The beginning of a message about a file of the store: its name; "" if the error is about the whole store."""
         if self.local is None or not isinstance(path, str | Path) or Path(path) == self.local:
             return ""
         below = Path(path).is_relative_to(self.local)
         return f"{Path(path).relative_to(self.local) if below else path}: "
 
     def waits(self, check: Callable[[], None] = lambda: None) -> Wait:
-        """How others are waited for here.
+        """How to wait for other processes here.
 
         Args:
-            check: is called again and again meanwhile, and may raise to give up.
+            check: is called repeatedly during the wait, and may raise to give up.
         """
         return Wait(self, self.wait, check)
 
     @contextmanager
     def in_use(self, *, joining: bool = False) -> Iterator[None]:
-        """Keep `alone` of other processes waiting, so that nothing is collected between its writing and its naming.
+        """Keep `exclusive` of other processes waiting, so that no file is collected before a document names it.
 
-        Not to be entered twice by one thread. A remote store knows no such thing; of its workshop it is true. In a
-        directory that is read-only nothing is written for it.
+        A thread must not enter it twice. Of a remote store only the workshop is locked. In a read-only directory
+        nothing is written.
 
         Args:
-            joining: pass by who waits to be alone: another process holds the store and waits for this one.
+            joining: set where a parent process already holds the store and waits for this one. Skips the queue behind
+                a waiting `exclusive`, since that would be a deadlock of three.
 
         Raises:
-            BusyError: someone who is alone was waited for as long as `wait` says.
-            StoreError: the store cannot be written to, or, a remote one, is not there.
+            BusyError: another process had exclusive use for as long as `wait` allows.
+            StoreError: the store cannot be written to, or a remote one is not there.
         """
         with ExitStack() as held:
             if self.local is None or self.read_only:
                 held.enter_context(self.looked_at())
             else:
                 with self._reached(), self._local.below.folder(make=True) as fd, ExitStack() as entering:
-                    if not joining:  # who waits to be alone has the gate, for a while
-                        entering.enter_context(files.locked(_GATE, wait=self.waits(), at=fd))
+                    if not joining:  # a waiting `exclusive` holds the entry lock for a while
+                        entering.enter_context(locks.locked(_ENTRY, wait=self.waits(), at=fd))
                         self._clean(fd)
-                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
+                    held.enter_context(locks.locked(_USE, shared=True, wait=self.waits(), at=fd))
             if self.workshop is not self:
                 with optional():
                     held.enter_context(self.workshop.in_use(joining=joining))
@@ -148,27 +151,29 @@ class Place:
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
-        """Keep `alone` of other processes waiting while this one only looks; nobody else waits for that.
+        """Keep `exclusive` of other processes waiting while this one reads; shared users do not wait for it.
 
         Raises:
-            BusyError: someone who is alone was waited for as long as `wait` says.
+            BusyError: another process had exclusive use for as long as `wait` allows.
             StoreError: the store is not there.
         """
         with ExitStack() as held, self._reached():
             if self.local is None:
                 self._storage.check()
             else:
-                with self._local.below.folder() as fd, suppress(FileNotFoundError):  # of a read-only one without locks
-                    held.enter_context(files.locked(_LOCK, shared=True, wait=self.waits(), at=fd))
+                with self._local.below.folder() as fd, suppress(FileNotFoundError):  # a read-only one may have no locks
+                    held.enter_context(locks.locked(_USE, shared=True, wait=self.waits(), at=fd))
             yield
 
     def _clean(self, fd: int) -> None:
-        """Remove, while nobody is at work, what processes that were killed were at, and whose builds may still write.
+        """Remove the staging directories of processes that were killed, if no process uses the store.
+
+        Builds that such a process had started may still write there.
 
         Args:
-            fd: of the store's directory.
+            fd: a descriptor of the store's directory.
         """
-        if self.is_exclusive and files.is_free(_LOCK, at=fd):
+        if self.is_private and locks.is_free(_USE, at=fd):
             below = self._local.below
             with suppress(OSError):
                 for name in below.names(_WORK):
@@ -176,14 +181,14 @@ class Place:
                         below.remove_folder(f"{_WORK}/{name}")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until nobody uses the store, and keep others waiting. A remote store knows no such thing.
+    def exclusive(self) -> Iterator[None]:
+        """Wait until no process uses the store, and keep others out. Does nothing for a remote store.
 
-        Others are kept waiting at the gate for some two seconds, and then let pass for one, so that nobody waits for
-        someone who himself waits for a process that may have been stopped.
+        While it waits, it keeps others out for some two seconds and then lets them in for one, again and again.
+        Otherwise a process that was stopped while it uses the store would keep everyone out.
 
         Raises:
-            BusyError: they were waited for as long as `wait` says.
+            BusyError: other processes used the store for as long as `wait` allows.
         """
         with ExitStack() as held:
             if isinstance(self._storage, Local):
@@ -194,39 +199,39 @@ class Place:
             yield
 
     def _have_left(self, fd: int, held: ExitStack, wait: Wait) -> bool:
-        """Keep others out for a while; whether those that were in have left, and then nobody comes in any more."""
+        """Keep others out for a while, for good if all users leave meanwhile; whether they do."""
         with ExitStack() as entering:
-            entering.enter_context(files.locked(_GATE, wait=wait, at=fd))
-            lock = entering.enter_context(files.lock_file(_LOCK, at=fd))
+            entering.enter_context(locks.locked(_ENTRY, wait=wait, at=fd))
+            lock = entering.enter_context(locks.lock_file(_USE, at=fd))
             until = time.monotonic() + _CLOSED
-            wait.poll(lambda: files.taken(lock) or time.monotonic() > until, lambda: holders([os.fstat(lock).st_ino]))
-            if not files.taken(lock):  # which is no question to who has it
+            wait.poll(lambda: locks.taken(lock) or time.monotonic() > until, lambda: holders([os.fstat(lock).st_ino]))
+            if not locks.taken(lock):  # taking a lock that one has already succeeds
                 return False
             held.push(entering.pop_all())
             return True
 
     @contextmanager
-    def turn(self, key: str, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Keep others waiting that want to build the same, of a remote store on other machines too.
+    def build_lock(self, key: str, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Keep others waiting that want to build the same; of a remote store, on other machines as well.
 
-        Machines may have the same turn after all, if one of them cannot reach the store for half a minute or two find
-        at once that a third one has died (see `leases.held`): then both build, and there is one object in the end.
+        Two machines can hold it at once if one cannot reach the store for half a minute, or if both find at the same
+        moment that a third one has died, see `leases.held`. Then both build, and the store has one object in the end.
 
         Args:
-            key: of what is built.
-            waiting: is called again and again meanwhile, and may raise to give up.
+            key: the key of what is built.
+            waiting: is called repeatedly during the wait, and may raise to give up.
 
         Raises:
-            BusyError: they were waited for as long as `wait` says.
+            BusyError: others held it for as long as `wait` allows.
         """
         with ExitStack() as held:
             if isinstance(self._storage, Local):
                 with self._reached(), self._storage.below.folder("locks", make=True) as fd:
-                    # Some keys share a lock, so that there is no end of files; their builds only wait for each other.
-                    held.enter_context(files.locked(Path(key[:2]), wait=self.waits(waiting), at=fd))
+                    # Keys that begin the same share a file, so that there are 256 at most; their builds may wait.
+                    held.enter_context(locks.locked(Path(key[:2]), wait=self.waits(waiting), at=fd))
             if self.cache is not None:
                 with optional():
-                    held.enter_context(self.cache.turn(key, waiting=waiting))
+                    held.enter_context(self.cache.build_lock(key, waiting=waiting))
             if isinstance(self._storage, Remote):
                 with self._reached():
                     held.enter_context(leases.held(self._storage, f"locks/{key}", wait=self.waits(waiting)))
@@ -234,43 +239,49 @@ class Place:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A directory for files that are going to be objects, removed at the end."""
+        """A directory for files that are going to be objects; it is removed at the end of the block."""
         with self._reached():
-            directory = Path(tempfile.mkdtemp(dir=self._work(), prefix=STAGING))
+            directory = Path(tempfile.mkdtemp(dir=self._work(make=True), prefix=STAGING))
         try:
             yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
     def check_room(self, size: int) -> None:
-        """
+        """Make sure that so many bytes fit where artifacts are built. Nothing is written.
+
         Raises:
-            StoreError: there is no room for so many bytes where artifacts are built.
+            StoreError: they do not fit, or the store cannot be read.
         """
         with self._reached():
-            shortage = files.shortage(self._work(), size)
+            shortage = files.shortage(self._work(make=False), size)
         if shortage:
             raise StoreError(f"{self}: {shortage}; make room, with `cosyjit gc` perhaps, or name another store")
 
-    def _work(self) -> Path:
-        """Where files are put that are going to be objects, in the workshop if that can be written to."""
+    def _work(self, *, make: bool) -> Path:
+        """The folder of the staging directories: the workshop's, or the system's if that cannot be written to."""
         if self.workshop is self:
-            return self._work_below()
+            return self._work_below(make=make)
         with suppress(OSError):
-            if self.workshop.is_exclusive:
-                directory = self.workshop._work_below()  # noqa: SLF001  (of the same class)
-                if os.access(directory, os.W_OK):
+            if self.workshop.is_private:
+                directory = self.workshop._work_below(make=make)  # noqa: SLF001  (of the same class)
+                if os.access(files.nearest_directory(directory), os.W_OK):
                     return directory
         return Path(tempfile.gettempdir())
 
-    def _work_below(self) -> Path:
-        with self._local.below.folder(_WORK, make=True):
-            return self._local.root / _WORK
+    def _work_below(self, *, make: bool) -> Path:
+        try:
+            with self._local.below.folder(_WORK, make=make):
+                pass
+        except FileNotFoundError:
+            if make:
+                raise
+        return self._local.root / _WORK
 
 
 @contextmanager
 def optional() -> Iterator[None]:
-    """Do without a place, such as this user's own, that cannot be had; others are waited for there too."""
+    """Do without a location that cannot be used, such as this user's private one; others are waited for there too."""
     try:
         yield
     except BusyError:

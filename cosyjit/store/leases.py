@@ -1,8 +1,7 @@
-"""Turns between machines that share a storage.
+"""Leases: locks between machines that share a storage.
 
-A lease is a file that only one can create. Whoever holds it writes it anew every few seconds, so that one which stays
-as it is for long is a dead owner's. How long that is the waiting side takes from its own clock: those of two machines
-need not agree.
+A lease is a file that only one machine can create. Its owner rewrites it every few seconds. If it stays the same for a
+period, its owner is dead. The waiting machine measures that by its own clock: clocks need not agree.
 """
 
 import os
@@ -25,25 +24,25 @@ _LONGEST: Final = 300
 """How much of a lease is shown, in bytes."""
 
 PERIOD: Final = 30.0
-"""How many seconds a lease stays as it is before its owner counts as dead; an owner renews it six times as often."""
+"""In s, how long a lease stays the same before its owner counts as dead; an owner rewrites it six times as often."""
 
 
 @contextmanager
 def held(storage: Remote, name: str, period: float = PERIOD, *, wait: Wait | None = None) -> Iterator[None]:
     """Wait until nobody else holds a lease, and hold it.
 
-    Two that find an owner dead at the same moment may both go on, and an owner that could not reach the storage for a
-    whole period is not alone any more: who holds a lease saves others work, and must not rely on being alone. On a file
-    system that cannot keep two from creating a file nobody waits.
+    A lease saves work that would be done twice. It does not exclude others for sure: two machines that find an owner
+    dead at the same moment may both go on, and an owner that cannot reach the storage for a whole period loses it. On a
+    file system where two can create the same file, nobody waits.
 
     Args:
         storage: what the machines share.
         name: of the file.
         period: as `PERIOD`, the same for all who want this lease.
-        wait: how others are waited for; as long as it takes for None.
+        wait: how to wait for others; None for as long as it takes.
 
     Raises:
-        BusyError: they were waited for as long as that says.
+        BusyError: another machine held it for as long as `wait` allows.
         OSError: the storage cannot be read or written.
     """
     lease = _Lease(storage, name, period)
@@ -85,7 +84,7 @@ class _Lease:
         return True
 
     def _wait(self, wait: Wait) -> None:
-        """Until there is no lease, or none of a living owner."""
+        """Wait until there is no lease, or its owner is dead."""
         last = self._read()
         since = time.monotonic()
         pause = self._period / 300
@@ -100,7 +99,7 @@ class _Lease:
             self._storage.remove(self._name)
 
     def renew(self) -> None:
-        """Every now and then, until it is given up or someone else's."""
+        """Rewrite the lease from time to time, until it is given up or has another owner."""
         while not self.given_up.wait(self._period / 6):
             with suppress(OSError):  # the next time will do
                 if not self._is_own():
@@ -130,6 +129,6 @@ def _now() -> str:
 
 
 def _owner_of(lease: bytes) -> str:
-    """Who holds a lease, as it says; those of earlier versions do not."""
+    """In words, the owner of a lease, as it says itself; leases of earlier versions do not say."""
     _, _, *said = lease[:_LONGEST].decode("utf-8", "replace").rstrip("\n").split(" ", 2)
     return "".join(said) or "a process of another machine"

@@ -1,7 +1,7 @@
 """Signatures of records, by ed25519 keys, in DSSE envelopes (https://github.com/secure-systems-lab/dsse).
 
 Any tool that reads such envelopes can check them. The keys are PEM files, as OpenSSL writes them; `cryptography` is
-imported by whoever has one.
+imported only where there is a key.
 """
 
 import base64
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _PAYLOAD: Final = "application/vnd.in-toto+json"
 _PUBLIC: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 _LARGEST: Final = 1 << 20
-"""In bytes, of a file with keys."""
+"""In bytes, what is read of a file with keys."""
 
-_PRIVATE_WAY: Final = "make one with `openssl genpkey -algorithm ed25519 -out KEY`"
-_PUBLIC_WAY: Final = "make one of the private key with `openssl pkey -in KEY -pubout -out PUBLIC`"
+_PRIVATE_HINT: Final = "make one with `openssl genpkey -algorithm ed25519 -out KEY`"
+_PUBLIC_HINT: Final = "make one of the private key with `openssl pkey -in KEY -pubout -out PUBLIC`"
 
 
 class Envelope(NamedTuple):
-    """What was signed, and by whom as it says.
+    """Signed bytes, and what are said to be signatures of them.
 
     Attributes:
         payload: the bytes that were signed.
@@ -38,28 +38,28 @@ class Envelope(NamedTuple):
     payload: bytes
     signatures: Mapping[str, bytes]
 
+    @classmethod
+    def parse(cls, document: Mapping[str, Any]) -> "Envelope":
+        """The envelope in a JSON object.
+
+        Raises:
+            LookupError, TypeError, ValueError: the object is not an envelope.
+        """
+        if document["payloadType"] != _PAYLOAD:
+            raise ValueError(f"a payload of type {document['payloadType']!r}")
+        signatures = {str(each["keyid"]): _decoded(each["sig"]) for each in document["signatures"]}
+        return cls(_decoded(document["payload"]), signatures)
+
     @property
     def document(self) -> dict[str, Any]:
-        """As DSSE has it in JSON."""
+        """The envelope as DSSE has it in JSON."""
         signatures = [{"keyid": name, "sig": _encoded(each)} for name, each in self.signatures.items()]
         return {"payloadType": _PAYLOAD, "payload": _encoded(self.payload), "signatures": signatures}
 
 
 def is_envelope(document: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is an envelope, and not what would be in one."""
+    """Whether a JSON object is an envelope, and not the payload of one."""
     return "payloadType" in document
-
-
-def opened(document: Mapping[str, Any]) -> Envelope:
-    """The envelope that a JSON object is.
-
-    Raises:
-        LookupError, TypeError, ValueError: it is none.
-    """
-    if document["payloadType"] != _PAYLOAD:
-        raise ValueError(f"a payload of type {document['payloadType']!r}")
-    signatures = {str(each["keyid"]): _decoded(each["sig"]) for each in document["signatures"]}
-    return Envelope(_decoded(document["payload"]), signatures)
 
 
 class Signer:
@@ -71,12 +71,13 @@ class Signer:
     """
 
     def __init__(self, path: Path) -> None:
-        """
+        """Read a private key.
+
         Raises:
             SelectionError: the file has no private ed25519 key.
         """
         self.path = path.absolute()
-        with _reading(path, _PRIVATE_WAY):
+        with _reading(path, _PRIVATE_HINT):
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
             from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -87,12 +88,12 @@ class Signer:
         self.keyid = _keyid(key.public_key())
 
     def sign(self, payload: bytes) -> Envelope:
-        """Bytes with a signature of them."""
+        """Sign bytes."""
         return Envelope(payload, {self.keyid: self._key.sign(_authenticated(payload))})
 
 
-class Trusted:
-    """Public keys, each of whose signatures is enough: the one of now, and those of before.
+class TrustedKeys:
+    """Public keys, of which a signature by any is enough: the present one, and earlier ones.
 
     Attributes:
         path: the file that they are in.
@@ -100,12 +101,13 @@ class Trusted:
     """
 
     def __init__(self, path: Path) -> None:
-        """
+        """Read public keys.
+
         Raises:
-            SelectionError: the file has no public key, or one that is none of ed25519's.
+            SelectionError: the file has no public key, or one that is not an ed25519 key.
         """
         self.path = path.absolute()
-        with _reading(path, _PUBLIC_WAY):
+        with _reading(path, _PUBLIC_HINT):
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
             from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -121,16 +123,16 @@ class Trusted:
         """Make sure that one of the keys has signed an envelope.
 
         Args:
-            envelope: None for what is in none.
-            where: what messages begin with.
+            envelope: None for a document without one.
+            where: the document, which messages begin with.
 
         Raises:
-            SignatureError: none has.
+            SignatureError: none of the keys has signed it.
         """
         if envelope is None:
             raise self._refusal(where, "is not signed")
         for keyid, signature in envelope.signatures.items():
-            if keyid in self._keys and _is_by(self._keys[keyid], signature, envelope.payload):
+            if keyid in self._keys and _verifies(self._keys[keyid], signature, envelope.payload):
                 return
         if envelope.signatures.keys() & self._keys.keys():
             raise self._refusal(where, "has a signature of other content")
@@ -143,7 +145,8 @@ class Trusted:
         )
 
 
-def _is_by(key: "Ed25519PublicKey", signature: bytes, payload: bytes) -> bool:
+def _verifies(key: "Ed25519PublicKey", signature: bytes, payload: bytes) -> bool:
+    """Whether a signature is one of a payload by a key."""
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -154,7 +157,7 @@ def _is_by(key: "Ed25519PublicKey", signature: bytes, payload: bytes) -> bool:
 
 
 def _authenticated(payload: bytes) -> bytes:
-    """What is signed: DSSE's pre-authentication encoding, which holds the type of the payload as well."""
+    """The bytes that are signed: DSSE's pre-authentication encoding, which includes the type of the payload."""
     return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD), _PAYLOAD.encode(), len(payload), payload)
 
 
@@ -165,8 +168,8 @@ def _keyid(key: Any) -> str:
 
 
 @contextmanager
-def _reading(path: Path, way: str) -> Iterator[None]:
-    """Let what is wrong with a file of keys be told in a line, which quotes nothing of it."""
+def _reading(path: Path, hint: str) -> Iterator[None]:
+    """Translate errors of the block into a SelectionError in one line, which quotes nothing of the file."""
     try:
         yield
     except ImportError:
@@ -174,7 +177,7 @@ def _reading(path: Path, way: str) -> Iterator[None]:
     except OSError as error:
         raise SelectionError(f"{path}: cannot be read ({error.strerror}); name a file with a key") from None
     except Exception as error:  # noqa: BLE001  (cryptography raises errors of its own, and others)
-        raise SelectionError(f"{path}: is no key of ed25519 in PEM ({line(error)}); {way}") from None
+        raise SelectionError(f"{path}: is not an ed25519 key in PEM ({line(error)}); {hint}") from None
 
 
 def _content(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from cosyjit import Store
 from cosyjit.configuration.base_model import read_base
 from cosyjit.families import FAMILIES
 from cosyjit.planning.plan import find_targets, localize
+from cosyjit.weights.tensor_digests import are_remembered
 from tests.support.kept import retrain
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import CONSOLE_SCRIPT, Ran, finished, shown, spawn
@@ -184,4 +185,4 @@ def test_tensors_that_are_the_same_in_a_new_revision_are_not_read_again(hub: Hub
         assert one.source.file(one.component.weights) == other.source.file(other.component.weights)
         assert one.weights == other.weights
         prefixes = {part.prefix for part in FAMILIES[0].components if part.weights == other.component.weights}
-        assert store.digests.known(other.source.file(other.component.weights), prefixes)
+        assert are_remembered(store.digests, other.source.file(other.component.weights), prefixes)

@@ -184,7 +184,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["plan", "{}/CosyVoice-tiny", "--precision", "fp8"], ("'fp8'", "choose from fp32, fp16, bf16")),
         (["export", "{}/CosyVoice-tiny", "--store", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: cannot be read",)),
         (["export", "{}/CosyVoice-tiny", "--store", "/proc/nope"], ("/proc/nope: cannot be read or written",)),
-        (["export", "{}/CosyVoice-tiny", "--store", "nope://x"], ("nope://x: is no store", "fsspec URL")),
+        (["export", "{}/CosyVoice-tiny", "--store", "nope://x"], ("nope://x: is not a store", "fsspec URL")),
         (["export", "{}/CosyVoice-tiny", "--publish", "~nobody-of-this-name/x"], ("~nobody-of-this-name/x",)),
         (["status"], ("--directory",)),
         (["status", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: nothing is published here", "export into it")),

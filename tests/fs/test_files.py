@@ -1,9 +1,10 @@
-"""Local files: whole or not there, copied by reference or not, and locks."""
+"""Local files: whole or not there, copied by reference or not; links in one step."""
 
 import errno
 import os
 import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosyjit.fs import files
-from cosyjit.fs.waits import Wait
-from tests.support.processes import snapshot, start, wait_for
-from tests.support.stored import other_device, said, sha256, waits_for_a_lock
+from tests.support.processes import snapshot, start
+from tests.support.stored import other_device
 
 
 def test_a_replaced_file_has_its_new_content_and_the_mode_that_umask_asks_for(tmp_path: Path) -> None:
@@ -49,6 +49,39 @@ def test_a_directory_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     with pytest.raises(IsADirectoryError):
         files.write(tmp_path / "directory", b"content")
+    assert snapshot(tmp_path) == {"directory": None}
+
+
+def test_a_symbolic_link_replaces_a_file_or_another_link_and_stays_where_it_is_right(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.write_bytes(b"old")
+    for target in ("nowhere", "elsewhere"):
+        files.replace_symlink(target, path)
+        assert str(path.readlink()) == target
+    before = path.lstat()
+    files.replace_symlink("elsewhere", path)
+    assert path.lstat() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_hard_link_replaces_another_name_of_the_same_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    for _ in range(2):
+        files.replace_link(tmp_path / "link", _link_to(tmp_path / "file"))
+        assert (tmp_path / "link").samefile(tmp_path / "file")
+    assert snapshot(tmp_path) == {"file": b"content", "link": b"content"}
+
+
+def _link_to(file: Path) -> Callable[[Path], None]:
+    return lambda path: path.hardlink_to(file)
+
+
+def test_a_link_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.replace_symlink("nowhere", tmp_path / "directory")
+    with pytest.raises(FileNotFoundError):
+        files.replace_link(tmp_path / "link", _link_to(tmp_path / "missing"))
     assert snapshot(tmp_path) == {"directory": None}
 
 
@@ -136,58 +169,6 @@ def test_a_copy_of_a_missing_file_fails_and_one_to_a_full_disk_too(tmp_path: Pat
     assert full.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5_000_000])
-def test_the_digest_of_a_file_is_that_of_its_bytes_from_where_it_stands(size: int, tmp_path: Path) -> None:
-    content = os.urandom(size)
-    (tmp_path / "file").write_bytes(content)
-    with (tmp_path / "file").open("rb", buffering=0) as raw, (tmp_path / "file").open("rb") as buffered:
-        assert files.sha256_of(raw) == sha256(content)
-        assert files.sha256_of(raw) == sha256(b"")
-        buffered.read(1)
-        assert files.sha256_of(buffered) == sha256(content[1:])
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from cosyjit.fs import files
-with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
-    print("held", flush=True)
-    input()
-"""
-
-
-@pytest.mark.parametrize("first", ["shared", "alone"])
-@pytest.mark.parametrize("second", ["shared", "alone"])
-@pytest.mark.parametrize("end", ["return", "kill"])
-def test_locks_are_shared_or_waited_for_and_freed_by_the_end(first: str, second: str, end: str, tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    assert files.is_free(path)
-    with start(HOLD, path, first) as holder:
-        assert said(holder) == "held"
-        assert not files.is_free(path)
-        with start(HOLD, path, second) as other:
-            if first == second == "shared":
-                assert said(other) == "held"
-            else:
-                wait_for(lambda: waits_for_a_lock(other.pid))
-            if end == "kill":
-                holder.kill()
-                holder.wait(60)
-            else:
-                holder.communicate("\n", timeout=60)
-            assert first == second == "shared" or said(other) == "held"
-            assert not files.is_free(path)
-            other.communicate("\n", timeout=60)
-    assert files.is_free(path)
-
-
-def test_a_lock_is_freed_by_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), files.locked(tmp_path / "lock"):
-        raise ZeroDivisionError
-    assert files.is_free(tmp_path / "lock")
-
-
 def test_files_links_and_directories_are_removed_and_what_links_lead_to_is_not(tmp_path: Path) -> None:
     (tmp_path / "directory" / "below").mkdir(parents=True)
     (tmp_path / "directory" / "below" / "file").touch()
@@ -207,19 +188,3 @@ def test_a_shortage_is_said_in_numbers(tmp_path: Path) -> None:
     assert found is not None
     assert found.startswith("4,611,686,018,427 MB are to be written and ")
     assert found.endswith(" MB are free")
-
-
-def test_who_waits_for_a_lock_can_give_up_and_has_it_when_it_is_free(tmp_path: Path) -> None:
-    class GivenUpError(Exception):
-        pass
-
-    def give_up() -> None:
-        raise GivenUpError
-
-    with files.locked(tmp_path / "lock"):
-        with pytest.raises(GivenUpError), files.locked(tmp_path / "lock", wait=Wait("lock", check=give_up)):
-            pass
-        assert not files.is_free(tmp_path / "lock")
-    with files.locked(tmp_path / "lock", wait=Wait("lock", check=give_up)), pytest.raises(GivenUpError):
-        give_up()
-    assert files.is_free(tmp_path / "lock")

@@ -13,8 +13,9 @@ import torch
 
 from cosyjit.errors import CheckpointError
 from cosyjit.fs import identity
+from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity, settle
-from cosyjit.weights.digests import Digests
+from cosyjit.weights.tensor_digests import are_remembered, read_tensors
 from tests.support.file_changes import digest, is_remembered, is_stamped, need_stamps, walk
 from tests.support.processes import ROOT, finished, spawn, start, wait_for
 from tests.support.stored import other_device, said
@@ -64,11 +65,11 @@ def test_a_mapping_that_is_written_to_changes_the_digests_of_tensors(memory: Dig
     at = path.read_bytes().index(torch.ones(64).numpy().tobytes())
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
         mapping[at] = 1
-        before = memory.tensors([path])[path].tensors
-        assert memory.known(path)
+        before = read_tensors(memory, [path])[path].tensors
+        assert are_remembered(memory, path)
         mapping[at] = 2
-        assert not memory.known(path)
-        assert memory.tensors([path])[path].tensors != before
+        assert not are_remembered(memory, path)
+        assert read_tensors(memory, [path])[path].tensors != before
 
 
 SLOW: Final = """
@@ -183,11 +184,11 @@ def test_nothing_is_remembered_of_files_in_memory(tmp_path: Path) -> None:
             for value in range(1, 4):
                 mapping[at] = value  # after the first time, this changes nothing that `stat` tells
                 assert memory.sha256(path) == digest(path)
-                assert memory.tensors([path])[path] == Digests(tmp_path / "none").tensors([path])[path]
+                assert read_tensors(memory, [path])[path] == read_tensors(Digests(tmp_path / "none"), [path])[path]
                 with path.open("rb") as complete:
                     memory.remember_sha256(path, digest(path), Identity.written(complete.fileno()))
+                assert not are_remembered(memory, path)
                 assert not is_remembered(memory, path)
-                assert not memory.known(path)
 
 
 def test_what_has_no_times_of_its_own_holds_nothing() -> None:
@@ -204,7 +205,7 @@ MOUNTED: Final = """
 import sys
 from pathlib import Path
 from tests.support.file_changes import is_stamped, walk
-from cosyjit.weights.digests import Digests
+from cosyjit.fs.digests import Digests
 
 folder = Path(sys.argv[1])
 found = is_stamped(folder)

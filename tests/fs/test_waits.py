@@ -118,7 +118,7 @@ def test_who_looks_is_waited_for_by_who_removes(store: Store, tmp_path: Path) ->
     show(store, tmp_path / "out", b"one")
     with held("looked_at", store.root), pytest.raises(BusyError):
         gc.gc(Store(store.root, wait=0), delete=True)
-    with held("alone", store.root) as other, pytest.raises(BusyError, match=named(other)):
+    with held("exclusive", store.root) as other, pytest.raises(BusyError, match=named(other)):
         gc.gc(Store(store.root, wait=0.5))
 
 
@@ -127,7 +127,7 @@ def test_what_someone_else_builds_is_waited_for_as_long_as_asked(
     wait: str, store: Store, tiny2: Path, planned: "tuple[Planned, ...]"
 ) -> None:
     (one,) = planned
-    with held("turn", store.root, one.target.fingerprint.key, stopped=True) as builder:
+    with held("build_lock", store.root, one.target.fingerprint.key, stopped=True) as builder:
         status, err = ended(spawn(CONSOLE_SCRIPT, "export", tiny2, *ONE, "--wait", wait, "--json"))
     assert status == 1
     waited = [line for line in err.splitlines() if line.startswith("cosyjit: ")]
@@ -159,14 +159,14 @@ def test_the_environment_bounds_waits_too(store: Store, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("wait", ["-1", "nan"])
 def test_what_is_no_time_is_refused(wait: str) -> None:
     status, err = ended(spawn(CONSOLE_SCRIPT, "gc", f"--wait={wait}"))
-    assert (status, err) == (2, f"cosyjit: --wait {wait}: is no time to wait; give a number of seconds, 0 or more\n")
+    assert (status, err) == (2, f"cosyjit: --wait {wait}: is not a time to wait; give a number of seconds, 0 or more\n")
 
 
 def test_a_machine_says_in_its_lease_who_it_is(s3: Service) -> None:
     url, key = s3.url(), "ab" * 16
     place = storage(url)
     assert isinstance(place, Remote)
-    with held("turn", url, key) as builder, pytest.raises(BusyError) as error, Store(url, wait=0).turn(key):
+    with held("build_lock", url, key) as builder, pytest.raises(BusyError) as error, Store(url, wait=0).build_lock(key):
         pass
     # Of processes of one machine that use a remote store the lock in the workshop comes first.
     assert re.search(named(builder), str(error.value))
@@ -193,7 +193,7 @@ def test_other_work_of_the_same_process_is_no_reason_to_give_up(store: Store) ->
     entered, leave = threading.Event(), threading.Event()
 
     def work() -> None:
-        with store.turn("ab" * 16):
+        with store.build_lock("ab" * 16):
             entered.set()
             leave.wait(60)
 
@@ -203,7 +203,7 @@ def test_other_work_of_the_same_process_is_no_reason_to_give_up(store: Store) ->
     done: list[str] = []
 
     def wait() -> None:
-        with Store(store.root, wait=0).turn("ab" * 16):
+        with Store(store.root, wait=0).build_lock("ab" * 16):
             done.append("entered")
 
     second = threading.Thread(target=wait)
@@ -247,7 +247,7 @@ def test_an_export_that_is_ended_waits_for_nobody(
     (one,) = planned
     out = tmp_path / "out"
     show(store, out, b"one")
-    with held("turn", store.root, one.target.fingerprint.key, stopped=True):
+    with held("build_lock", store.root, one.target.fingerprint.key, stopped=True):
         exporter = spawn(CONSOLE_SCRIPT, "export", tiny2, *ONE, "--publish", out)
         wait_for(lambda: waits_for_a_lock(exporter.pid))
         with held("writing", out, stopped=True):

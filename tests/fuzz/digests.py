@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cosyjit.fs import files
+from cosyjit.fs.digests import Digests, _checksum
 from cosyjit.fs.identity import Identity
-from cosyjit.weights import digests
-from cosyjit.weights.digests import Digests
+from cosyjit.weights.tensor_digests import _kind, are_remembered, read_tensors
 from tests.support.mutations import mutator
 
 _FILE: Final = Path(tempfile.mkdtemp(), "llm.pt")
@@ -20,7 +20,7 @@ _MEMORIES.directory.mkdir()
 
 def _sealed(value: Any) -> bytes:
     entry = json.dumps(value).encode()
-    return digests._seal(entry) + entry
+    return _checksum(entry) + entry
 
 
 def _entry(value: Any) -> dict[str, Any]:
@@ -34,13 +34,13 @@ SEEDS: Final = [
 
 
 def read(content: bytes) -> None:
-    for kind in ("sha256", digests._kind([""])):
-        (_MEMORIES.directory.parent / _MEMORIES._memory(kind, _FILE)).write_bytes(content)
+    for kind in ("sha256", _kind([""])):
+        (_MEMORIES.directory.parent / _MEMORIES._name(kind, _FILE)).write_bytes(content)
     list(_MEMORIES.of_missing())
     with files.plain(_FILE) as file:
         assert isinstance(_MEMORIES._recall_sha256(file, _FILE), str | None)
-    if _MEMORIES.known(_FILE):
-        (weights,) = _MEMORIES.tensors([_FILE]).values()
+    if are_remembered(_MEMORIES, _FILE):
+        (weights,) = read_tensors(_MEMORIES, [_FILE]).values()
         assert all(math.prod(each.shape) is not None for each in weights.tensors.values())
 
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 from cosyjit.encoders.parameters import Parameter
 from cosyjit.errors import CheckpointError
 from cosyjit.families import FAMILIES
-from cosyjit.weights.digests import _hash_batch
 from cosyjit.weights.fit import EncoderNeed, check, choose
+from cosyjit.weights.tensor_digests import _hash_batch
 from cosyjit.weights.tensors import StoredTensor, entries_of
 from cosyjit.weights.weights_file import _MOST_READ, numbers, read_contents
 from tests.fuzz import pickles

@@ -165,7 +165,9 @@ def test_what_is_damaged_is_left_out_with_all_that_names_it(first: Store, second
     first.write(record.name_of(cut.fingerprint), b"{}")
     torn = show(first, tmp_path / "four", b"torn")
     first.write(publication.name_of(torn.identity), torn.content + b" ")
+    before = {name: first.read(name) for name in files_of(first)}
     done = copy_store(first, second)
+    assert {name: first.read(name) for name in files_of(first)} == before
     found = problems(done)
     three, four = (publication._head(tmp_path / name) for name in ("three", "four"))
     assert "is damaged; export its checkpoint again" in found.pop(object_of(lost.sha256))

@@ -22,7 +22,7 @@ from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 from tests.support.processes import ROOT, snapshot, start, wait_for
 from tests.support.s3 import Service
 from tests.support.stored import (
@@ -305,7 +305,7 @@ def test_what_was_set_aside_goes_when_it_is_old(store: Store) -> None:
     digest = add(store, b"content")
     location(store, digest).chmod(0o644)
     location(store, digest).write_bytes(b"other")
-    assert store.condition(digest) == "damaged"
+    assert store.check_or_set_aside(digest) == "damaged"
     assert collected(store) == set()
     age(store, MONTH)
     (aside,) = collected(store)
@@ -671,7 +671,7 @@ def test_parts_that_killed_uploads_left_in_a_bucket_go(s3: Service) -> None:
 
 
 def test_locks_of_a_store_of_this_machine_stay(store: Store) -> None:
-    with store.in_use(), store.turn("ab" * 16):
+    with store.in_use(), store.build_lock("ab" * 16):
         add(store, b"orphan")
     age(store, MONTH)
     assert collected(store) == {object_of(sha256(b"orphan"))}

@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from cosyjit.errors import OutputError, SignatureError, StoreError
+from cosyjit.fs import files
 from cosyjit.operations import gc
 from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.provenance import record
@@ -334,7 +335,7 @@ def test_the_folder_of_a_copy_is_there_at_any_time_while_it_is_taken_over(
 
     watch(Layout, "_lead_to")
     watch(layout, "_exchange")
-    watch(layout, "_link")
+    watch(files, "replace_symlink")
     show(first, copy, {}, NEW)
     assert [each for each in seen if each not in (OLD, NEW)] == []
     assert seen[-1] == NEW

@@ -297,12 +297,16 @@ def test_a_missing_object_is_a_reason(tiny: Path, store: Store) -> None:
     assert (planned.state, planned.reasons, planned.record) == ("stale", ("object missing",), None)
 
 
-def test_a_damaged_object_is_a_reason_and_set_aside(tiny: Path, store: Store) -> None:
+def test_a_damaged_object_is_a_reason_each_time_and_set_aside_by_an_export(tiny: Path, store: Store) -> None:
     (made,) = keep(store, compare(tiny, *ONE, store=store)).values()
     path = object_of(store, made.sha256)
     flip(path)
     content = path.read_bytes()
-    (planned,) = compare(tiny, *ONE, store=store)
+    for _ in range(2):
+        (planned,) = compare(tiny, *ONE, store=store)
+        assert (planned.state, planned.reasons, planned.record) == ("stale", ("object damaged",), None)
+        assert path.read_bytes() == content
+    (planned,) = compare(tiny, *ONE, store=store, exporting=True)
     assert (planned.state, planned.reasons, planned.record) == ("stale", ("object damaged",), None)
     assert not path.exists()
     assert store.local is not None
@@ -352,8 +356,9 @@ def test_a_damaged_record_is_a_reason_and_set_aside_by_who_builds(
     path = record_of(store, made.fingerprint)
     content = damage(path.read_bytes())
     path.write_bytes(content)
-    (planned,) = compare(tiny, *ONE, store=store)
-    assert (planned.state, planned.reasons, planned.record) == ("stale", ("record damaged",), None)
+    for exporting in (False, False, True):
+        (planned,) = compare(tiny, *ONE, store=store, exporting=exporting)
+        assert (planned.state, planned.reasons, planned.record) == ("stale", ("record damaged",), None)
     assert path.read_bytes() == content  # another process may be replacing it right now
     keep(store, [planned])
     assert store.local is not None

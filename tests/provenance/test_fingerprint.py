@@ -19,12 +19,13 @@ from cosyjit.configuration.config import Instance
 from cosyjit.encoders.options import TABLES, parse_options
 from cosyjit.encoders.registry import ENCODERS
 from cosyjit.families import FAMILIES, PRECISIONS
+from cosyjit.fs.digests import Digests
 from cosyjit.planning.inputs import read_inputs
 from cosyjit.planning.plan import find_targets
 from cosyjit.provenance.fingerprint import Fingerprint, canonical, differences, fingerprint, key_of, plain
 from cosyjit.sources.source import open_source
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import Digests, TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 from tests.support.checkpoints import opened
 from tests.support.processes import ROOT
 

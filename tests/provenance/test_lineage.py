@@ -208,7 +208,7 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
         lineage(reference, store=store)
     assert len(str(error.value).splitlines()) == 1
     if "\0" in reference:
-        assert "is no path (a NUL in its name)" in str(error.value)
+        assert "is not a path (a NUL in its name)" in str(error.value)
     else:
         assert type(error.value) is SelectionError
         assert "is no artifact, and no SHA-256 or fingerprint that" in str(error.value)

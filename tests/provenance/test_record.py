@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from cosyjit import documents
 from cosyjit.documents import now
 from cosyjit.errors import LaterSchemaError, RecordError
-from cosyjit.fs.files import sha256_of_folder
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import Fingerprint
 from cosyjit.provenance.record import Material, Record
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 from tests.support.processes import start
 from tests.support.stored import VERSIONS, fingerprint, record_of, unique_url
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError
-from cosyjit.fs.files import sha256_of_folder
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.publishing import publication
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from cosyjit.errors import CosyjitError, OutputError, PublicationError, SelectionError, StoreError
+from cosyjit.fs import files
 from cosyjit.operations import gc
 from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
@@ -868,7 +869,7 @@ def test_the_history_outlives_a_publication_that_was_cut_off_before_it_was_shown
 
     with monkeypatch.context() as patch:
         patch.setattr(Layout, "clean", cut_off)  # after the switch to what stood here before, and to the set itself
-        patch.setattr(layout, "_link", _links_until(directory / NAME, layout._link))
+        patch.setattr(files, "replace_symlink", _links_until(directory / NAME, files.replace_symlink))
         with pytest.raises(KeyboardInterrupt):
             put(store, directory, SECOND)
     assert numbers(store, directory) == [3, 2, 1]
@@ -877,7 +878,7 @@ def test_the_history_outlives_a_publication_that_was_cut_off_before_it_was_shown
 
 
 def _links_until(path: Path, link: Callable[[str, Path], None]) -> Callable[[str, Path], None]:
-    """As `_link`, until this path is to be one: an interrupt at just that step, which no signal hits for sure."""
+    """As `replace_symlink`, until this path is to be one: an interrupt right there, which no signal surely hits."""
 
     def until(target: str, made: Path) -> None:
         if made == path:

@@ -21,7 +21,7 @@ from cosyjit.reports import report
 from cosyjit.reports.report import closing, counts, outcomes_json, outcomes_table, summary
 from cosyjit.sources.source import Source
 from cosyjit.store.backends import Entry
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 
 MARKUP: Final = "[red]x[/red] :smile: [link=y] \\[z] {0} %s"
 """What rich, `format` and `%` would each make something else of."""

@@ -205,7 +205,7 @@ class Member:
         wanted = {name: content(name, self._random.randrange(_VARIANTS)) for name in self._some(NAMES)}
         with store.in_use(), exporting(PublishedDirectory(directory, store)):
             for name, each in wanted.items():
-                with store.turn(kept(each).fingerprint):
+                with store.build_lock(kept(each).fingerprint):
                     if not _has(store, each):
                         put(store, each)
                 latest.write(store, "/model", name, kept(each).fingerprint)
@@ -280,7 +280,7 @@ class Member:
 def _has(store: Store, artifact: bytes) -> bool:
     """As `planning.compare_one` asks."""
     found = record.load(store, kept(artifact).fingerprint)
-    whole = found is not None and store.condition(found.sha256) == "whole"
+    whole = found is not None and store.check_or_set_aside(found.sha256) == "whole"
     return whole and store.renew(record.name_of(kept(artifact).fingerprint))
 
 

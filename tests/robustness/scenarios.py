@@ -10,7 +10,8 @@ from cosyjit import pipeline
 from cosyjit.building import zips
 from cosyjit.documents import now
 from cosyjit.errors import BuildError
-from cosyjit.fs.files import TEMPORARY, sha256_of_folder
+from cosyjit.fs.files import TEMPORARY
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.operations import gc
 from cosyjit.processes import worker
 from cosyjit.provenance import latest, record
@@ -20,6 +21,7 @@ from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store, object_name
+from cosyjit.weights.tensor_digests import read_tensors
 
 History = list[tuple[int, int | None]]
 """The numbers of publications, the last one first, and of those that they restore."""
@@ -241,7 +243,7 @@ def _littered(place: Place) -> None:
     keep(place.store, b"made, and never published")
     store = place.store
     _spoil(place.object(b"old a0"))
-    store.condition(hashlib.sha256(b"old a0").hexdigest())
+    store.check_or_set_aside(hashlib.sha256(b"old a0").hexdigest())
     latest.write(store, "/model", "a target", "0" * 32)
     store.digests.sha256(place.source / "llm.pt")
     (place.directory / "gone").write_bytes(b"gone")
@@ -257,7 +259,7 @@ def _littered(place: Place) -> None:
 
 def _earlier(place: Place) -> None:
     place.export(EARLIER)
-    place.store.digests.tensors([place.source / "flow.pt"], ["encoder."])
+    read_tensors(place.store.digests, [place.source / "flow.pt"], ["encoder."])
 
 
 def _exported(place: Place) -> None:

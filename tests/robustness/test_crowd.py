@@ -16,6 +16,7 @@ import cosyjit
 from cosyjit import Store
 from cosyjit.documents import now
 from cosyjit.errors import StoreError
+from cosyjit.fs.digests import Digests
 from cosyjit.operations import gc
 from cosyjit.operations.verify import verify_store
 from cosyjit.planning import plan as planning
@@ -25,7 +26,6 @@ from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 from cosyjit.synth.synth import synth
-from cosyjit.weights.digests import Digests
 from tests.robustness.crowd import GRACE, Report
 from tests.support import kept
 from tests.support.processes import ROOT, spawn, start, unexpected
@@ -181,10 +181,13 @@ def test_what_an_export_takes_from_a_bucket_while_it_is_collected_stays(
         assert is_whole(place.store, directory), moment
 
 
-def test_what_a_plan_finds_in_a_bucket_while_it_is_collected_stays(s3: Service, tiny2: Path, tmp_path: Path) -> None:
+def test_what_the_plan_of_an_export_finds_in_a_bucket_while_it_is_collected_stays(
+    s3: Service, tiny2: Path, tmp_path: Path
+) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     age(s3, place.store)
-    planned = At("HEAD", place.names["record"], partial(planning.plan, tiny2, FLOW, ["fp16"], store=place.store))
+    plan = partial(planning.plan, tiny2, FLOW, ["fp16"], store=place.store, exporting=True)
+    planned = At("HEAD", place.names["record"], plan)
     with s3.proxied(planned):
         taken = collect(Store(place.store.root))
     assert [each.state for (each,) in planned.came] == ["fresh"]

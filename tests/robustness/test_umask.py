@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from cosyjit.fs import files
+from cosyjit.fs import files, locks
 from cosyjit.processes import memory
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import ROOT, finished, snapshot, spawn
@@ -81,9 +81,9 @@ def test_nothing_that_is_made_lets_others_write(umask: str, home: Path, tmp_path
 
 
 def test_a_directory_of_ones_own_is_made_for_oneself(tmp_path: Path) -> None:
-    files.make_own(tmp_path / "a" / "own")
+    files.make_private(tmp_path / "a" / "own")
     assert stat.S_IMODE((tmp_path / "a" / "own").stat().st_mode) == 0o700
-    files.make_own(tmp_path / "a" / "own")
+    files.make_private(tmp_path / "a" / "own")
 
 
 @pytest.mark.parametrize("how", ["link", "file", "all may write", "another's"])
@@ -107,7 +107,7 @@ def test_a_directory_that_others_could_have_made_is_not_used(how: str, tmp_path:
                 pytest.skip("nobody but root can give a directory away")
     before = snapshot(tmp_path)
     with pytest.raises(PermissionError, match="is not this user's own"):
-        files.make_own(own)
+        files.make_private(own)
     with memory.reserved(own, 1, 1):  # as it would be without notes
         memory.tidy(own)
     assert snapshot(tmp_path) == before
@@ -115,8 +115,8 @@ def test_a_directory_that_others_could_have_made_is_not_used(how: str, tmp_path:
 
 def test_a_lock_that_is_a_link_is_none(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to("elsewhere")
-    with pytest.raises(OSError, match="Too many levels of symbolic links"), files.locked(tmp_path / "lock"):
+    with pytest.raises(OSError, match="Too many levels of symbolic links"), locks.locked(tmp_path / "lock"):
         pass
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        files.is_free(tmp_path / "lock")
+        locks.is_free(tmp_path / "lock")
     assert not (tmp_path / "elsewhere").exists()

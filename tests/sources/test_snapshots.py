@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cosyjit.errors import OutputError, SourceError, SourceUnavailableError
-from cosyjit.fs import files
+from cosyjit.fs import locks
 from cosyjit.sources.modelscope import Model
 from cosyjit.sources.source import Source, open_source, reopen
 from tests.support.modelscope import MODEL, Hub, digest_of
@@ -66,6 +66,15 @@ def kept(source: Source) -> set[str]:
 def bytes_read() -> int:
     """How many bytes this process has read of files."""
     return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_link_that_cannot_be_made_leaves_nothing(hub: Hub) -> None:
+    source = open_source(MODEL)
+    (source.directory / "llm.pt" / "someone's").mkdir(parents=True)
+    with pytest.raises(OutputError, match="Is a directory"):
+        source.obtain(["llm.pt"])
+    assert hub.downloads == ["cosyvoice.yaml", "llm.pt"]
+    assert {path.name for path in source.directory.iterdir()} == {"cosyvoice.yaml", "llm.pt"}
 
 
 # One revision after the other.
@@ -163,7 +172,7 @@ def test_what_could_not_be_removed_goes_with_the_next_export(hub: Hub) -> None:
     source = got()
     for content in (b"1", b"2", b"3"):
         hub.publish(MODEL, {"llm.pt": content})
-        with files.locked(root(source) / ".lock", shared=True):  # someone else is at work
+        with locks.locked(root(source) / ".lock", shared=True):  # someone else is at work
             source = got()
     assert len(kept(source)) == 4
     got()

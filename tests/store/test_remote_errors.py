@@ -155,7 +155,7 @@ def test_no_credentials_are_no_server_that_fails(s3: Service, monkeypatch: pytes
 
 PROFILES: Final = {
     "missing": "The config profile (missing) could not be found",
-    "talkative": "no credentials come from where AWS's configuration says so",
+    "talkative": "AWS's configured credential source returned no credentials",
 }
 
 

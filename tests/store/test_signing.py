@@ -27,7 +27,7 @@ from securesystemslib.signer._key import SSlibKey
 
 from cosyjit.errors import SelectionError, SignatureError
 from cosyjit.store import signing
-from cosyjit.store.signing import Signer, Trusted
+from cosyjit.store.signing import Signer, TrustedKeys
 from cosyjit.store.store import Store
 from tests.support.keys import Pair, pair
 from tests.support.processes import start
@@ -62,7 +62,7 @@ def test_what_one_of_several_keys_has_signed_is_trusted(keys: Pair, tmp_path: Pa
     others = [pair(tmp_path, f"other{number}") for number in range(3)]
     ring = tmp_path / "ring.pem"
     ring.write_bytes(b"# of now, and of before\n" + b"".join(each.public.read_bytes() for each in (*others, keys)))
-    trusted = Trusted(ring)
+    trusted = TrustedKeys(ring)
     assert len(trusted.keyids) == 4
     for each in (*others, keys):
         trusted.check(Signer(each.private).sign(PAYLOAD), "here")
@@ -76,7 +76,7 @@ def test_what_one_of_several_keys_has_signed_is_trusted(keys: Pair, tmp_path: Pa
     trusted.check(both, "here")
 
 
-def refusal(trusted: Trusted, envelope: signing.Envelope | None) -> str:
+def refusal(trusted: TrustedKeys, envelope: signing.Envelope | None) -> str:
     with pytest.raises(SignatureError) as error:
         trusted.check(envelope, "records/a.json")
     message = str(error.value)
@@ -87,7 +87,7 @@ def refusal(trusted: Trusted, envelope: signing.Envelope | None) -> str:
 
 
 def test_what_is_not_signed_or_by_others_is_refused(keys: Pair, tmp_path: Path) -> None:
-    trusted, other = Trusted(keys.public), Signer(pair(tmp_path, "other").private)
+    trusted, other = TrustedKeys(keys.public), Signer(pair(tmp_path, "other").private)
     signed = Signer(keys.private).sign(PAYLOAD)
     (keyid,) = trusted.keyids
     assert refusal(trusted, None) == "is not signed"
@@ -106,7 +106,7 @@ def test_what_is_not_signed_or_by_others_is_refused(keys: Pair, tmp_path: Path) 
 def test_an_envelope_comes_back_from_its_document(payload: bytes) -> None:
     envelope = signing.Envelope(payload, {"a": b"\0" * 64, "b": payload})
     assert signing.is_envelope(envelope.document)
-    assert signing.opened(json.loads(json.dumps(envelope.document))) == envelope
+    assert signing.Envelope.parse(json.loads(json.dumps(envelope.document))) == envelope
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_an_envelope_comes_back_from_its_document(payload: bytes) -> None:
 def test_what_is_no_envelope_is_none(changes: dict[str, Any]) -> None:
     document = {**signing.Envelope(b"a", {"a": b"b"}).document, **changes}
     with pytest.raises((LookupError, TypeError, ValueError)):
-        signing.opened(document)
+        signing.Envelope.parse(document)
 
 
 def private(key: Any, *, password: bytes | None = None) -> bytes:
@@ -152,7 +152,7 @@ NO_KEYS: Final[dict[str, bytes]] = {
 
 
 @pytest.mark.parametrize("kind", NO_KEYS)
-@pytest.mark.parametrize("reader", [Signer, Trusted])
+@pytest.mark.parametrize("reader", [Signer, TrustedKeys])
 def test_a_file_without_a_key_is_refused_in_one_line(
     kind: str, reader: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_file_without_a_key_is_refused_in_one_line(
     with pytest.raises(SelectionError) as error:
         reader(path)
     message = str(error.value)
-    assert message.startswith(f"{path}: is no key of ed25519 in PEM (")
+    assert message.startswith(f"{path}: is not an ed25519 key in PEM (")
     assert "openssl" in message
     assert len(message.splitlines()) == 1
     assert base64.b64encode(KEY.private_bytes_raw()).decode() not in message
@@ -171,11 +171,11 @@ def test_the_wrong_half_an_encrypted_key_and_no_file_are_refused(keys: Pair, tmp
     locked = tmp_path / "locked.pem"
     locked.write_bytes(private(KEY, password=b"secret"))
     for read, path, reason in (
-        (Signer, keys.public, "is no key of ed25519 in PEM ("),
-        (Trusted, keys.private, "is no key of ed25519 in PEM (no PUBLIC KEY in it); make one of the private key"),
-        (Signer, locked, "is no key of ed25519 in PEM (Password was not given"),
+        (Signer, keys.public, "is not an ed25519 key in PEM ("),
+        (TrustedKeys, keys.private, "is not an ed25519 key in PEM (no PUBLIC KEY in it); make one of the private key"),
+        (Signer, locked, "is not an ed25519 key in PEM (Password was not given"),
         (Signer, tmp_path / "none", "cannot be read (No such file or directory); name a file with a key"),
-        (Trusted, tmp_path, "cannot be read (Is a directory); name a file with a key"),
+        (TrustedKeys, tmp_path, "cannot be read (Is a directory); name a file with a key"),
     ):
         with pytest.raises(SelectionError) as error:
             read(path)
@@ -186,7 +186,7 @@ def test_one_key_of_another_kind_among_others_is_refused(keys: Pair, tmp_path: P
     ring = tmp_path / "ring.pem"
     ring.write_bytes(keys.public.read_bytes() + public(ec_key(SECP256R1())))
     with pytest.raises(SelectionError, match="a key of another kind"):
-        Trusted(ring)
+        TrustedKeys(ring)
 
 
 WITHOUT = """
@@ -194,8 +194,8 @@ import sys
 sys.modules["cryptography"] = None
 from pathlib import Path
 from cosyjit.errors import SelectionError
-from cosyjit.store.signing import Signer, Trusted
-for read in (Signer, Trusted):
+from cosyjit.store.signing import Signer, TrustedKeys
+for read in (Signer, TrustedKeys):
     try:
         read(Path("/key.pem"))
     except SelectionError as error:

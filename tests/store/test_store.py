@@ -110,6 +110,25 @@ def test_a_missing_object_is_said_to_be_missing(kept: Store, tmp_path: Path) -> 
         kept.open(object_of(DIGEST))
 
 
+def test_a_copy_of_a_damaged_object_is_refused_and_the_object_stays_if_that_is_asked_for(
+    kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(kept, CONTENT)
+    write_behind(kept, object_of(DIGEST), b"other")
+    for _ in range(2):
+        with (tmp_path / "copy").open("wb") as file, pytest.raises(StoreError, match=f"object {DIGEST} is damaged"):
+            elsewhere(kept, monkeypatch, tmp_path).fetch(DIGEST, file, set_aside=False)
+    assert files_of(kept) == {object_of(DIGEST)}
+
+
+def test_several_objects_are_whole_if_each_is(kept: Store) -> None:
+    digests = [add(kept, b"1"), add(kept, b"2")]
+    assert kept.condition_of_all([]) == kept.condition_of_all(digests) == "whole"
+    assert kept.check_all_or_set_aside(digests) == "whole"
+    kept.remove(object_of(digests[1]))
+    assert kept.condition_of_all(digests) == kept.check_all_or_set_aside(digests) == "missing"
+
+
 @pytest.mark.parametrize("other", [b"an artifact's Bytes", b"", CONTENT + b"x", CONTENT[:-1]])
 def test_a_damaged_object_is_never_given_and_is_set_aside(
     other: bytes, kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,9 +188,9 @@ def test_no_store_has_room_for_all_bytes(kept: Store) -> None:
 
 def test_turns_are_taken_and_a_store_is_used_and_left(kept: Store) -> None:
     for _ in range(2):
-        with kept.in_use(), kept.turn("ab" * 16):
+        with kept.in_use(), kept.build_lock("ab" * 16):
             add(kept, CONTENT)
-        with kept.alone():
+        with kept.exclusive():
             kept.remove(object_of(DIGEST))
 
 
@@ -190,6 +209,7 @@ def test_the_default_store_is_in_the_home_directory(home: Path) -> None:
 
 def test_looking_makes_no_store(tmp_path: Path) -> None:
     store = Store(tmp_path / "a" / "store")
+    store.check_room(1)
     assert store.read("records/a.json") is None
     assert store.condition(DIGEST) == "missing"
     assert store.entries() == []
@@ -237,7 +257,9 @@ def test_tampering_is_seen_even_if_all_times_are_restored_that_can_be(tmp_path: 
     path.chmod(stat.S_IMODE(before.st_mode))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert store.condition(DIGEST) == "damaged"
+    for _ in range(2):
+        assert store.condition(DIGEST) == "damaged"
+    assert store.check_or_set_aside(DIGEST) == "damaged"
     assert store.condition(DIGEST) == "missing"
 
 
@@ -257,7 +279,9 @@ def test_what_is_no_file_is_no_object(put: Callable[[Path], object], tmp_path: P
     path = location(store, DIGEST)
     path.parent.mkdir(parents=True)
     put(path)
-    assert store.condition(DIGEST) == "damaged"
+    for _ in range(2):
+        assert store.condition(DIGEST) == "damaged"
+    assert store.check_or_set_aside(DIGEST) == "damaged"
     assert store.condition(DIGEST) == "missing"
     assert len(list(Path(store.root, "damaged").iterdir())) == 1
     add(store, CONTENT)
@@ -434,7 +458,7 @@ def test_who_wants_to_be_alone_waits_for_every_user(end: str, tmp_path: Path) ->
     with start(USE, store.root, "in_use") as first, start(USE, store.root, "in_use") as second:
         assert Path(said(first)).is_dir()
         assert Path(said(second)).is_dir()
-        with start(USE, store.root, "alone") as alone:
+        with start(USE, store.root, "exclusive") as alone:
             for user in (first, second):
                 wait_for(lambda: waits_for_a_lock(alone.pid))
                 leave(user, end)
@@ -458,7 +482,7 @@ def test_who_wants_to_be_alone_is_not_passed_by(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     with start(USE, store.root, "in_use") as first:
         assert said(first)
-        with start(USE, store.root, "alone") as alone:
+        with start(USE, store.root, "exclusive") as alone:
             wait_for(lambda: waits_for_a_lock(alone.pid))
             with start(USE, store.root, "in_use") as late:
                 wait_for(lambda: waits_for_a_lock(late.pid))
@@ -482,7 +506,7 @@ def test_who_is_waited_for_by_a_user_passes_by_who_wants_to_be_alone(tmp_path: P
     store = Store(tmp_path / "store")
     with start(USE, store.root, "in_use") as first:
         assert said(first)
-        with start(USE, store.root, "alone") as alone:
+        with start(USE, store.root, "exclusive") as alone:
             wait_for(lambda: waits_for_a_lock(alone.pid))
             with start(JOIN, store.root) as joining:
                 assert said(joining) == "joined"
@@ -512,9 +536,9 @@ def test_what_a_killed_process_left_goes_once_nobody_is_at_work(tmp_path: Path) 
 @pytest.mark.parametrize(("key", "waits"), [("ab" * 16, True), ("ac" * 16, False)])
 def test_the_same_is_built_in_turn_and_something_else_is_not_waited_for(key: str, waits: bool, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    with start(USE, store.root, "turn", "ab" * 16) as first:
+    with start(USE, store.root, "build_lock", "ab" * 16) as first:
         assert said(first) == "entered"
-        with start(USE, store.root, "turn", key) as second:
+        with start(USE, store.root, "build_lock", key) as second:
             if waits:
                 wait_for(lambda: waits_for_a_lock(second.pid))
                 first.kill()
@@ -573,9 +597,8 @@ CHANGES: dict[str, Callable[[Store], object]] = {
     "add": lambda store: add(store, CONTENT),
     "staging": lambda store: store.staging().__enter__(),
     "in_use": lambda store: store.in_use().__enter__(),
-    "turn": lambda store: store.turn("ab" * 16).__enter__(),
-    "alone": lambda store: store.alone().__enter__(),
-    "check_room": lambda store: store.check_room(1),
+    "build_lock": lambda store: store.build_lock("ab" * 16).__enter__(),
+    "exclusive": lambda store: store.exclusive().__enter__(),
 }
 
 
@@ -595,6 +618,7 @@ def test_a_store_that_cannot_be_written_is_named_in_one_line(place: str, change:
 LOOKS: dict[str, Callable[[Store], object]] = {
     "read": lambda store: store.read("records/a.json"),
     "condition": lambda store: store.condition(DIGEST),
+    "check_or_set_aside": lambda store: store.check_or_set_aside(DIGEST),
     "entries": lambda store: store.entries(),
     "entries below": lambda store: store.entries("heads"),
     "objects": lambda store: list(store.objects()),
@@ -604,12 +628,15 @@ LOOKS: dict[str, Callable[[Store], object]] = {
 }
 
 
-@pytest.mark.parametrize("look", LOOKS)
+LOCAL_LOOKS: dict[str, Callable[[Store], object]] = {**LOOKS, "check_room": lambda store: store.check_room(1)}
+
+
+@pytest.mark.parametrize("look", LOCAL_LOOKS)
 @pytest.mark.parametrize("place", ["file", "file/below", "loop/below", "n" * 300], ids=lambda place: place[:10])
 def test_a_store_that_cannot_be_read_is_named_in_one_line(place: str, look: str, occupied: Path) -> None:
     store = Store(occupied / place)
     with pytest.raises(StoreError) as error:
-        LOOKS[look](store)
+        LOCAL_LOOKS[look](store)
     assert str(error.value).startswith(f"{occupied / place}: cannot be read or written (")
     assert len(str(error.value).splitlines()) == 1
 
@@ -622,7 +649,7 @@ def test_what_is_no_store_is_refused_in_one_line(root: str) -> None:
     with pytest.raises(StoreError) as error:
         Store(root)
     message = str(error.value)
-    assert message.startswith(f"{plain(root)}: is no store (")
+    assert message.startswith(f"{plain(root)}: is not a store (")
     assert message.endswith("); give a directory or an fsspec URL")
     assert len(message.splitlines()) == 1
 
@@ -694,7 +721,7 @@ def test_what_cannot_be_remembered_is_only_read_again(tmp_path: Path) -> None:
 def test_a_url_with_a_password_is_refused_and_not_quoted(root: str, shown: str) -> None:
     with pytest.raises(StoreError) as error:
         Store(root)
-    assert str(error.value).startswith(f"{shown}: is no store (")
+    assert str(error.value).startswith(f"{shown}: is not a store (")
     assert "55" not in repr(error.value)
 
 
@@ -799,7 +826,7 @@ def test_a_home_that_takes_no_copies_is_done_without(
     monkeypatch.setenv("HOME", "/proc/nope")
     store = Store(shared.root)
     store.check_room(1)
-    with store.in_use(), store.turn("ab" * 16):
+    with store.in_use(), store.build_lock("ab" * 16):
         assert add(store, CONTENT) == DIGEST
         for _ in range(2):
             assert fetched(store, DIGEST, tmp_path / "copy") == CONTENT
@@ -852,15 +879,15 @@ def test_machines_that_add_the_same_object_at_once_add_one(shared: Store, tmp_pa
 def test_two_machines_take_turns(s3: Service, tmp_path: Path) -> None:
     url, key = s3.url(), "ab" * 16
     asked: list[tuple[str, str]] = []
-    with start(AT_HOME + USE, tmp_path / "first", url, "turn", key) as first:
+    with start(AT_HOME + USE, tmp_path / "first", url, "build_lock", key) as first:
         assert said(first) == "entered"
         with (
             s3.proxied(lambda *request: asked.append(request)),
-            start(AT_HOME + USE, tmp_path / "second", url, "turn", key) as second,
+            start(AT_HOME + USE, tmp_path / "second", url, "build_lock", key) as second,
         ):
             wait_for(lambda: sum(path.endswith(key) for _, path in asked) > 5)
             assert second.poll() is None
-            with Store(url).turn("ac" * 16):
+            with Store(url).build_lock("ac" * 16):
                 leave(first)
             assert said(second) == "entered"
             leave(second)
@@ -869,9 +896,9 @@ def test_two_machines_take_turns(s3: Service, tmp_path: Path) -> None:
 
 def test_the_processes_of_one_machine_take_turns_by_its_own_locks() -> None:
     url = unique_url()  # of which each process has its own
-    with start(USE, url, "turn", "ab" * 16) as first:
+    with start(USE, url, "build_lock", "ab" * 16) as first:
         assert said(first) == "entered"
-        with start(USE, url, "turn", "ab" * 16) as second:
+        with start(USE, url, "build_lock", "ab" * 16) as second:
             wait_for(lambda: waits_for_a_lock(second.pid))
             leave(first)
             assert said(second) == "entered"
@@ -880,7 +907,7 @@ def test_the_processes_of_one_machine_take_turns_by_its_own_locks() -> None:
 
 REMOTE: dict[str, Callable[[Store], object]] = {
     **LOOKS,
-    **{name: change for name, change in CHANGES.items() if name not in {"staging", "alone", "check_room"}},
+    **{name: change for name, change in CHANGES.items() if name not in {"staging", "exclusive"}},
     "fetch": lambda store: store.fetch(DIGEST, io.BytesIO()),
     "verify": verify_store,
     "history": lambda store: PublishedDirectory(Path("/nowhere"), store).history(),

@@ -13,11 +13,36 @@ from typing import Final
 import pytest
 
 from cosyjit.fs import files
+from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import settle
-from cosyjit.weights.digests import Digests
 
 SIZE: Final = 5 * 4096
 """Of the files, in bytes: some pages."""
+
+CHANGING: Final = {
+    "rewritten": "os.pwrite(fd, contents[i % 2], 0)",
+    "rewritten in part": "os.pwrite(fd, contents[i % 2][:len(contents[0]) // 2], 0); time.sleep(0.001); "
+    "os.pwrite(fd, contents[i % 2][len(contents[0]) // 2:], len(contents[0]) // 2)",
+    "cut short": "os.ftruncate(fd, random.randrange(len(contents[0]))); time.sleep(0.001); "
+    "os.pwrite(fd, contents[0], 0)",
+    "replaced": "open(sys.argv[1] + '.new', 'wb').write(contents[i % 2]); "
+    "os.replace(sys.argv[1] + '.new', sys.argv[1])",
+    "longer": "os.pwrite(fd, bytes(i), len(contents[0])); time.sleep(0.001); os.ftruncate(fd, len(contents[0]))",
+}
+
+CHANGED: Final = "was changed while it was read; run again when it is complete"
+
+WRITER: Final = """
+import os, random, select, sys, time
+
+fd = os.open(sys.argv[1], os.O_RDWR)
+contents = [open(path, "rb").read() for path in sys.argv[2:]]
+print("ready", flush=True)
+i = 0
+while not select.select([sys.stdin], [], [], random.random() * 0.06)[0]:
+    i += 1
+    {change}
+"""
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _EXCHANGE: Final = 2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from cosyjit.fs.files import sha256_of_folder
+from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.provenance import latest, record
 from cosyjit.provenance.fingerprint import Fingerprint
 from cosyjit.provenance.record import Material, Record
@@ -21,7 +21,7 @@ from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
-from cosyjit.weights.digests import TensorDigest
+from cosyjit.weights.tensor_digests import TensorDigest
 
 if TYPE_CHECKING:
     import subprocess

@@ -119,7 +119,7 @@ def test_over_files_that_have_not_changed_nothing_is_read(
 
     monkeypatch.setattr("cosyjit.processes.worker.run", read)
     monkeypatch.setattr("cosyjit.weights.weights_file.opened", read)
-    monkeypatch.setattr("cosyjit.weights.digests.opened", read)
+    monkeypatch.setattr("cosyjit.weights.tensor_digests.opened", read)
     assert states(export(tiny3, publish=tmp_path)) == {"llm.vllm.bf16": "cached"}
     assert [each.fingerprint for each in find_targets(tiny3, store=filled)] == [each.fingerprint for each in found]
     assert (tmp_path / "vllm" / "model.safetensors").stat().st_ino == inode

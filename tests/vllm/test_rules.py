@@ -12,10 +12,11 @@ import pytest
 from cosyjit.configuration.base_model import read_base
 from cosyjit.errors import CheckpointError, ConfigError, CosyjitError, TensorMismatchError
 from cosyjit.families import PRECISIONS
+from cosyjit.fs.digests import Digests
 from cosyjit.provenance.fingerprint import canonical
 from cosyjit.vllm.rules import Folder, plan_folder
-from cosyjit.weights.digests import Digests
 from cosyjit.weights.pickle_reader import Other
+from cosyjit.weights.tensor_digests import read_tensors
 from cosyjit.weights.tensors import Entries, StoredTensor
 from tests.support.vllm_folders import FOLDERS, component_of, entries_of, planned
 
@@ -136,7 +137,7 @@ def test_counters_that_training_leaves_stay_out(tiny3: Path) -> None:
 
 def test_digests_give_the_same_folder_as_the_index(tiny_folder: Path, tmp_path: Path) -> None:
     path = tiny_folder / "llm.pt"
-    weights = Digests(tmp_path).tensors([path])[path]
+    weights = read_tensors(Digests(tmp_path), [path])[path]
     base = read_base(tiny_folder)
     assert plan_folder(component_of(tiny_folder), base, path, weights.tensors) == planned(tiny_folder)
 
@@ -330,7 +331,7 @@ def test_all_tensors_that_fit_no_rule_are_listed_at_once(tiny2: Path) -> None:
 
 def test_entries_known_by_digests_that_are_no_tensors_are_listed_too(tiny3: Path, tmp_path: Path) -> None:
     path = tiny3 / "llm.pt"
-    tensors = dict(Digests(tmp_path).tensors([path])[path].tensors)
+    tensors = dict(read_tensors(Digests(tmp_path), [path])[path].tensors)
     name = "llm.model.model.norm.weight"
     tensors[name] = tensors[name]._replace(dtype="dict", shape=())
     tensors["epoch"] = tensors[name]._replace(dtype="int", shape=())
@@ -400,7 +401,7 @@ def test_a_head_that_is_the_embedding_is_refused(tiny3: Path, tmp_path: Path) ->
     entries["llm_decoder.weight"] = entries["speech_embedding.weight"]
     assert refusal(CheckpointError, tiny3, entries) == words
     path = tiny3 / "llm.pt"
-    tensors = dict(Digests(tmp_path).tensors([path])[path].tensors)
+    tensors = dict(read_tensors(Digests(tmp_path), [path])[path].tensors)
     tensors["llm_decoder.weight"] = tensors["speech_embedding.weight"]
     with pytest.raises(CheckpointError) as error:
         plan_folder(component_of(tiny3), read_base(tiny3), path, tensors)

@@ -376,13 +376,14 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-from cosyjit.weights.digests import Digests
+from cosyjit.fs.digests import Digests
+from cosyjit.weights.tensor_digests import read_tensors
 from cosyjit import build, plan
 from cosyjit.errors import CheckpointError
 
 path = Path(sys.argv[1])
 try:
-    tensors = Digests(path.parent / "digests").tensors([path])[path].tensors
+    tensors = read_tensors(Digests(path.parent / "digests"), [path])[path].tensors
     print(len(tensors), *{tensor.digest for tensor in tensors.values()})
 except CheckpointError as error:
     print(error)

@@ -6,7 +6,6 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cosyjit.errors import CheckpointError
+from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
-from cosyjit.weights.digests import Digests, TensorDigest, _kind
 from cosyjit.weights.fit import PLAIN
+from cosyjit.weights.tensor_digests import TensorDigest, _kind, are_remembered, read_tensors
 from cosyjit.weights.tensors import ITEM_SIZES
-from tests.support.file_changes import need_stamps
+from tests.support.file_changes import CHANGED, CHANGING, WRITER, need_stamps
 from tests.support.processes import ROOT, finished, spawn, start, wait_for
 
 Save = Callable[..., Path]
@@ -48,7 +48,7 @@ def save(tmp_path: Path) -> Save:
 
 def taken(path: Path, memory: Digests | None = None) -> Taken:
     """The digests of a file's tensors; nothing is remembered without a memory."""
-    return (memory or Digests(Path("/proc/no memory"))).tensors([path])[path].tensors
+    return read_tensors(memory or Digests(Path("/proc/no memory")), [path])[path].tensors
 
 
 def expected(tensor: Tensor) -> TensorDigest:
@@ -113,7 +113,7 @@ def test_a_tensor_longer_than_what_is_read_at_a_time_has_its_digest(size: int, s
 def test_many_tensors_in_several_files_each_have_theirs(save: Save, memory: Digests) -> None:
     states = [{f"{i}.{j}": numbers((300 + i, 700 + j), torch.float32) for j in range(20)} for i in range(3)]
     paths = [save(f"{i}.pt", **state) for i, state in enumerate(states)]
-    found = memory.tensors(paths)
+    found = read_tensors(memory, paths)
     for path, state in zip(paths, states, strict=True):
         assert found[path].tensors == {name: expected(tensor) for name, tensor in state.items()}
         assert found[path].identity == Identity.of(path)
@@ -151,7 +151,7 @@ def test_type_shape_and_sign_of_zero_count(save: Save) -> None:
     assert found["a"].digest == found["d"].digest
 
 
-def test_an_entry_that_is_no_tensor_has_the_name_of_its_type(save: Save) -> None:
+def test_an_entry_that_is_not_a_tensor_has_the_name_of_its_type(save: Save) -> None:
     assert taken(save(epoch=3, sparse=torch.eye(2).to_sparse(), x=torch.ones(2))) == {
         "epoch": TensorDigest("int", (), ""),
         "sparse": TensorDigest("Tensor, sparse", (), ""),
@@ -161,12 +161,12 @@ def test_an_entry_that_is_no_tensor_has_the_name_of_its_type(save: Save) -> None
 
 def test_tensors_that_are_not_wanted_are_left_out(save: Save, memory: Digests) -> None:
     path = save(**{"a.x": torch.ones(2), "a.y": torch.zeros(2), "b.x": torch.ones(3), "c": 5, "ab": torch.ones(1)})
-    wanted = memory.tensors([path], ["a.", "c"])[path].tensors
+    wanted = read_tensors(memory, [path], ["a.", "c"])[path].tensors
     assert wanted == {name: each for name, each in taken(path).items() if name in {"a.x", "a.y", "c"}}
-    assert memory.known(path, ["c", "a."])
-    assert not memory.known(path, ["a."])
-    assert not memory.known(path)
-    assert memory.tensors([path], ["c", "a."])[path].tensors == wanted
+    assert are_remembered(memory, path, ["c", "a."])
+    assert not are_remembered(memory, path, ["a."])
+    assert not are_remembered(memory, path)
+    assert read_tensors(memory, [path], ["c", "a."])[path].tensors == wanted
     assert taken(path, memory) == taken(path)
 
 
@@ -175,11 +175,12 @@ def test_tensors_that_are_not_wanted_are_left_out(save: Save, memory: Digests) -
 OPENED: Final = """
 import sys
 from pathlib import Path
-from cosyjit.weights.digests import Digests
+from cosyjit.fs.digests import Digests
+from cosyjit.weights.tensor_digests import read_tensors
 
 opened = []
 sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "open" else None)
-Digests(Path(sys.argv[1])).tensors([Path(path) for path in sys.argv[2:]])
+read_tensors(Digests(Path(sys.argv[1])), [Path(path) for path in sys.argv[2:]])
 print(*(Path(path).name for path in opened if path.endswith(".pt")))
 """
 
@@ -199,9 +200,9 @@ def remembered(memory: Digests) -> Path:
 
 def alter(memory: Digests, path: Path) -> None:
     """Have something remembered of a file that is not so, to see whether it is believed."""
-    kinds: dict[str, Any] = {_kind(("",)): {"reading": PLAIN, "needs": "", "tensors": ALTERED}, "sha256": "0" * 64}
-    (kind,) = (kind for kind in kinds if (memory.directory.parent / memory._memory(kind, path)).exists())
-    memory._remember(kind, path, Identity.of(path), kinds[kind])
+    identity = Identity.of(path)
+    assert memory.recall(_kind(("",)), path, identity) is not None
+    memory.remember(_kind(("",)), path, identity, {"reading": PLAIN, "needs": "", "tensors": ALTERED})
 
 
 ALTERED: Final = {"remembered": TensorDigest("int8", (5,), "0" * 32)}
@@ -218,10 +219,10 @@ def test_a_file_that_has_not_changed_is_not_opened_again(save: Save, memory: Dig
 
 def test_what_is_remembered_is_what_was_taken(save: Save, memory: Digests) -> None:
     path = save(x=numbers((3, 4), torch.float16), scalar=torch.tensor(True), epoch=3, empty=torch.empty(0))
-    assert not memory.known(path)
-    first = memory.tensors([path])
-    assert memory.known(path)
-    assert Digests(memory.directory).tensors([path]) == first
+    assert not are_remembered(memory, path)
+    first = read_tensors(memory, [path])
+    assert are_remembered(memory, path)
+    assert read_tensors(Digests(memory.directory), [path]) == first
     alter(memory, path)
     assert taken(path, memory) == ALTERED
 
@@ -253,17 +254,17 @@ CHANGES: Final[list[Callable[[Path], None]]] = [
 @pytest.mark.parametrize("change", CHANGES, ids=["touched", "rewritten", "replaced", "dated back", "saved"])
 def test_a_file_that_was_changed_is_read_again(change: Callable[[Path], None], save: Save, memory: Digests) -> None:
     path = save(x=torch.ones(3))
-    memory.tensors([path])
+    read_tensors(memory, [path])
     alter(memory, path)
     change(path)
-    assert not memory.known(path)
+    assert not are_remembered(memory, path)
     assert taken(path, memory) == taken(path)
-    assert memory.known(path)
+    assert are_remembered(memory, path)
 
 
 def test_a_file_that_was_moved_is_read_again_and_the_one_that_took_its_place(save: Save, memory: Digests) -> None:
     path = save(x=torch.ones(3))
-    memory.tensors([path])
+    read_tensors(memory, [path])
     alter(memory, path)
     moved = path.rename(path.with_name("moved.pt"))
     assert taken(moved, memory) == taken(moved)
@@ -314,7 +315,7 @@ def damaged(content: bytes) -> list[bytes]:
 @pytest.mark.parametrize("case", range(20))
 def test_a_damaged_memory_is_taken_anew(case: int, save: Save, memory: Digests) -> None:
     path = save(x=torch.ones(3))
-    memory.tensors([path])
+    read_tensors(memory, [path])
     where = remembered(memory)
     whole = where.read_bytes()
     contents = damaged(whole)
@@ -331,14 +332,13 @@ def test_a_memory_that_cannot_be_written_to_costs_time_only(directory: str, tmp_
     memory = Digests(tmp_path / directory)
     for _ in range(2):
         assert taken(path, memory) == {"x": expected(torch.ones(3))}
-        assert memory.sha256(path) == sha256(path.read_bytes()).hexdigest()
-        assert not memory.known(path)
+        assert not are_remembered(memory, path)
     assert list(memory.of_missing()) == []
 
 
 def test_a_directory_in_place_of_what_is_remembered_is_harmless(save: Save, memory: Digests) -> None:
     path = save(x=torch.ones(3))
-    memory.tensors([path])
+    read_tensors(memory, [path])
     where = remembered(memory)
     where.unlink()
     where.mkdir()
@@ -347,64 +347,18 @@ def test_a_directory_in_place_of_what_is_remembered_is_harmless(save: Save, memo
     assert list(memory.directory.iterdir()) == [where]
 
 
-def test_what_is_no_weights_file_is_not_remembered(memory: Digests, tmp_path: Path) -> None:
+def test_what_is_not_a_weights_file_is_not_remembered(memory: Digests, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with pytest.raises(CheckpointError, match="does not exist"):
-        memory.tensors([path])
-    assert not memory.known(path)
+        read_tensors(memory, [path])
+    assert not are_remembered(memory, path)
     path.write_bytes(b"te")
     with pytest.raises(CheckpointError, match="is damaged"):
-        memory.tensors([path])
+        read_tensors(memory, [path])
     assert not memory.directory.exists()
 
 
-def test_the_sha256_of_a_file_is_remembered_until_it_changes(save: Save, memory: Digests) -> None:
-    path = save(x=torch.ones(3))
-    digest = sha256(path.read_bytes()).hexdigest()
-    assert memory.sha256(path) == digest
-    alter(memory, path)
-    assert memory.sha256(path) == "0" * 64
-    path.touch()
-    assert memory.sha256(path) == digest
-    path.touch()
-    memory.remember_sha256(path, "1" * 64, Identity.of(path))
-    assert memory.sha256(path) == "1" * 64
-    assert not memory.known(path)
-
-
-def test_a_sha256_that_is_taken_in_the_background_is_waited_for(save: Save, memory: Digests) -> None:
-    path = save(x=torch.zeros(4 << 20))
-    memory.begin_sha256([path.with_name("missing"), path])
-    wait_for(lambda: memory.directory.exists() and list(memory.directory.glob("*.json")))
-    assert memory.sha256(path) == sha256(path.read_bytes()).hexdigest()
-
-
 # What happens to a file while it is read.
-
-CHANGING: Final = {
-    "rewritten": "os.pwrite(fd, contents[i % 2], 0)",
-    "rewritten in part": "os.pwrite(fd, contents[i % 2][:len(contents[0]) // 2], 0); time.sleep(0.001); "
-    "os.pwrite(fd, contents[i % 2][len(contents[0]) // 2:], len(contents[0]) // 2)",
-    "cut short": "os.ftruncate(fd, random.randrange(len(contents[0]))); time.sleep(0.001); "
-    "os.pwrite(fd, contents[0], 0)",
-    "replaced": "open(sys.argv[1] + '.new', 'wb').write(contents[i % 2]); "
-    "os.replace(sys.argv[1] + '.new', sys.argv[1])",
-    "longer": "os.pwrite(fd, bytes(i), len(contents[0])); time.sleep(0.001); os.ftruncate(fd, len(contents[0]))",
-}
-
-CHANGED: Final = "was changed while it was read; run again when it is complete"
-
-WRITER: Final = """
-import os, random, select, sys, time
-
-fd = os.open(sys.argv[1], os.O_RDWR)
-contents = [open(path, "rb").read() for path in sys.argv[2:]]
-print("ready", flush=True)
-i = 0
-while not select.select([sys.stdin], [], [], random.random() * 0.06)[0]:
-    i += 1
-    {change}
-"""
 
 
 @pytest.mark.parametrize("change", CHANGING.values(), ids=CHANGING)
@@ -433,38 +387,14 @@ def test_a_file_that_is_changed_while_it_is_read_never_has_a_wrong_digest(
     assert all(message.startswith(f"{path}: ") and len(message.splitlines()) == 1 for message in errors)
 
 
-def test_a_file_that_is_changed_while_its_sha256_is_taken_never_has_a_wrong_one(
-    save: Save, memory: Digests, tmp_path: Path
-) -> None:
-    originals = [save(f"{value}.pt", x=torch.full((2 << 20,), float(value))) for value in range(2)]
-    right = [sha256(path.read_bytes()).hexdigest() for path in originals]
-    path = Path(shutil.copy(originals[0], tmp_path / "changing.pt"))
-    errors: list[str] = []
-    with start(WRITER.format(change=CHANGING["rewritten"]), path, *originals) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-
-        def seen() -> bool:
-            try:
-                assert memory.sha256(path) in right
-            except CheckpointError as error:
-                errors.append(str(error))
-            return len(errors) == 5
-
-        assert wait_for(seen)
-        writer.communicate()
-    assert errors == [f"{path}: {CHANGED}"] * 5
-    assert memory.sha256(path) == sha256(path.read_bytes()).hexdigest()
-
-
 PEAK: Final = """
 import sys
 from pathlib import Path
-from cosyjit.weights.digests import Digests
+from cosyjit.fs.digests import Digests
+from cosyjit.weights.tensor_digests import read_tensors
 
 memory = Digests(Path(sys.argv[1]))
-memory.tensors([Path(sys.argv[2])])
-memory.sha256(Path(sys.argv[2]))
+read_tensors(memory, [Path(sys.argv[2])])
 # Not `ru_maxrss`, in which a process inherits its parent's.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -496,11 +426,12 @@ def test_threads_that_take_digests_at_once_agree(save: Save, memory: Digests) ->
 EMPTY: Final = """
 import resource, sys
 from pathlib import Path
-from cosyjit.weights.digests import Digests
+from cosyjit.fs.digests import Digests
+from cosyjit.weights.tensor_digests import read_tensors
 
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
-print(Digests(Path(sys.argv[1])).tensors([Path(sys.argv[2])])[Path(sys.argv[2])].tensors["x"])
+print(read_tensors(Digests(Path(sys.argv[1])), [Path(sys.argv[2])])[Path(sys.argv[2])].tensors["x"])
 """
 
 
