@@ -37,7 +37,7 @@ from cosyjit.pipeline import Outcome, Pending
 from cosyjit.planning import plan as planning
 from cosyjit.planning.plan import Planned, Target
 from cosyjit.prefect_api import check_version
-from cosyjit.processes import worker
+from cosyjit.processes.worker import CancelScope
 from cosyjit.reports import report
 from cosyjit.store.store import Store
 from cosyjit.text import plain, without_password
@@ -76,8 +76,8 @@ def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  #
 class _Work:
     """What a task is given; of no type that Prefect and Dask would search for the results of other tasks."""
 
-    def __init__(self, planned: Planned, store: Store, directory: Path | None) -> None:
-        self.planned, self.store, self.directory = planned, store, directory
+    def __init__(self, planned: Planned, store: Store, directory: Path | None, scope: CancelScope | None) -> None:
+        self.planned, self.store, self.directory, self.scope = planned, store, directory, scope
 
 
 def build(work: _Work) -> State[Outcome]:
@@ -95,7 +95,13 @@ def build(work: _Work) -> State[Outcome]:
     # On a worker of Dask's the flow's process is another one, which holds the store itself.
     with _explained(), store.in_use(joining=True) if directory is None else nullcontext():
         outcome = pipeline.make(
-            planned, store, directory, memory=memory, progress=lambda stage: _log(logging.INFO, stage), run=run
+            planned,
+            store,
+            directory,
+            memory=memory,
+            progress=lambda stage: _log(logging.INFO, stage),
+            run=run,
+            scope=work.scope,
         )
     if outcome.record:
         figures = {plain(name): value for name, value in outcome.record.figures.items()}
@@ -181,7 +187,6 @@ def export(
         replace: Put a folder that others have written where vllm/ is to be published aside.
     """
     sources = [source] if isinstance(source, str) else source
-    worker.reopen()
     _listen()
     try:
         _check(sources, publish)
@@ -191,12 +196,14 @@ def export(
         planning.check_apart(store, *sources, publish)
         with ExitStack() as held:
             _patiently(lambda: held.enter_context(store.in_use()))
+            scope = CancelScope()
             work = [
-                _export(each, components, precisions, publish, store, force=force, replace=replace) for each in sources
+                _export(each, components, precisions, publish, store, scope, force=force, replace=replace)
+                for each in sources
             ]
             for each in work:
                 held.callback(each.close)  # after an error, what each has brought is removed, once nothing is built
-            held.enter_context(worker.stopped_on_error())
+            held.enter_context(scope)
             for each in work:
                 next(each)  # all of it is under way before any of it is waited for
             exported = [next(each) for each in work]
@@ -236,6 +243,7 @@ def _export(
     precisions: list[str] | None,
     publish: str | None,
     store: Store,
+    scope: CancelScope,
     *,
     force: bool,
     replace: bool,
@@ -248,7 +256,7 @@ def _export(
         )
         directory = pipeline.publication_directory(planned, publish)
         with pipeline.ready(planned, store, directory, replace_others=replace):
-            pending = pipeline.begin(planned, lambda each: _submit(each, store, directory))
+            pending = pipeline.begin(planned, lambda each: _submit(each, store, directory, scope))
             yield begun
             outcomes = pipeline.gather(planned, pending)
             done = _patiently(lambda: pipeline.conclude(outcomes, store, directory, replace_others=replace))
@@ -260,10 +268,10 @@ def _export(
         yield from (failed, failed)
 
 
-def _submit(planned: Planned, store: Store, directory: Path) -> Pending:
-    elsewhere = settings.dask() is not None
+def _submit(planned: Planned, store: Store, directory: Path, scope: CancelScope) -> Pending:
+    elsewhere = settings.dask() is not None  # where neither the directory nor the scope can be had
     # The future of a task that returns a state gives what is in the state.
-    work = _Work(planned, store, None if elsewhere else directory)
+    work = _Work(planned, store, *((None, None) if elsewhere else (directory, scope)))
     return cast("Pending", _task(planned.target).submit(work))
 
 

@@ -49,18 +49,24 @@ class Artifact:
         return {self.path / name: digest for name, digest in self.files.items()}
 
 
-def build(target: Target, directory: Path, progress: worker.Progress | None = None) -> Artifact:
+def build(
+    target: Target,
+    directory: Path,
+    progress: worker.Progress | None = None,
+    scope: worker.CancelScope | None = None,
+) -> Artifact:
     """Build a target in a process of its own, whether or not the store has it, and verify it in another one.
 
     Args:
         target: from `plan`.
         directory: where to put the artifact, in a new directory named for the target.
         progress: is told the name of each stage.
+        scope: cancels the build together with the rest of its export; None if nothing does.
 
     Raises:
         InputError: the model directory has changed since it was planned.
         OutputError: the artifact cannot be brought to the disk.
-        BuildError: a process was killed.
+        BuildError: a process was killed, or the scope is cancelled.
         VerificationError: the artifact is not what its encoder is.
     """
     begun = time.perf_counter()
@@ -68,9 +74,9 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
     try:
         path.mkdir()
         maker = _MAKERS[target.component.kind]
-        made, underflows = worker.run(maker.build, target, path, progress=progress, into=path)
+        made, underflows = worker.run(maker.build, target, path, progress=progress, into=path, scope=scope)
         built = time.perf_counter()
-        proof = maker.prove(target, made, progress)
+        proof = maker.prove(target, made, progress, scope)
         figures = {**proof.errors, "underflows": underflows, "verify_seconds": round(time.perf_counter() - built, 3)}
         size = sum(each.stat().st_size for each in _files_of(made))
         artifact = Artifact(target, made, proof.sha256, size, time.perf_counter() - begun, figures, proof.files)
@@ -201,17 +207,21 @@ class _Proof(NamedTuple):
     files: Mapping[str, str] | None = None
 
 
-def _prove_zip(target: Target, path: Path, progress: worker.Progress | None) -> _Proof:
+def _prove_zip(
+    target: Target, path: Path, progress: worker.Progress | None, scope: worker.CancelScope | None
+) -> _Proof:
     with ThreadPoolExecutor(1) as pool:
         synced = pool.submit(_sync, path)
-        errors = worker.run(_verify, target, path, progress=progress)
+        errors = worker.run(_verify, target, path, progress=progress, scope=scope)
         return _Proof(errors, synced.result())
 
 
-def _prove_folder(target: Target, path: Path, progress: worker.Progress | None) -> _Proof:
+def _prove_folder(
+    target: Target, path: Path, progress: worker.Progress | None, scope: worker.CancelScope | None
+) -> _Proof:
     with ThreadPoolExecutor(1) as pool:
         synced = pool.submit(_sync_folder, path)
-        digests = worker.run(_verify_folder, target, path, progress=progress)
+        digests = worker.run(_verify_folder, target, path, progress=progress, scope=scope)
         synced.result()
     return _Proof({}, sha256_of_folder(digests), digests)
 
@@ -220,7 +230,7 @@ class _Maker(NamedTuple):
     """How an artifact of a kind is built, in a process of its own, and proven and brought to the disk."""
 
     build: Callable[..., tuple[Path, int]]
-    prove: Callable[[Target, Path, worker.Progress | None], _Proof]
+    prove: Callable[[Target, Path, worker.Progress | None, worker.CancelScope | None], _Proof]
 
 
 _MAKERS: Final = {"zip": _Maker(_build, _prove_zip), "vllm": _Maker(_build_folder, _prove_folder)}

@@ -55,7 +55,7 @@ def collect(store: Store, *, keep: int = KEEP, older_than: float = OLDER_THAN, r
         found = list(_Search(store, oldest).found(keep))
         if remove:
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]
-            memory.tidy(memory.notes())
+            memory.tidy(memory.reservations_directory())
             store.digests.tidy()
     found += _copies(store, older_than, remove=remove)
     return sorted(found, key=lambda entry: -entry.size)

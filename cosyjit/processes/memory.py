@@ -73,8 +73,8 @@ def _lines(path: Path) -> list[str]:
     return []
 
 
-def notes() -> Path:
-    """Where the builds of this user on this machine note what memory they need, whatever their stores are."""
+def reservations_directory() -> Path:
+    """Where the builds of this user on this machine reserve memory, whatever their stores are."""
     try:
         return Path(files.DEFAULT_ROOT).expanduser() / "locks" / "memory"
     except RuntimeError:  # there is no home
