@@ -14,7 +14,7 @@ from typing import Final, Literal, Protocol
 
 from cosyjit.building.build import build
 from cosyjit.documents import now
-from cosyjit.errors import InputError, ResourceError, SignatureError, StoreError, line
+from cosyjit.errors import InputError, ResourceError, SignatureError, StoreError, line, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.fs.waits import Wait
 from cosyjit.planning.plan import Planned, Target, check_apart, compare_one, localize, plan, remember
@@ -200,6 +200,7 @@ def _outcome(target: Target, pending: Pending) -> Outcome:
     except ResourceError:  # which is no target's
         raise
     except Exception as error:  # noqa: BLE001  (one target's failure is not the others')
+        log_cause(error)
         return Outcome(target, "failed", error=line(error))
 
 

@@ -27,6 +27,9 @@ REQUIRE_SIGNATURE: Final = "COSYJIT_REQUIRE_SIGNATURE"
 WAIT: Final = "COSYJIT_WAIT"
 """The variable that says how long other processes are waited for at most, in s."""
 
+LOG: Final = "COSYJIT_LOG"
+"""The variable that says how much is logged: `debug` adds the traceback of each error that is shown as one line."""
+
 SERVER: Final = "PREFECT_API_URL"
 """Prefect's own variable for its server's API."""
 
@@ -40,7 +43,7 @@ def memory() -> int | None:
     """How much memory builds may take on this machine at a time, in bytes; None if the environment does not say.
 
     Raises:
-        SelectionError: it says something that is no number above 0.
+        SelectionError: it says something that is not a number above 0.
     """
     given = os.environ.get(MEMORY)
     if not given:
@@ -50,7 +53,7 @@ def memory() -> int | None:
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise SelectionError(f"{MEMORY}={given}: is no amount of memory; give a number of GB, such as 8 or 0.5")
+        raise SelectionError(f"{MEMORY}={given}: is not an amount of memory; give a number of GB, such as 8 or 0.5")
     return size
 
 
@@ -73,13 +76,25 @@ def wait() -> float | None:
     """How long other processes are waited for at most, in s; None if the environment does not say.
 
     Raises:
-        SelectionError: it says something that is no number.
+        SelectionError: it says something that is not a number.
     """
     given = os.environ.get(WAIT)
     try:
         return float(given) if given else None
     except ValueError:
-        raise SelectionError(f"{WAIT}={given}: is no number of seconds; give one, such as 60") from None
+        raise SelectionError(f"{WAIT}={given}: is not a number of seconds; give one, such as 60") from None
+
+
+def debug() -> bool:
+    """Whether the environment asks for the debug log.
+
+    Raises:
+        SelectionError: it names a level that does not exist.
+    """
+    given = os.environ.get(LOG)
+    if given not in {None, "", "info", "debug"}:
+        raise SelectionError(f"{LOG}={given}: is not a level of the log; give debug or info")
+    return given == "debug"
 
 
 def _path(variable: str) -> Path | None:

@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
@@ -31,7 +30,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.filesize import decimal
 
 from cosyjit import pipeline, settings
-from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line
+from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line, log_cause, trace
 from cosyjit.operations.trends import trends
 from cosyjit.pipeline import Outcome, Pending
 from cosyjit.planning import plan as planning
@@ -118,10 +117,11 @@ def _explained() -> Iterator[None]:
     """Let each error be one of cosyjit's, whose text is a line: Prefect shows it in the log and in the state."""
     try:
         yield
-    except CosyjitError:
+    except CosyjitError as error:
+        log_cause(error)
         raise
     except Exception as error:  # noqa: BLE001  (of torch, for one)
-        _log(logging.ERROR, *"".join(traceback.format_exception(error)).splitlines())
+        _log(logging.ERROR, *trace(error).splitlines())
         raise BuildError(line(error)) from None
 
 
@@ -187,8 +187,8 @@ def export(
         replace: Put a folder that others have written where vllm/ is to be published aside.
     """
     sources = [source] if isinstance(source, str) else source
-    _listen()
     try:
+        _listen()
         _check(sources, publish)
         store = Store(
             settings.store(), sign=settings.sign(), require=settings.require_signature(), wait=settings.wait()
@@ -208,6 +208,7 @@ def export(
                 next(each)  # all of it is under way before any of it is waited for
             exported = [next(each) for each in work]
     except CosyjitError as error:
+        log_cause(error)
         return Failed(message=plain(str(error)))
     outcomes = [outcome for each in exported for outcome in each.outcomes]
     _show(exported, outcomes)
@@ -263,6 +264,7 @@ def _export(
         _log(logging.INFO, source, *report.summary(done).splitlines())
         yield _Exported(source, done, report.run_page(source, done, _trends(store, directory)))
     except CosyjitError as error:
+        log_cause(error)
         _log(logging.ERROR, str(error))
         failed = _Exported(source, error=str(error))
         yield from (failed, failed)
@@ -282,6 +284,7 @@ def _patiently(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
     except TransientError as error:
         if not delays:
             raise
+        log_cause(error)
         _log(logging.WARNING, f"{error} (tried again in {delays[0]} s)")
     time.sleep(delays[0])
     return _patiently(call, delays[1:])
@@ -291,8 +294,11 @@ class _RunHandler(logging.Handler):
     """Lets the log of the run that a thread works for have what cosyjit tells of itself, such as downloads."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # Prefect's own level decides on what is below it; COSYJIT_LOG has decided on this.
+        debugging = record.levelno == logging.DEBUG
+        lines = record.getMessage().splitlines() if debugging else [record.getMessage()]
         with suppress(MissingContextError):
-            _log(record.levelno, record.getMessage())
+            _log(max(record.levelno, logging.INFO), *lines)
 
 
 def _listen() -> None:
@@ -302,7 +308,7 @@ def _listen() -> None:
         handler = _RunHandler()
         handler.set_name(_RunHandler.__name__)
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if settings.debug() else logging.INFO)
 
 
 def _trends(store: Store, directory: Path) -> dict[str, Any]:

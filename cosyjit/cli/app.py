@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
 from cosyjit import __version__, pipeline, settings
-from cosyjit.cli.console import Told, show, show_json, stages, tell
-from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError
+from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
@@ -33,6 +33,11 @@ FAILED = 1
 
 BAD_INPUT = 2
 """The exit status when what was given cannot be exported as it is."""
+
+_LOG: Final = logging.getLogger("cosyjit")
+
+_CALLED: Final[dict[str, Any]] = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+"""How cyclopts runs a command: its errors and results are for `main` to handle."""
 
 app = App(
     name="cosyjit",
@@ -140,9 +145,11 @@ def plan(
     source, component, precision, publish, store, sign, require_signature, json
         As for export.
     """
-    kept = Store(store, sign=sign, require=require_signature)
-    planned = planning.plan(source, component, precision, store=kept)
-    obstacles = pipeline.obstacles(planned, publish, store=kept)
+    opened = Store(store, sign=sign, require=require_signature)
+    planned = planning.plan(source, component, precision, store=opened)
+    obstacles = pipeline.obstacles(planned, publish, store=opened)
+    for obstacle in obstacles:
+        log_cause(obstacle)
     if json:
         show_json(report.plan_json(planned, obstacles))
     else:
@@ -172,12 +179,12 @@ def status(
     store, json
         As for export.
     """
-    found = inspection.status(absolute(directory), Store(store), check_source=check_source)
+    state = inspection.status(absolute(directory), Store(store), check_source=check_source)
     if json:
-        show_json(report.status_json(found))
+        show_json(report.status_json(state))
     else:
-        show(report.status_table(found), *report.status_lines(found, checked=check_source))
-    return 0 if found.well else FAILED
+        show(report.status_table(state), *report.status_lines(state, checked=check_source))
+    return 0 if state.well else FAILED
 
 
 @app.command
@@ -193,12 +200,12 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     store, json
         As for export.
     """
-    kept = Store(store)
-    found = publishing.history(kept, absolute(directory), last)
+    opened = Store(store)
+    publications = publishing.history(opened, absolute(directory), last)
     if json:
-        show_json(report.history_json(found))
+        show_json(report.history_json(publications))
     else:
-        show(report.history_table(found, publication.before(kept, found[-1])))
+        show(report.history_table(publications, publication.before(opened, publications[-1])))
     return 0
 
 
@@ -222,8 +229,8 @@ def rollback(
     store, require_signature, wait
         As for export.
     """
-    after = publishing.rollback(Store(store, require=require_signature, wait=wait), absolute(directory), to)
-    show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
+    made = publishing.rollback(Store(store, require=require_signature, wait=wait), absolute(directory), to)
+    show(f"Publication {made.number}, with the artifacts of publication {made.restores}")
     return 0
 
 
@@ -242,15 +249,15 @@ def verify(
     store, json
         As for export.
     require_signature
-        What none of the public keys in this file has signed is wrong.
+        Report every artifact that none of the public keys in this file has signed.
     """
-    kept = Store(store, require=require_signature)
+    opened = Store(store, require=require_signature)
     if place is None:
-        faults = audit.audit_store(kept)
+        faults = audit.audit_store(opened)
     elif audit.is_store(place):
         faults = audit.audit_store(Store(place, require=require_signature))
     else:
-        faults = audit.audit_directory(kept, absolute(Path(place)))
+        faults = audit.audit_directory(opened, absolute(Path(place)))
     if json:
         show_json(report.faults_json(faults))
     else:
@@ -283,11 +290,14 @@ def gc(
     store, wait, json
         As for export.
     """
-    found = collection.collect(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), remove=delete)
+    opened = Store(store, wait=wait)
+    garbage = collection.collect(opened, keep=keep, older_than=older_than.total_seconds(), remove=delete)
     if json:
-        show_json(report.garbage_json(found, removed=delete))
+        show_json(report.garbage_json(garbage, removed=delete))
     else:
-        show(report.garbage_table(found), *report.garbage_lines(found), report.garbage_line(found, removed=delete))
+        show(
+            report.garbage_table(garbage), *report.garbage_lines(garbage), report.garbage_line(garbage, removed=delete)
+        )
     return 0
 
 
@@ -309,12 +319,12 @@ def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False)
     json
         Print one JSON object and nothing else.
     """
-    done = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
+    copied = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
     if json:
-        show_json(report.copied_json(done))
+        show_json(report.copied_json(copied))
     else:
-        show(*report.copied_lines(done))
-    return FAILED if done.left_out else 0
+        show(*report.copied_lines(copied))
+    return FAILED if copied.left_out else 0
 
 
 @app.command
@@ -332,12 +342,12 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     json
         Print the record as it is kept: an in-toto statement.
     """
-    found = tracing.trace(Store(store, require=require_signature), artifact)
+    traced = tracing.trace(Store(store, require=require_signature), artifact)
     if json:
-        show_json(report.lineage_json(found))
+        show_json(report.lineage_json(traced))
     else:
-        show(report.lineage_tree(found))
-    return FAILED if found.record and not found.same_bytes else 0
+        show(report.lineage_tree(traced))
+    return FAILED if traced.record and not traced.same_bytes else 0
 
 
 @app.command
@@ -355,10 +365,10 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
 
     if not server:
         raise ServerError(f"no Prefect server is named; set {settings.SERVER} or give --server")
-    opened = open_checkpoint(open_source(source))
-    told = Server(server, *settings.credentials())
-    told.notify(opened.source.name, opened.family.name)
-    show(f"{told.shown} knows that {opened.source.name} was updated")
+    checkpoint = open_checkpoint(open_source(source))
+    api = Server(server, *settings.credentials())
+    api.notify(checkpoint.source.name, checkpoint.family.name)
+    show(f"{api.shown} knows that {checkpoint.source.name} was updated")
     return 0
 
 
@@ -396,14 +406,33 @@ def synth(
     return 0
 
 
+@app.meta.default
+def _with_options(
+    *command: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+) -> Any:
+    """Take the options of all commands, and run a command.
+
+    Parameters
+    ----------
+    verbose
+        Show the traceback of each error and of its causes on standard error. COSYJIT_LOG=debug does the same.
+    """
+    if verbose:
+        _LOG.setLevel(logging.DEBUG)
+    return app(command, **_CALLED)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; each error that is the input's becomes one line on standard error."""
-    logger = logging.getLogger("cosyjit")
-    logger.handlers = [Told()]
-    logger.setLevel(logging.INFO)
+    _LOG.handlers = [ConsoleHandler()]
+    _LOG.setLevel(logging.INFO)
     try:
-        status: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        if settings.debug():
+            _LOG.setLevel(logging.DEBUG)
+        status: Any = app.meta(arguments, **_CALLED)
     except (CosyjitError, CycloptsError, OverflowError) as error:  # the last of numbers that are too large
+        log_cause(error)
         tell(" ".join(str(error).split()))
         status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
     sys.exit(status)

@@ -1,13 +1,11 @@
-"""What stands on a terminal: results on standard output, the rest on standard error.
+"""Console output: results on standard output, the rest on standard error.
 
-All text passes through `escaping.plain` here, or through it into a table's cell.
+All text passes through `cosyjit.text.plain` here, or through it into a table's cell.
 """
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from typing import Final
 
 from rich.console import Console, RenderableType
@@ -46,9 +44,6 @@ def show_json(document: str) -> None:
 
 @contextmanager
 def _written() -> Iterator[Console]:
-    # A terminal of another encoding than UTF-8 has not all characters that are printable.
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield Console(highlight=False, emoji=False, markup=False)
     except OSError as error:
@@ -82,8 +77,15 @@ def stages() -> Iterator[pipeline.Progress]:
         yield draw
 
 
-class Told(logging.Handler):
-    """Shows what cosyjit tells of itself, such as that something is downloaded, on standard error."""
+class ConsoleHandler(logging.Handler):
+    """Shows cosyjit's log on standard error, such as that something is downloaded.
+
+    A record of the debug log has several lines; those after the first are indented.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tell(record.getMessage())
+        debugging = record.levelno == logging.DEBUG
+        first, *others = record.getMessage().splitlines() if debugging else [record.getMessage()]
+        tell(first)
+        for other in others:
+            _errors.print(f"    {plain(other)}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cosyjit.errors import InputError, RecordError, StoreError
+from cosyjit.errors import InputError, RecordError, StoreError, log_cause
 from cosyjit.families import Component
 from cosyjit.planning.plan import Target, find_targets
 from cosyjit.provenance import record
@@ -98,6 +98,7 @@ def _source(shown: Publication, directory: Path, store: Store, *, ask: bool) -> 
         if publication.is_of(store, directory, shown):
             return reopen(shown.source, ask=ask)
     except InputError as error:
+        log_cause(error)
         return str(error)
     return (
         f"{store} does not know this as published here, and so its source is not opened; give the directory and the "
@@ -110,6 +111,7 @@ def _targets(source: Source, shown: Publication, store: Store) -> Mapping[str, l
     try:
         checkpoint = open_checkpoint(source)
     except InputError as error:
+        log_cause(error)
         return dict.fromkeys(shown.artifacts, str(error))
     found: defaultdict[str, list[Target]] = defaultdict(list)
     problems = dict.fromkeys(shown.artifacts, f"{shown.source} has no such target")
@@ -121,6 +123,7 @@ def _targets(source: Source, shown: Publication, store: Store) -> Mapping[str, l
         except StoreError:
             raise
         except InputError as error:  # of a file that other names do not need
+            log_cause(error)
             problems |= dict.fromkeys(names, str(error))
     return {name: found[name] or problems[name] for name in shown.artifacts}
 

@@ -23,15 +23,13 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeVar, final
 
-from cosyjit.errors import BuildError, CosyjitError, ResourceError, line
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, line, trace
 from cosyjit.processes import limits
 
 Progress = Callable[[str], None]
@@ -319,7 +317,7 @@ class _Servers:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(errors), *sys.path],
                     pass_fds=[theirs.fileno(), errors],
-                    cwd=None if _has_directory() else "/",
+                    cwd=None if limits.has_directory() else "/",
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
@@ -355,17 +353,9 @@ def ignore_missing_numpy() -> None:
 
 
 def leave_lost_directory() -> None:
-    """Change the working directory where it is gone: as torch is imported there, MKL ends the process."""
-    if not _has_directory():
+    """Change the working directory if it is gone: MKL ends a process that imports torch in such a directory."""
+    if not limits.has_directory():
         os.chdir("/")
-
-
-def _has_directory() -> bool:
-    try:
-        Path.cwd()
-    except OSError:
-        return False
-    return True
 
 
 def serve(fd: int, errors: int) -> None:
@@ -463,7 +453,7 @@ def _answer(fd: int) -> None:
             function, args = pickle.loads(connection.recv_bytes())  # noqa: S301  (from the process that started us)
             answer = "returned", function(*args, progress=lambda stage: connection.send(("progress", stage)))
         except Exception as error:  # noqa: BLE001  (raised again by the caller)
-            answer = "raised", _Raised(_portable(error), traceback.format_exc())
+            answer = "raised", _Raised(_portable(error), trace(error))
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.suppress(OSError):  # the caller may have given up

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cosyjit.errors import BuildError, ResourceError, TensorMismatchError
+from cosyjit.errors import BuildError, ResourceError, TensorMismatchError, trace
 from cosyjit.processes import worker
 from tests.support import processes
 from tests.support.processes import CONSOLE_SCRIPT, children, ended, servers, start, wait_for
@@ -51,6 +51,15 @@ def test_an_exception_comes_back_as_itself_with_the_traceback_of_the_call_as_its
     assert "Traceback (most recent call last)" in cause
     assert "processes.py" in cause
     assert "in raise_value_error" in cause
+
+
+def test_the_trace_of_an_error_has_what_it_was_raised_from_in_its_process() -> None:
+    with pytest.raises(BuildError) as caught:
+        worker.run(processes.raise_translated)
+    shown = trace(caught.value)
+    assert "ValueError: no such moon\n" in shown
+    assert "in raise_translated" in shown
+    assert shown.endswith("cosyjit.errors.BuildError: try another")
 
 
 def test_an_error_of_the_project_keeps_its_fields() -> None:
@@ -133,8 +142,8 @@ def test_torch_computes_with_its_threads_in_every_process(pool: ThreadPoolExecut
     size = 400
     rows = range(size)
     expected = sum((size * i + k) * (size * k + i) for i in rows for k in rows) / size**4
-    for trace in pool.map(lambda _: worker.run(processes.matrix_product, size), range(4)):
-        assert trace == pytest.approx(expected)
+    for found in pool.map(lambda _: worker.run(processes.matrix_product, size), range(4)):
+        assert found == pytest.approx(expected)
 
 
 def test_the_caller_keeps_no_open_files_of_calls_that_are_done() -> None:
