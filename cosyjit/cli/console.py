@@ -20,10 +20,12 @@ _errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=Fal
 
 
 def show(*things: RenderableType) -> None:
-    """On standard output: texts, a line each; tables as wide as a terminal is, or as they need where there is none.
+    """Print texts, one line each, and tables to standard output.
+
+    Tables are as wide as the terminal, or as wide as they need to be if there is none.
 
     Raises:
-        OutputError: it cannot be written to.
+        OutputError: standard output cannot be written to.
     """
     with _written() as console:
         if not console.is_terminal:
@@ -33,10 +35,10 @@ def show(*things: RenderableType) -> None:
 
 
 def show_json(document: str) -> None:
-    """On standard output: JSON as it is, in ASCII.
+    """Print a JSON document, which is ASCII, to standard output.
 
     Raises:
-        OutputError: it cannot be written to.
+        OutputError: standard output cannot be written to.
     """
     with _written() as console:
         console.print(document, soft_wrap=True)
@@ -53,13 +55,13 @@ def _written() -> Iterator[Console]:
 
 
 def tell(text: str) -> None:
-    """On standard error: a line."""
+    """Print a line to standard error."""
     _errors.print(f"cosyjit: {plain(text)}")
 
 
 @contextmanager
 def stages() -> Iterator[pipeline.Progress]:
-    """Draws on a terminal, for each target, the stage it is in; the callback is told of stages."""
+    """Draw the stage of each target on a terminal; the callback takes a target and the name of its stage."""
     tasks: dict[Target, TaskID] = {}
     columns = (
         SpinnerColumn(),

@@ -1,6 +1,6 @@
-"""What the system does not give a process, in one line: memory, threads and processes, open files.
+"""What a process lacks, in one line: memory, threads and processes, or open files.
 
-Python, torch and the C library say so in many ways: a `MemoryError`, an `ImportError` of a library that cannot be
+Python, torch and the C library report it in many ways: a `MemoryError`, an `ImportError` of a library that cannot be
 mapped, a `RuntimeError` of a thread. Only small modules are imported here, for there may be no memory for others.
 """
 
@@ -38,14 +38,13 @@ _WORDS: Final = {
     "Cannot allocate memory": _MEMORY,
     "Too many open files": _FILES,
 }
-"""What libraries say, and what it means."""
+"""What libraries write, and what it means."""
 
 
 def lack(error: BaseException) -> str | None:
-    """What the system did not give, and what to do, in a line; None if an error is of another kind.
+    """What the system did not give, and what to do, in one line; None if an error has another reason.
 
-    Errors that an error was raised from, or while it was handled, count as well: of what lacks memory the last error
-    is often another one.
+    The causes and contexts of the error count as well: where memory is missing, the last error is often another one.
     """
     seen: list[BaseException] = []
     following: BaseException | None = error

@@ -1,4 +1,4 @@
-"""Calls in processes of their own, without the seconds that each would take to import torch.
+"""Calls in processes of their own, without the seconds in which each would import torch.
 
 A server process imports torch once and forks one child for each call. The child does the call and ends: its memory is
 given back, TorchScript's process-wide state is fresh each time, and when it is killed only this call fails. The server
@@ -33,7 +33,7 @@ from cosyjit.errors import BuildError, CosyjitError, ResourceError, line, trace
 from cosyjit.processes import limits
 
 Progress = Callable[[str], None]
-"""Is told the name of each stage as it begins."""
+"""Called with the name of each stage when the stage begins."""
 
 T = TypeVar("T")
 
@@ -49,13 +49,13 @@ def run(
 ) -> T:
     """Call `function(*args, progress=...)` in a process of its own and wait for what it returns.
 
-    Safe to call from several threads at once. The function and its arguments are pickled, so the function has to stand
-    in a module; what it returns or raises is pickled back. If the wait ends with an error, such as Ctrl-C or one of
+    Safe to call from several threads at once. The function and its arguments are pickled, so the function must be one
+    of a module; its result or error is pickled, too. If the wait ends with an error, such as Ctrl-C or one of
     `progress`, the process is killed before the error goes on.
 
     Args:
-        progress: is told the name of each stage that the call tells.
-        into: where it writes, if it does: what torch does when it cannot is abort.
+        progress: called with the name of each stage that the function reports.
+        into: where the function writes files, for the message: torch aborts when it cannot write.
         scope: cancels the call together with others; None if nobody but the caller ends it.
 
     Raises:
@@ -222,16 +222,16 @@ fd, errors, *sys.path = sys.argv[1:]
 from cosyjit.processes.worker import serve
 serve(int(fd), int(errors))
 """
-"""What the server runs. It takes the caller's path: on that of a `python -c`, the working directory comes first, which
-may be a stranger's."""
+"""What the server runs. It takes over the caller's `sys.path`, because that of `python -c` begins with the working
+directory, which may belong to a stranger."""
 
 
 _ENVIRONMENT: Final = {
     # numpy, which torch imports where it is installed, would start the threads of its OpenBLAS.
     "OPENBLAS_NUM_THREADS": "1",
-    # torch asks for large pages of memory, where the system gives them: an export took 2 and 15 % less time so.
+    # torch asks for large pages of memory where the system has them: that saved 2 and 15 % of the time of exports.
     "THP_MEM_ALLOC_ENABLE": "1",
-    # What is less than an error is not told by torch's C++, such as, in each process, that quantization will change.
+    # torch's C++ writes errors only; each process would warn that quantization is going to change.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 
@@ -240,8 +240,8 @@ class _Server(NamedTuple):
     """A server that was started.
 
     Attributes:
-        control: the connection to it, which ends it when it is closed.
-        said: the file of what it says until it is ready, after a line break; empty from then on.
+        control: the connection to it; the server ends when this is closed.
+        said: the file that its output goes to until it is ready, after a line break; empty from then on.
     """
 
     process: subprocess.Popen[bytes]
@@ -257,7 +257,7 @@ class _Server(NamedTuple):
             return False
 
     def failure(self) -> CosyjitError:
-        """Why it has ended, which it does by itself only when it could not be started, or was killed."""
+        """Why it has ended: without being told to, it does so only if it could not be started or was killed."""
         code = self.process.wait()
         try:
             self.said.seek(0)
@@ -271,7 +271,7 @@ class _Server(NamedTuple):
         return ResourceError(limits.lack_in(said) or _cannot_start(reason))
 
     def end(self) -> None:
-        """End it and whatever it runs, and wait for that."""
+        """End the server and its children, and wait until they have ended."""
         self.control.close()
         self.process.terminate()  # while it imports torch it does not see that the connection is closed
         self.process.wait()
@@ -279,7 +279,7 @@ class _Server(NamedTuple):
 
 
 class _Servers:
-    """The server of this process, which is started at the first call, and anew after it died."""
+    """The server of this process. It is started at the first call, and again after it has died."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -332,7 +332,7 @@ class _Servers:
         return _Server(process, ours, said)
 
     def stop(self) -> None:
-        """End the server and whatever it runs."""
+        """End the server and its children."""
         with self._lock:
             if self._running is not None and self._pid == os.getpid():  # not in a fork of the process that started it
                 self._running.end()
@@ -362,7 +362,9 @@ def serve(fd: int, errors: int) -> None:
     """Be the server: fork a child for each connection that comes in over `fd`, until the other side closes it.
 
     Args:
-        errors: where it writes once it is ready. What it says until then is for its caller, who tells why it is not.
+        fd: of the connection to the caller.
+        errors: where the server writes once it is ready. Its output before that goes to the caller, which shows why
+            the server cannot be started.
     """
     gc.disable()
     ignore_missing_numpy()
@@ -398,7 +400,7 @@ def serve(fd: int, errors: int) -> None:
 
 
 def _speak(errors: int) -> None:
-    """Write to where the caller does, and first what was said until now, such as warnings."""
+    """Send the output to where the caller's goes from now on, beginning with what was held back, such as warnings."""
     sys.stderr.flush()
     said = os.pread(2, os.fstat(2).st_size, 1)
     os.ftruncate(2, 0)
@@ -425,7 +427,7 @@ def _begin(fd: int, running: dict[int, int], poll: "select.poll") -> None:
 
 
 def _reap(running: dict[int, int], poll: "select.poll") -> None:
-    """Tell the callers of children that ended how they ended; those that had an answer no longer listen."""
+    """Send the exit status of each child that has ended to its caller, which listens only if it has no answer."""
     for fd, pid in list(running.items()):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -443,7 +445,7 @@ def _kill(running: dict[int, int]) -> None:
 
 
 def _answer(fd: int) -> None:
-    """Do the call that comes over a connection, in a forked child."""
+    """Make the call that comes over a connection, in a forked child, and end."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -462,7 +464,7 @@ def _answer(fd: int) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or, where it is the system's or would not survive pickling, one that says the same."""
+    """The error itself, or one with the same text if it reports a lack or cannot be pickled."""
     lack = limits.lack(error)
     if lack is not None and not isinstance(error, CosyjitError):
         return BuildError(lack)
