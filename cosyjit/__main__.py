@@ -94,6 +94,7 @@ def main() -> NoReturn:
     lack, fault = _lack(ended), _fault(ended)
     if lack is None and fault is None:
         raise ended
+    _log_cause(ended)
     _say(lack or fault or "")
     sys.exit(_FAILED if lack else _BAD_INPUT)
 
@@ -113,7 +114,10 @@ def _run() -> None:
 
 
 def _open_streams() -> None:
-    """Keep the numbers of standard streams from files that are opened later, and let all names be written to them."""
+    """Keep the numbers of standard streams from files that are opened later, and let all names be written to them.
+
+    A terminal with another encoding than UTF-8 does not have all printable characters: those are escaped.
+    """
     while (number := os.open(os.devnull, os.O_RDWR)) < _STANDARD:
         os.set_inheritable(number, True)
     os.close(number)
@@ -141,23 +145,27 @@ def _fault(ended: BaseException) -> str | None:
     """In a line, what cannot be read or written, and what to do; None if an error is of another kind."""
     if not isinstance(ended, OSError):
         return None
-    if ended.filename is None and not _has_directory():
+    from cosyjit.processes.limits import has_directory  # noqa: PLC0415  (as above)
+
+    if ended.filename is None and not has_directory():
         return "the working directory is gone; change to one that is there, and run again"
     what = "" if ended.filename is None else f"{os.fsdecode(ended.filename)}: "
     return f"{what}cannot be read or written ({ended.strerror or ended}); mend that, or name another, and run again"
-
-
-def _has_directory() -> bool:
-    try:
-        return bool(os.getcwd())  # noqa: PTH109  (pathlib does not come before there is need of it)
-    except OSError:
-        return False
 
 
 def _lack(error: BaseException | None) -> str | None:
     from cosyjit.processes.limits import lack  # noqa: PLC0415  (signals are taken before this is imported)
 
     return None if error is None else lack(error)
+
+
+def _log_cause(error: BaseException) -> None:
+    from contextlib import suppress  # noqa: PLC0415  (as above)
+
+    with suppress(Exception):  # there may be no memory for it, or nothing to write it to
+        from cosyjit.errors import log_cause  # noqa: PLC0415  (as above)
+
+        log_cause(error)
 
 
 def _thread_ended(error: ExceptHookArgs) -> None:

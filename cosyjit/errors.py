@@ -28,10 +28,15 @@ Each message is one line that names the thing, the value and the way out. All of
 constructor passes its own arguments on to `Exception`.
 """
 
-from collections.abc import Sequence
+import logging
+import os
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cosyjit.text import plain
+from cosyjit.text import plain, without_secrets
+
+_LOG: Final = logging.getLogger("cosyjit")
 
 _LONGEST: Final = 300
 """The most characters of another error's text in one of ours."""
@@ -51,6 +56,41 @@ def line(error: BaseException) -> str:
     """An error's text in one line, or its name if it has none; cut if it is not cosyjit's own and quotes much."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST or isinstance(error, CosyjitError) else f"{text[:_LONGEST]}..."
+
+
+_QUOTING: Final = {"CredentialRetrievalError"}
+"""Errors of which only the name is shown, even in the debug log: their text is what a command has printed."""
+
+
+def log_cause(error: BaseException) -> None:
+    """Write an error to the debug log, with all that it was raised from; called where it becomes one line."""
+    if _LOG.isEnabledFor(logging.DEBUG):
+        _LOG.debug("%s", trace(error))
+
+
+def trace(error: BaseException) -> str:
+    """The traceback of an error and of what it was raised from, `from None` or not, the first cause first.
+
+    It has several lines, and neither passwords nor tokens in them.
+    """
+    return without_secrets("\n\n".join(reversed([_traceback(each) for each in _causes(error)])), os.environ)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _traceback(error: BaseException) -> str:
+    lines = traceback.format_exception(error, chain=False)
+    if type(error).__name__ in _QUOTING:
+        lines[-1] = type(error).__name__
+    return "".join(lines).rstrip("\n")
 
 
 class TransientError(CosyjitError):

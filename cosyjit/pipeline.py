@@ -4,7 +4,6 @@ Whatever needs torch runs in processes of its own (`cosyjit.processes.worker`); 
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +14,22 @@ from typing import Any, Final, Literal, Protocol
 
 from cosyjit.building.build import build
 from cosyjit.documents import now
-from cosyjit.errors import InputError, OutputError, ResourceError, SignatureError, StoreError, line
+from cosyjit.errors import InputError, OutputError, ResourceError, SignatureError, StoreError, line, log_cause
 from cosyjit.fs.waits import Wait
 from cosyjit.planning.plan import Planned, check_apart, compare_one, localize, plan, remember
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
-from cosyjit.processes.memory import notes, reserved
+from cosyjit.processes.memory import reservations_directory, reserved
 from cosyjit.processes.processors import processors
+from cosyjit.processes.slots import Slots
 from cosyjit.provenance import record
 from cosyjit.provenance.record import Material, Record
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
 
-_SLOTS: Final = threading.BoundedSemaphore(processors())
-"""One for each processor: no more is built at a time. Who comes first is served first."""
+_SLOTS: Final = Slots(processors())
+"""One for each processor: this process builds no more at a time, whichever exports ask."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def make(
     memory: int | None = None,
     progress: worker.Progress | None = None,
     run: Mapping[str, str] | None = None,
+    scope: worker.CancelScope | None = None,
 ) -> Outcome:
     """Make sure that the store has a target's artifact, and stage it where it will be published.
 
@@ -80,26 +81,29 @@ def make(
         memory: what builds may take of this machine's at a time, in bytes; three quarters for None.
         progress: is told the name of each stage.
         run: the identifiers of the run that this is part of, for the record.
+        scope: cancels this together with the rest of its export; None if nothing does.
 
     Raises:
         SignatureError: it has to be built, and there is no key for the signature that the store requires; or the store
             has a signed record of another artifact, which one without a signature does not replace.
         InputError: the model directory has changed since it was planned, or the store or the directory cannot be
             written to.
-        BuildError: the process that built it was killed.
+        BuildError: the process that built it was killed, or the scope is cancelled.
     """
+    scope = scope or worker.CancelScope()
     begun = time.perf_counter()
     target = planned.target
     found = planned.record
     if found is None:
-        with _SLOTS, store.build_lock(target.fingerprint.key, waiting=worker.check_open):
+        with _SLOTS.taken(scope), store.build_lock(target.fingerprint.key, waiting=scope.check):
             if "forced" not in planned.reasons:
                 found = compare_one(store, target, exporting=True).record  # another may have built it meanwhile
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
                 _check_signer([target], store)
-                with reserved(notes(), target.memory_bytes, memory, wait=Wait("memory", store.wait, worker.check_open)):
-                    found = _make(localize(target, store), store, progress, run or {})
+                wait = Wait("memory", store.wait, scope.check)
+                with reserved(reservations_directory(), target.memory_bytes, memory, wait=wait):
+                    found = _make(localize(target, store), store, progress, run or {}, scope)
     else:
         state = "cached"
     if state == "cached" and progress is not None:
@@ -117,16 +121,22 @@ def make(
             raise
         # The object was intact when it was planned, and is not now: build it.
         again = Planned(target, "stale", ("object missing or damaged",))
-        return make(again, store, directory, link=link, memory=memory, progress=progress, run=run)
+        return make(again, store, directory, link=link, memory=memory, progress=progress, run=run, scope=scope)
     return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
 
 
-def _make(target: Target, store: Store, progress: worker.Progress | None, run: Mapping[str, str]) -> Record:
+def _make(
+    target: Target,
+    store: Store,
+    progress: worker.Progress | None,
+    run: Mapping[str, str],
+    scope: worker.CancelScope,
+) -> Record:
     """Build a target, and put it and its record into a store."""
     started = now()
     with ThreadPoolExecutor(1) as pool, store.staging() as work:
         materials = pool.submit(_materials, target, store)
-        artifact = build(target, work, progress)
+        artifact = build(target, work, progress, scope)
         made = Record(
             name=target.file_name,
             sha256=artifact.sha256,
@@ -283,6 +293,7 @@ def _outcome(target: Target, pending: Pending) -> Outcome:
     except ResourceError:  # which does not concern one target alone
         raise
     except Exception as error:  # noqa: BLE001  (one target's failure is not the others')
+        log_cause(error)
         return Outcome(target, "failed", error=line(error))
 
 
@@ -404,23 +415,21 @@ def export(
     store = store or Store()
     options: dict[str, Any] = {"publish": publish, "store": store, "force": force, "link": link, "replace": replace}
     check_apart(store, source, publish)
-    with store.in_use(), Export(source, components, precisions, **options) as exporting:
-        exporting.plan()
-        try:
-            with ThreadPoolExecutor(workers()) as pool, worker.stopped_on_error():
+    with store.in_use(), Export(source, components, precisions, **options) as work:
+        work.plan()
+        with ThreadPoolExecutor(workers()) as pool, worker.CancelScope() as scope:
 
-                def submit(each: Planned) -> Pending:
-                    told = _bound(progress, each.target)
-                    return pool.submit(make, each, store, exporting.directory, link=link, memory=memory, progress=told)
+            def submit(each: Planned) -> Pending:
+                told = _bound(progress, each.target)
+                directory = work.directory
+                return pool.submit(make, each, store, directory, link=link, memory=memory, progress=told, scope=scope)
 
-                try:
-                    exporting.begin(submit)
-                    return exporting.finish()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-        finally:
-            worker.reopen()
+            try:
+                work.begin(submit)
+                return work.finish()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _bound(progress: Progress | None, target: Target) -> worker.Progress | None:

@@ -1,6 +1,6 @@
-"""What the environment says: read by the command line and the flows alone.
+"""Settings from environment variables, read by the command line and the flows only.
 
-Not by pydantic-settings, whose import takes two fifths of the time that an export of nothing new may take.
+pydantic-settings is not used: its import takes two fifths of the time in which an export without news has to end.
 """
 
 import os
@@ -13,19 +13,22 @@ STORE: Final = "COSYJIT_STORE"
 """The variable that names the store: a directory or an fsspec URL."""
 
 MEMORY: Final = "COSYJIT_MEMORY"
-"""The variable that says how much memory builds may take on this machine at a time, in GB."""
+"""The variable with the memory that builds may take on this machine at a time, in GB."""
 
 DASK: Final = "COSYJIT_DASK"
-"""The variable that names the address of a Dask scheduler, on whose workers the flow then builds."""
+"""The variable with the address of a Dask scheduler, on whose workers the flow then builds."""
 
 SIGN: Final = "COSYJIT_SIGN"
 """The variable that names the file of the private key to sign records with."""
 
 REQUIRE_SIGNATURE: Final = "COSYJIT_REQUIRE_SIGNATURE"
-"""The variable that names the file of the public keys of which one has to have signed."""
+"""The variable that names the file of public keys, one of which must have signed."""
 
 WAIT: Final = "COSYJIT_WAIT"
-"""The variable that says how long other processes are waited for at most, in s."""
+"""The variable with the longest time to wait for other processes, in s."""
+
+LOG: Final = "COSYJIT_LOG"
+"""The variable with the level of the log: `debug` adds the traceback of each error that is shown as one line."""
 
 SERVER: Final = "PREFECT_API_URL"
 """Prefect's own variable for its server's API."""
@@ -37,10 +40,10 @@ def store() -> str | None:
 
 
 def memory() -> int | None:
-    """How much memory builds may take on this machine at a time, in bytes; None if the environment does not say.
+    """The memory that builds may take on this machine at a time, in bytes; None if the variable is not set.
 
     Raises:
-        SelectionError: it says something that is no number above 0.
+        SelectionError: the value is not a number above 0.
     """
     given = os.environ.get(MEMORY)
     if not given:
@@ -50,7 +53,7 @@ def memory() -> int | None:
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise SelectionError(f"{MEMORY}={given}: is no amount of memory; give a number of GB, such as 8 or 0.5")
+        raise SelectionError(f"{MEMORY}={given}: is not an amount of memory; give a number of GB, such as 8 or 0.5")
     return size
 
 
@@ -70,16 +73,28 @@ def require_signature() -> Path | None:
 
 
 def wait() -> float | None:
-    """How long other processes are waited for at most, in s; None if the environment does not say.
+    """The longest time to wait for other processes, in s; None if the variable is not set.
 
     Raises:
-        SelectionError: it says something that is no number.
+        SelectionError: the value is not a number.
     """
     given = os.environ.get(WAIT)
     try:
         return float(given) if given else None
     except ValueError:
-        raise SelectionError(f"{WAIT}={given}: is no number of seconds; give one, such as 60") from None
+        raise SelectionError(f"{WAIT}={given}: is not a number of seconds; give one, such as 60") from None
+
+
+def debug() -> bool:
+    """Whether the environment asks for the debug log.
+
+    Raises:
+        SelectionError: it names a level that does not exist.
+    """
+    given = os.environ.get(LOG)
+    if given not in {None, "", "info", "debug"}:
+        raise SelectionError(f"{LOG}={given}: is not a level of the log; give debug or info")
+    return given == "debug"
 
 
 def _path(variable: str) -> Path | None:
@@ -88,5 +103,5 @@ def _path(variable: str) -> Path | None:
 
 
 def credentials() -> tuple[str | None, str | None]:
-    """What a Prefect server is told by its clients: "name:password", and an API key, where the environment has them."""
+    """The credentials for a Prefect server, "name:password" and an API key; None for each that is not set."""
     return os.environ.get("PREFECT_API_AUTH_STRING"), os.environ.get("PREFECT_API_KEY")

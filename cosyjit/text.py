@@ -6,7 +6,9 @@ it in ASCII, and what is no printable ASCII stands in it as JSON's own escapes.
 """
 
 import re
+from collections.abc import Mapping
 from html import escape
+from typing import Final
 
 
 def plain(text: str) -> str:
@@ -42,6 +44,36 @@ def _code(text: str) -> str:
 def xml(text: str) -> str:
     """Text as the content or as an attribute of an element of XML, SVG or HTML, in one line."""
     return escape(plain(text))
+
+
+_SECRETS: Final = (
+    # A name and a password in a URL, and parameters of its query.
+    (r"(?<=//)[^/?#\s]*@", ""),
+    (r"(?i)([?&;][^=&;\s]*(?:token|secret|password|signature|credential|key)[^=&;\s]*=)[^&;\s'\"]+", r"\1…"),
+    # Headers of requests, as Python shows mappings of them, and as the errors of HTTP clients quote their values.
+    (r"(?i)\b(bearer|basic) [^\s'\"]+", r"\1 …"),
+    (r"(?i)((?:authorization|cookie|[\w-]*token)[\"']?\s*[:=]\s*).+", r"\1…"),
+    (r"(?i)(header value\W*?)b?([\"']).*", r"\1…"),
+)
+"""Where clients' errors quote what nobody else should see, and what is shown in its place."""
+
+_SECRET_VARIABLE: Final = re.compile("(?i)token|secret|password|auth|key|session")
+_SHORTEST: Final = 4
+"""In characters: a shorter value of such a variable is a setting, or nothing that could be kept secret."""
+
+
+def without_secrets(text: str, environment: Mapping[str, str]) -> str:
+    """A text of several lines, such as a traceback, without passwords, tokens and the headers that carry them.
+
+    Args:
+        environment: whose variables with names such as `AWS_SECRET_ACCESS_KEY` have values that are not shown either.
+    """
+    for name, value in environment.items():
+        if _SECRET_VARIABLE.search(name) and len(value.strip()) >= _SHORTEST:
+            text = text.replace(value.strip(), "…")
+    for pattern, shown in _SECRETS:
+        text = re.sub(pattern, shown, text)
+    return text
 
 
 def without_password(url: str) -> str:

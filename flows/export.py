@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
@@ -30,13 +29,13 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.filesize import decimal
 
 from cosyjit import pipeline, settings
-from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line
+from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line, log_cause, trace
 from cosyjit.operations.trends import trends
 from cosyjit.pipeline import Export, Outcome, Pending
 from cosyjit.planning.plan import Planned, check_apart
 from cosyjit.planning.target import Target
 from cosyjit.prefect_api import check_version
-from cosyjit.processes import worker
+from cosyjit.processes.worker import CancelScope
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.reports import report
 from cosyjit.store.store import Store
@@ -76,8 +75,10 @@ def _is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
 class _Work:
     """The argument of a task; its type is one that Prefect and Dask do not search for results of other tasks."""
 
-    def __init__(self, planned: Planned, store: Store, directory: PublishedDirectory | None) -> None:
-        self.planned, self.store, self.directory = planned, store, directory
+    def __init__(
+        self, planned: Planned, store: Store, directory: PublishedDirectory | None, scope: CancelScope | None
+    ) -> None:
+        self.planned, self.store, self.directory, self.scope = planned, store, directory, scope
 
 
 def build(work: _Work) -> State[Outcome]:
@@ -95,7 +96,13 @@ def build(work: _Work) -> State[Outcome]:
     # On a worker of Dask's the flow's process is another one, which holds the store itself.
     with _explained(), store.in_use(joining=True) if directory is None else nullcontext():
         outcome = pipeline.make(
-            planned, store, directory, memory=memory, progress=lambda stage: _log(logging.INFO, stage), run=run
+            planned,
+            store,
+            directory,
+            memory=memory,
+            progress=lambda stage: _log(logging.INFO, stage),
+            run=run,
+            scope=work.scope,
         )
     if outcome.record:
         figures = {plain(name): value for name, value in outcome.record.figures.items()}
@@ -112,10 +119,11 @@ def _explained() -> Iterator[None]:
     """Turn each error into one of cosyjit's, whose text is one line: Prefect shows it in the log and in the state."""
     try:
         yield
-    except CosyjitError:
+    except CosyjitError as error:
+        log_cause(error)
         raise
     except Exception as error:  # noqa: BLE001  (of torch, for one)
-        _log(logging.ERROR, *"".join(traceback.format_exception(error)).splitlines())
+        _log(logging.ERROR, *trace(error).splitlines())
         raise BuildError(line(error)) from None
 
 
@@ -181,9 +189,8 @@ def export(
         replace: Put a folder that others have written where vllm/ is to be published aside.
     """
     sources = [source] if isinstance(source, str) else source
-    worker.reopen()
-    _forward_logs()
     try:
+        _forward_logs()
         _check(sources, publish)
         store = Store(
             settings.store(), sign=settings.sign(), require=settings.require_signature(), wait=settings.wait()
@@ -194,10 +201,11 @@ def export(
             options: dict[str, Any] = {"publish": publish, "store": store, "force": force, "replace": replace}
             # After an error, what they have staged is removed, once nothing is built.
             exports = [held.enter_context(Export(each, components, precisions, **options)) for each in sources]
-            held.enter_context(worker.stopped_on_error())
-            errors = [_begin(each) for each in exports]  # all of it is under way before any of it is waited for
+            scope = held.enter_context(CancelScope())
+            errors = [_begin(each, scope) for each in exports]  # all of it is under way before any of it is waited for
             exported = list(map(_finish, sources, exports, errors))
     except CosyjitError as error:
+        log_cause(error)
         return Failed(message=plain(str(error)))
     outcomes = [outcome for each in exported for outcome in each.outcomes]
     _show(exported, outcomes)
@@ -227,12 +235,13 @@ def _check(sources: Sequence[str], publish: str | None) -> None:
         check_version(without_password(str(client.api_url)).rstrip("/"), client.api_version())
 
 
-def _begin(work: Export) -> str | None:
+def _begin(work: Export, scope: CancelScope) -> str | None:
     """Plan an export and start its tasks; why that cannot be done, if it cannot."""
     try:
         _with_retries(work.plan)
-        work.begin(lambda each: _submit(each, work))
+        work.begin(lambda each: _submit(each, work, scope))
     except CosyjitError as error:
+        log_cause(error)
         return str(error)
     return None
 
@@ -243,6 +252,7 @@ def _finish(source: str, work: Export, error: str | None) -> _Exported:
         try:
             outcomes = _with_retries(work.finish)
         except CosyjitError as problem:
+            log_cause(problem)
             error = str(problem)
         else:
             _log(logging.INFO, source, *report.summary(outcomes).splitlines())
@@ -251,10 +261,10 @@ def _finish(source: str, work: Export, error: str | None) -> _Exported:
     return _Exported(source, error=error)
 
 
-def _submit(planned: Planned, work: Export) -> Pending:
-    elsewhere = settings.dask() is not None
+def _submit(planned: Planned, work: Export, scope: CancelScope) -> Pending:
+    elsewhere = settings.dask() is not None  # where neither the directory nor the scope can be had
     # The future of a task that returns a state gives what is in the state.
-    given = _Work(planned, work.store, None if elsewhere else work.directory)
+    given = _Work(planned, work.store, *((None, None) if elsewhere else (work.directory, scope)))
     return cast("Pending", _task(planned.target).submit(given))
 
 
@@ -265,6 +275,7 @@ def _with_retries(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
     except TransientError as error:
         if not delays:
             raise
+        log_cause(error)
         _log(logging.WARNING, f"{error} (tried again in {delays[0]} s)")
     time.sleep(delays[0])
     return _with_retries(call, delays[1:])
@@ -274,8 +285,11 @@ class _RunHandler(logging.Handler):
     """Forwards cosyjit's own log, such as of downloads, to the run that a thread works for."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # Prefect's own level decides on what is below it; COSYJIT_LOG has decided on this.
+        debugging = record.levelno == logging.DEBUG
+        lines = record.getMessage().splitlines() if debugging else [record.getMessage()]
         with suppress(MissingContextError):
-            _log(record.levelno, record.getMessage())
+            _log(max(record.levelno, logging.INFO), *lines)
 
 
 def _forward_logs() -> None:
@@ -285,7 +299,7 @@ def _forward_logs() -> None:
         handler = _RunHandler()
         handler.set_name(_RunHandler.__name__)
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if settings.debug() else logging.INFO)
 
 
 def _trends(directory: PublishedDirectory) -> dict[str, Any]:

@@ -5,11 +5,12 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from botocore.exceptions import CredentialRetrievalError  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cosyjit import errors
-from cosyjit.errors import CosyjitError, TensorMismatchError, UnsupportedOptionError
+from cosyjit.errors import CosyjitError, StoreError, TensorMismatchError, UnsupportedOptionError, trace
 
 
 def below(kind: type[CosyjitError]) -> Iterator[type[CosyjitError]]:
@@ -121,3 +122,18 @@ def test_a_mismatch_leaves_out_the_kinds_that_there_are_none_of() -> None:
     assert "(2 unexpected: a, b)" in message
     assert "missing" not in message
     assert "shape" not in message
+
+
+def test_a_trace_has_no_text_of_a_command_that_was_to_give_credentials() -> None:
+    printed = CredentialRetrievalError(provider="custom-process", error_msg="a5ecret")
+    error = StoreError("s3://bucket: cannot be reached")
+    error.__context__ = printed
+    shown = trace(error)
+    assert shown.startswith("CredentialRetrievalError\n")
+    assert "a5ecret" not in shown
+
+
+def test_a_trace_of_causes_in_a_circle_ends() -> None:
+    one, other = ValueError("one"), ValueError("other")
+    one.__context__, other.__context__ = other, one
+    assert trace(one) == "ValueError: other\n\nValueError: one"

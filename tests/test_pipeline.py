@@ -629,3 +629,31 @@ def test_a_damaged_object_of_a_shared_store_is_built_again_by_whoever_publishes_
         assert (first.state, done.state) == ("built", "built")
     assert done.path is not None
     assert done.path.is_file()
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C is, of one export among several."""
+
+
+def test_an_export_that_is_interrupted_stops_no_other_of_the_same_process(
+    tiny: Path, tiny2: Path, tmp_path: Path
+) -> None:
+    begun, interrupted = threading.Event(), threading.Event()
+
+    def hold_the_build(target: Target, stage: str) -> None:  # noqa: ARG001
+        begun.set()
+        assert interrupted.wait(300)
+
+    def interrupt(target: Target, stage: str) -> None:  # noqa: ARG001
+        raise Interrupted
+
+    export(tiny2, components=FLOW, publish=tmp_path / "2")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(export, tiny, publish=tmp_path / "1", progress=hold_the_build)
+        try:
+            assert begun.wait(300)
+            with pytest.raises(Interrupted):
+                export(tiny2, components=FLOW, publish=tmp_path / "2", progress=interrupt)
+        finally:
+            interrupted.set()
+        assert [(each.state, each.error) for each in other.result(300)] == [("built", None)] * len(RUNTIME)

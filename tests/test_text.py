@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it.token import Token
 
-from cosyjit.text import markdown, plain, xml
+from cosyjit.text import markdown, plain, without_secrets, xml
 from tests.support.hostile_text import HOSTILE, MARKDOWN
 
 TEXTS: Final = st.text(st.characters(exclude_categories=())) | st.text("`|\\ *_[]()<>!#-\n\x1b\udc80a", max_size=12)
@@ -85,3 +85,22 @@ def test_markdown_of_nothing_is_nothing() -> None:
 def test_xml_has_it_as_content_and_as_an_attribute(text: str) -> None:
     element = ET.fromstring(f'<a b="{xml(text)}">{xml(text)}</a>')  # noqa: S314  (our own)
     assert (element.text or "", element.get("b"), len(element)) == (plain(text), plain(text), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://me:a5ecret@host/a?b=c\nto me@host", "at http://host/a?b=c\nto me@host"),
+        ("url: /a?b=c&access_token=a5ecret&d=e", "url: /a?b=c&access_token=…"),
+        ("X-Amz-Credential=1; /a?X-Amz-Signature=a5ecret'", "X-Amz-Credential=1; /a?X-Amz-Signature=…'"),
+        ("{'Authorization': 'Bearer a5ecret'}\nnext", "{'Authorization': …\nnext"),
+        ("sent Bearer a5ecret", "sent Bearer …"),
+        ("Set-Cookie: a=a5ecret; b=c", "Set-Cookie: …"),
+        ("Invalid header value b'a5ecret\\n'", "Invalid header value …"),
+        ("in header value: 'a5ecret'", "in header value: …"),
+        ("one of the environment, hunter22.", "one of the environment, …."),
+        ("no secret", "no secret"),
+    ],
+)
+def test_no_secret_is_left_in_a_traceback(text: str, shown: str) -> None:
+    assert without_secrets(text, {"MY_PASSWORD": "hunter22\n", "PATH": "no", "KEY": "no"}) == shown

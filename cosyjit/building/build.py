@@ -21,25 +21,31 @@ class _Kind(NamedTuple):
     """
 
     build: Callable[..., tuple[Path, int]]
-    prove: Callable[[Target, Path, worker.Progress | None], Proof]
+    prove: Callable[[Target, Path, worker.Progress | None, worker.CancelScope | None], Proof]
 
 
 _KINDS: Final = {"zip": _Kind(zips.build, zips.prove), "vllm": _Kind(folders.build, folders.prove)}
 """By `Component.kind`."""
 
 
-def build(target: Target, directory: Path, progress: worker.Progress | None = None) -> Artifact:
+def build(
+    target: Target,
+    directory: Path,
+    progress: worker.Progress | None = None,
+    scope: worker.CancelScope | None = None,
+) -> Artifact:
     """Build a target in a process of its own, whether or not the store has it, and verify it in another one.
 
     Args:
         target: from `plan`.
         directory: where to put the artifact, in a new directory named for the target.
         progress: is told the name of each stage.
+        scope: cancels the build together with the rest of its export; None if nothing does.
 
     Raises:
         InputError: the model directory has changed since it was planned.
         OutputError: the artifact cannot be written to the disk.
-        BuildError: a process was killed.
+        BuildError: a process was killed, or the scope is cancelled.
         VerificationError: the artifact does not match its encoder.
     """
     begun = time.perf_counter()
@@ -47,9 +53,9 @@ def build(target: Target, directory: Path, progress: worker.Progress | None = No
     try:
         path.mkdir()
         kind = _KINDS[target.component.kind]
-        made, underflows = worker.run(kind.build, target, path, progress=progress, into=path)
+        made, underflows = worker.run(kind.build, target, path, progress=progress, into=path, scope=scope)
         built = time.perf_counter()
-        proof = kind.prove(target, made, progress)
+        proof = kind.prove(target, made, progress, scope)
         figures = {**proof.errors, "underflows": underflows, "verify_seconds": round(time.perf_counter() - built, 3)}
         size = sum(each.stat().st_size for each in files_of(made))
         artifact = Artifact(target, made, proof.sha256, size, time.perf_counter() - begun, figures, proof.files)

@@ -34,11 +34,11 @@ def build(target: Target, directory: Path, progress: worker.Progress) -> tuple[P
     return made, underflows
 
 
-def prove(target: Target, path: Path, progress: worker.Progress | None) -> Proof:
+def prove(target: Target, path: Path, progress: worker.Progress | None, scope: worker.CancelScope | None) -> Proof:
     """Compare a folder with its weights, in a process of its own, while it is flushed to the disk."""
     with ThreadPoolExecutor(1) as pool:
         synced = pool.submit(_sync, path)
-        digests = worker.run(_verify, target, path, progress=progress)
+        digests = worker.run(_verify, target, path, progress=progress, scope=scope)
         synced.result()
     return Proof({}, sha256_of_folder(digests), digests)
 

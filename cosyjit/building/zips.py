@@ -44,11 +44,11 @@ def build(target: Target, directory: Path, progress: worker.Progress) -> tuple[P
     return path, underflows
 
 
-def prove(target: Target, path: Path, progress: worker.Progress | None) -> Proof:
+def prove(target: Target, path: Path, progress: worker.Progress | None, scope: worker.CancelScope | None) -> Proof:
     """Compare a zip with its encoder, in a process of its own, while it is flushed to the disk."""
     with ThreadPoolExecutor(1) as pool:
         synced = pool.submit(sync, path)
-        errors = worker.run(_verify, target, path, progress=progress)
+        errors = worker.run(_verify, target, path, progress=progress, scope=scope)
         return Proof(errors, synced.result())
 
 

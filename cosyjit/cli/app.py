@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
 from cosyjit import __version__, pipeline, settings
-from cosyjit.cli.console import Told, show, show_json, stages, tell
-from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError
+from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
@@ -29,10 +29,15 @@ from cosyjit.sources.source import open_source
 from cosyjit.store.store import Store
 
 FAILED = 1
-"""The exit status when a target could not be built, or the system did not give what that takes."""
+"""The exit status when a target could not be built, or the system lacks what the build needs."""
 
 BAD_INPUT = 2
-"""The exit status when what was given cannot be exported as it is."""
+"""The exit status when the input cannot be exported as it is."""
+
+_LOG: Final = logging.getLogger("cosyjit")
+
+_CALLED: Final[dict[str, Any]] = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+"""How cyclopts runs a command: its errors and results are for `main` to handle."""
 
 app = App(
     name="cosyjit",
@@ -66,9 +71,9 @@ def export(
     wait: _Wait = None,
     json: _Json = False,
 ) -> int:
-    """Build what has changed of a model directory, and publish it.
+    """Build what has changed in a model directory, and publish it.
 
-    Exits with 0 if all is well, 1 if a target failed, 2 if the input cannot be exported.
+    The exit status is 0 if all is well, 1 if a target failed, 2 if the input cannot be exported.
 
     Parameters
     ----------
@@ -76,26 +81,26 @@ def export(
         A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or a ModelScope
         id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
     component
-        What to export, such as llm.text_encoder; may be repeated. By default all but those made on request alone.
+        A component to export, such as llm.text_encoder; may be repeated. By default all that need no request.
     precision
         fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16.
     publish
         Where to put the zips. Beside the checkpoint by default.
     store
-        Where artifacts are kept: a directory or an fsspec URL. ~/.cache/cosyjit by default.
+        The store of artifacts: a directory or an fsspec URL. ~/.cache/cosyjit by default.
     force
         Build even what has not changed.
     link
-        Publish hard links to the store's files, not copies: for directories that nobody else writes to.
+        Publish hard links to the store's files instead of copies. Use this only if nobody else writes to the directory.
     replace
-        Put a folder that others have written where vllm/ is to be published aside, and publish there.
+        If somebody else's folder is in the place of vllm/, move it aside and publish there.
     sign
-        Sign the records of what is built with the private key in this file, of ed25519 in PEM.
+        Sign the records of new artifacts with the private key in this file (ed25519, PEM).
     require_signature
-        Use and publish only what one of the public keys in this file has signed.
+        Use and publish only artifacts that one of the public keys in this file has signed.
     wait
-        How long other processes that use the store or the directory are waited for at most, in seconds. As long as it
-        takes by default; what is waited for is said after two seconds.
+        The longest time to wait for other processes that use the store or the directory, in seconds. As long as it
+        takes by default. After two seconds, a line names the process that is waited for.
     json
         Print one JSON object and nothing else.
     """
@@ -131,18 +136,20 @@ def plan(
     require_signature: _Required = None,
     json: _Json = False,
 ) -> int:
-    """Show what an export would build, and why, and what of the directory it would refuse.
+    """Show what an export would build, and why, and what in the directory it would refuse to replace.
 
-    Nothing is built or published; of an id, what is not at hand is downloaded.
+    Nothing is built or published. Files of a ModelScope id that are not on this machine yet are downloaded.
 
     Parameters
     ----------
     source, component, precision, publish, store, sign, require_signature, json
         As for export.
     """
-    kept = Store(store, sign=sign, require=require_signature)
-    planned = planning.plan(source, component, precision, store=kept)
-    obstacles = pipeline.obstacles(planned, publish=publish, store=kept)
+    opened = Store(store, sign=sign, require=require_signature)
+    planned = planning.plan(source, component, precision, store=opened)
+    obstacles = pipeline.obstacles(planned, publish=publish, store=opened)
+    for obstacle in obstacles:
+        log_cause(obstacle)
     if json:
         show_json(report.plan_json(planned, obstacles))
     else:
@@ -158,26 +165,26 @@ def status(
     store: _Store = None,
     json: _Json = False,
 ) -> int:
-    """Show what a directory has published, from what, and whether that is current and undamaged.
+    """Show what is published in a directory, what it was made from, and whether it is current and undamaged.
 
-    Exits with 0 if it is, 1 if something is damaged, missing, out of date or unknown.
+    The exit status is 0 if it is, and 1 if something is damaged, missing, out of date or unknown.
 
     Parameters
     ----------
     directory
-        Where it is published, by the path that it was exported to.
+        The directory, by the path that was given to the export.
     check_source
-        Ask the hub what an id that was exported into the directory is now; otherwise nobody is asked, and it is
-        compared with as it was when it was last planned or exported here.
+        Ask the hub for the current state of a ModelScope id. Otherwise the directory is compared with the state that
+        the last plan or export on this machine has seen.
     store, json
         As for export.
     """
-    found = inspection.status(directory, store=Store(store), check_source=check_source)
+    state = inspection.status(directory, store=Store(store), check_source=check_source)
     if json:
-        show_json(report.status_json(found))
+        show_json(report.status_json(state))
     else:
-        show(report.status_table(found), *report.status_lines(found, checked=check_source))
-    return 0 if found.well else FAILED
+        show(report.status_table(state), *report.status_lines(state, checked=check_source))
+    return 0 if state.well else FAILED
 
 
 @app.command
@@ -187,18 +194,18 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     Parameters
     ----------
     directory
-        Where they were published.
+        The directory of the publications.
     last
-        How many at most. All of them by default.
+        The largest number of publications to list. All of them by default.
     store, json
         As for export.
     """
-    kept = Store(store)
-    found = publishing.history(directory, store=kept, last=last)
+    opened = Store(store)
+    publications = publishing.history(directory, store=opened, last=last)
     if json:
-        show_json(report.history_json(found))
+        show_json(report.history_json(publications))
     else:
-        show(report.history_table(found, publication.before(kept, found[-1])))
+        show(report.history_table(publications, publication.before(opened, publications[-1])))
     return 0
 
 
@@ -211,19 +218,19 @@ def rollback(
     require_signature: _Required = None,
     wait: _Wait = None,
 ) -> int:
-    """Publish an earlier set again, from the store: nothing is built.
+    """Publish an earlier set again, from the store. Nothing is built.
 
     Parameters
     ----------
     directory
-        Where it was published.
+        The directory of the publication.
     to
         The number of the publication, from history. The one before the current by default.
     store, require_signature, wait
         As for export.
     """
-    after = publishing.rollback(directory, to, store=Store(store, require=require_signature, wait=wait))
-    show(f"Publication {after.number}, with the artifacts of publication {after.restores}")
+    made = publishing.rollback(directory, to, store=Store(store, require=require_signature, wait=wait))
+    show(f"Publication {made.number}, with the artifacts of publication {made.restores}")
     return 0
 
 
@@ -231,26 +238,26 @@ def rollback(
 def verify(
     place: str | None = None, *, store: _Store = None, require_signature: _Required = None, json: _Json = False
 ) -> int:
-    """Read a directory's published files, or all of a store, again, and check their digests and signatures.
+    """Read the published files of a directory, or a whole store, and check their digests and signatures.
 
-    Exits with 0 if nothing is wrong, 1 after a list of what is.
+    The exit status is 0 if nothing is wrong; otherwise the faults are listed, and it is 1.
 
     Parameters
     ----------
     place
-        A directory that shows a publication, or a store; the store by default.
+        A directory with a publication, or a store. The store of --store by default.
     store, json
         As for export.
     require_signature
-        What none of the public keys in this file has signed is wrong.
+        Report every artifact that none of the public keys in this file has signed.
     """
-    kept = Store(store, require=require_signature)
+    opened = Store(store, require=require_signature)
     if place is None:
-        faults = verify_store(kept)
+        faults = verify_store(opened)
     elif is_store(place):
         faults = verify_store(Store(place, require=require_signature))
     else:
-        faults = verify_directory(place, store=kept)
+        faults = verify_directory(place, store=opened)
     if json:
         show_json(report.faults_json(faults))
     else:
@@ -268,60 +275,63 @@ def gc(
     wait: _Wait = None,
     json: _Json = False,
 ) -> int:
-    """Show what in the store no publication in reach refers to; with --delete, remove it.
+    """Show the files of the store that no recent publication refers to; with --delete, remove them.
 
-    The largest files are named; all are with --json.
+    The largest files are named; with --json, all of them.
 
     Parameters
     ----------
     keep
-        How many publications of each directory stay in reach.
+        How many publications of each directory count as recent.
     older_than
-        What is younger stays as well: 7d, 12h, 30m, 0s.
+        Keep files that are younger than this, such as 7d, 12h, 30m or 0s.
     delete
-        Remove what is found.
+        Remove these files.
     store, wait, json
         As for export.
     """
-    found = collection.gc(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), delete=delete)
+    opened = Store(store, wait=wait)
+    garbage = collection.gc(opened, keep=keep, older_than=older_than.total_seconds(), delete=delete)
     if json:
-        show_json(report.garbage_json(found, removed=delete))
+        show_json(report.garbage_json(garbage, removed=delete))
     else:
-        show(report.garbage_table(found), *report.garbage_lines(found), report.garbage_line(found, removed=delete))
+        show(
+            report.garbage_table(garbage), *report.garbage_lines(garbage), report.garbage_line(garbage, removed=delete)
+        )
     return 0
 
 
 @app.command
 def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False) -> int:
-    """Copy a store to another place, such as a bucket or back, with all that was published from it.
+    """Copy a store to another place, such as a bucket, with all that was published from it.
 
-    Exits with 0 if all of it is there then, 1 after a list of what was left out, such as what is damaged. What is there
-    already stays, so that it can be run again.
+    The exit status is 0 if everything was copied; otherwise the files that were left out, such as damaged ones, are
+    listed, and it is 1. Files that the other store already has are not copied again.
 
     Parameters
     ----------
     source
         The store to copy: a directory or an fsspec URL.
     to
-        The store to copy it to. It is used in place of the first with --store, or COSYJIT_STORE.
+        The store to copy it to. To use it afterwards, name it with --store or COSYJIT_STORE.
     wait
         As for export.
     json
         Print one JSON object and nothing else.
     """
-    done = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
+    copied = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
     if json:
-        show_json(report.copied_json(done))
+        show_json(report.copied_json(copied))
     else:
-        show(*report.copied_lines(done))
-    return FAILED if done.left_out else 0
+        show(*report.copied_lines(copied))
+    return FAILED if copied.left_out else 0
 
 
 @app.command
 def lineage(artifact: str, *, store: _Store = None, require_signature: _Required = None, json: _Json = False) -> int:
     """Show what an artifact was made from.
 
-    Exits with 1 if a file has other bytes than the record of its fingerprint names.
+    The exit status is 1 if the bytes of a file differ from those in the record of its fingerprint.
 
     Parameters
     ----------
@@ -330,19 +340,19 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     store, require_signature
         As for export.
     json
-        Print the record as it is kept: an in-toto statement.
+        Print the record as it is stored: an in-toto statement.
     """
-    found = tracing.lineage(artifact, store=Store(store, require=require_signature))
+    traced = tracing.lineage(artifact, store=Store(store, require=require_signature))
     if json:
-        show_json(report.lineage_json(found))
+        show_json(report.lineage_json(traced))
     else:
-        show(report.lineage_tree(found))
-    return FAILED if found.record and not found.same_bytes else 0
+        show(report.lineage_tree(traced))
+    return FAILED if traced.record and not traced.same_bytes else 0
 
 
 @app.command
 def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=settings.SERVER)] = None) -> int:
-    """Tell a Prefect server that a checkpoint was updated: deployments that wait for that export it.
+    """Tell a Prefect server that a checkpoint was updated. Deployments that wait for this event export it.
 
     Parameters
     ----------
@@ -355,10 +365,10 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
 
     if not server:
         raise ServerError(f"no Prefect server is named; set {settings.SERVER} or give --server")
-    opened = open_checkpoint(open_source(source))
-    told = Server(server, *settings.credentials())
-    told.notify(opened.source.name, opened.family.name)
-    show(f"{told.shown} knows that {opened.source.name} was updated")
+    checkpoint = open_checkpoint(open_source(source))
+    api = Server(server, *settings.credentials())
+    api.notify(checkpoint.source.name, checkpoint.family.name)
+    show(f"{api.shown} knows that {checkpoint.source.name} was updated")
     return 0
 
 
@@ -376,15 +386,15 @@ def synth(
     Parameters
     ----------
     directory
-        Where to write it: a new or an empty directory.
+        The directory to write: a new or an empty one.
     family
         cosyvoice, cosyvoice2 or cosyvoice3.
     size
         tiny, or full for the published sizes.
     seed
-        Other seeds give other weights.
+        The seed of the random weights.
     force
-        Write into a directory that is not empty, and replace the files of the same names there.
+        Write into a directory that is not empty, and replace files of the same names.
     """
     path = absolute(directory)
     leave_lost_directory()
@@ -396,14 +406,33 @@ def synth(
     return 0
 
 
+@app.meta.default
+def _with_options(
+    *command: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+) -> Any:
+    """Take the options of all commands, and run a command.
+
+    Parameters
+    ----------
+    verbose
+        Show the traceback of each error and of its causes on standard error. COSYJIT_LOG=debug does the same.
+    """
+    if verbose:
+        _LOG.setLevel(logging.DEBUG)
+    return app(command, **_CALLED)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; each error that is the input's becomes one line on standard error."""
-    logger = logging.getLogger("cosyjit")
-    logger.handlers = [Told()]
-    logger.setLevel(logging.INFO)
+    """Run the command line, and end the process. Each error in the input becomes one line on standard error."""
+    _LOG.handlers = [ConsoleHandler()]
+    _LOG.setLevel(logging.INFO)
     try:
-        status: Any = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        if settings.debug():
+            _LOG.setLevel(logging.DEBUG)
+        status: Any = app.meta(arguments, **_CALLED)
     except (CosyjitError, CycloptsError, OverflowError) as error:  # the last of numbers that are too large
+        log_cause(error)
         tell(" ".join(str(error).split()))
         status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
     sys.exit(status)

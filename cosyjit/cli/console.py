@@ -1,13 +1,11 @@
-"""What stands on a terminal: results on standard output, the rest on standard error.
+"""Console output: results on standard output, the rest on standard error.
 
-All text passes through `escaping.plain` here, or through it into a table's cell.
+All text passes through `cosyjit.text.plain` here, or through it into a table's cell.
 """
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from typing import Final
 
 from rich.console import Console, RenderableType
@@ -22,10 +20,12 @@ _errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=Fal
 
 
 def show(*things: RenderableType) -> None:
-    """On standard output: texts, a line each; tables as wide as a terminal is, or as they need where there is none.
+    """Print texts, one line each, and tables to standard output.
+
+    Tables are as wide as the terminal, or as wide as they need to be if there is none.
 
     Raises:
-        OutputError: it cannot be written to.
+        OutputError: standard output cannot be written to.
     """
     with _written() as console:
         if not console.is_terminal:
@@ -35,10 +35,10 @@ def show(*things: RenderableType) -> None:
 
 
 def show_json(document: str) -> None:
-    """On standard output: JSON as it is, in ASCII.
+    """Print a JSON document, which is ASCII, to standard output.
 
     Raises:
-        OutputError: it cannot be written to.
+        OutputError: standard output cannot be written to.
     """
     with _written() as console:
         console.print(document, soft_wrap=True)
@@ -46,9 +46,6 @@ def show_json(document: str) -> None:
 
 @contextmanager
 def _written() -> Iterator[Console]:
-    # A terminal of another encoding than UTF-8 has not all characters that are printable.
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield Console(highlight=False, emoji=False, markup=False)
     except OSError as error:
@@ -58,13 +55,13 @@ def _written() -> Iterator[Console]:
 
 
 def tell(text: str) -> None:
-    """On standard error: a line."""
+    """Print a line to standard error."""
     _errors.print(f"cosyjit: {plain(text)}")
 
 
 @contextmanager
 def stages() -> Iterator[pipeline.Progress]:
-    """Draws on a terminal, for each target, the stage it is in; the callback is told of stages."""
+    """Draw the stage of each target on a terminal; the callback takes a target and the name of its stage."""
     tasks: dict[Target, TaskID] = {}
     columns = (
         SpinnerColumn(),
@@ -82,8 +79,15 @@ def stages() -> Iterator[pipeline.Progress]:
         yield draw
 
 
-class Told(logging.Handler):
-    """Shows what cosyjit tells of itself, such as that something is downloaded, on standard error."""
+class ConsoleHandler(logging.Handler):
+    """Shows cosyjit's log on standard error, such as that something is downloaded.
+
+    A record of the debug log has several lines; those after the first are indented.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tell(record.getMessage())
+        debugging = record.levelno == logging.DEBUG
+        first, *others = record.getMessage().splitlines() if debugging else [record.getMessage()]
+        tell(first)
+        for other in others:
+            _errors.print(f"    {plain(other)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from cosyjit import documents
-from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError
+from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError, log_cause
 from cosyjit.fs.hashing import sha256_of
 from cosyjit.operations.verify import STRANGE, Fault
 from cosyjit.processes.processors import processors
@@ -116,6 +116,7 @@ class _Copy:
             try:
                 is_new = copy(entry.name)
             except _LeftOutError as error:
+                log_cause(error)
                 self._left_out.append(Fault(entry.name, str(error)))
                 return
             if is_new:

@@ -60,7 +60,7 @@ def gc(
         found = list(_Search(store, oldest).found(keep))
         if delete:
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]
-            memory.tidy(memory.notes())
+            memory.tidy(memory.reservations_directory())
             store.digests.tidy()
     found += _copies(store, older_than, delete=delete)
     return sorted(found, key=lambda entry: -entry.size)

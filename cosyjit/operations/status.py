@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cosyjit.errors import InputError, RecordError, StoreError
+from cosyjit.errors import InputError, RecordError, StoreError, log_cause
 from cosyjit.families import Component
 from cosyjit.planning.plan import find_targets
 from cosyjit.planning.target import Target
@@ -102,6 +102,7 @@ def _source(live: Publication, directory: PublishedDirectory, *, ask: bool) -> S
         if publication.is_of(directory.store, directory.path, live):
             return reopen(live.source, ask=ask)
     except InputError as error:
+        log_cause(error)
         return str(error)
     return (
         f"{directory.store} does not know this as published here, and so its source is not opened; give the directory "
@@ -114,6 +115,7 @@ def _targets(source: Source, shown: Publication, store: Store) -> Mapping[str, l
     try:
         checkpoint = open_checkpoint(source)
     except InputError as error:
+        log_cause(error)
         return dict.fromkeys(shown.artifacts, str(error))
     found: defaultdict[str, list[Target]] = defaultdict(list)
     problems = dict.fromkeys(shown.artifacts, f"{shown.source} has no such target")
@@ -125,6 +127,7 @@ def _targets(source: Source, shown: Publication, store: Store) -> Mapping[str, l
         except StoreError:
             raise
         except InputError as error:  # of a file that other names do not need
+            log_cause(error)
             problems |= dict.fromkeys(names, str(error))
     return {name: found[name] or problems[name] for name in shown.artifacts}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cosyjit import documents
-from cosyjit.errors import RecordError, StoreError
+from cosyjit.errors import RecordError, StoreError, log_cause
 from cosyjit.families import FAMILIES
 from cosyjit.fs.files import absolute
 from cosyjit.fs.hashing import sha256_of
@@ -66,6 +66,7 @@ def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None
     try:
         record.check_signed(store, name, artifact.sha256, artifact.size, artifact.fingerprint)
     except RecordError as error:
+        log_cause(error)
         return str(error)
     return None
 
@@ -107,6 +108,7 @@ def _objects(store: Store) -> Iterator[Fault]:
             with store.open(entry.name) as file:
                 found = sha256_of(file)
         except (OSError, StoreError) as error:
+            log_cause(error)
             if store.has(entry.name):
                 yield Fault(entry.name, f"cannot be read ({error})")
             continue
@@ -122,6 +124,7 @@ def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
         try:
             found = record.load(store, documents.stem(name))
         except RecordError as error:
+            log_cause(error)
             yield Fault(name, str(error))
             continue
         for digest in found.objects if found is not None else ():
@@ -137,6 +140,7 @@ def _publications(store: Store, objects: Collection[str]) -> Iterator[Fault]:
         try:
             found = publication.load(store, documents.stem(name))
         except RecordError as error:
+            log_cause(error)
             yield Fault(name, str(error))
             continue
         if found is None:
@@ -155,6 +159,7 @@ def _heads(store: Store) -> Iterator[Fault]:
             if not store.has(name) and publication.read_head(store, head.directory) == head:
                 yield Fault(name, f"missing, the last of {head.directory}")
     except RecordError as error:
+        log_cause(error)
         yield Fault("heads", str(error))
 
 

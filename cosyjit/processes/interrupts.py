@@ -1,4 +1,4 @@
-"""Signals that wait until a step is over which cannot be broken off."""
+"""Signals that wait until a step is over that must not be interrupted."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ from types import FrameType
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Take signals that would raise an exception only after the block, and of several the first one.
+    """Handle signals only after the block; of several, only the first.
 
-    torch's C++ ends the process where an exception comes out of Python amid its import, or amid a file that it writes.
+    torch's C++ ends the process if Python raises an exception while torch is imported or writes a file.
     """
     received: list[int] = []
 

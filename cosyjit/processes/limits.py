@@ -1,10 +1,11 @@
-"""What the system does not give a process, in one line: memory, threads and processes, open files.
+"""What a process lacks, in one line: memory, threads and processes, or open files.
 
-Python, torch and the C library say so in many ways: a `MemoryError`, an `ImportError` of a library that cannot be
-mapped, a `RuntimeError` of a thread. Nothing is imported here, for there may be no memory for that.
+Python, torch and the C library report it in many ways: a `MemoryError`, an `ImportError` of a library that cannot be
+mapped, a `RuntimeError` of a thread. Only small modules are imported here, for there may be no memory for others.
 """
 
 import errno
+import os
 from typing import Final
 
 _MEMORY: Final = (
@@ -37,14 +38,13 @@ _WORDS: Final = {
     "Cannot allocate memory": _MEMORY,
     "Too many open files": _FILES,
 }
-"""What libraries say, and what it means."""
+"""What libraries write, and what it means."""
 
 
 def lack(error: BaseException) -> str | None:
-    """What the system did not give, and what to do, in a line; None if an error is of another kind.
+    """What the system did not give, and what to do, in one line; None if an error has another reason.
 
-    Errors that an error was raised from, or while it was handled, count as well: of what lacks memory the last error
-    is often another one.
+    The causes and contexts of the error count as well: where memory is missing, the last error is often another one.
     """
     seen: list[BaseException] = []
     following: BaseException | None = error
@@ -63,6 +63,14 @@ def _lack(error: BaseException) -> str | None:
     return lack_in(str(error)) if isinstance(error, ImportError | OSError | RuntimeError | SystemError) else None
 
 
-def lack_in(said: str) -> str | None:
-    """The same from what a process has said of itself."""
-    return next((meaning for words, meaning in _WORDS.items() if words in said), None)
+def lack_in(output: str) -> str | None:
+    """What the system did not give a process, by what the process wrote; None if that says nothing of the kind."""
+    return next((meaning for words, meaning in _WORDS.items() if words in output), None)
+
+
+def has_directory() -> bool:
+    """Whether the working directory exists."""
+    try:
+        return bool(os.getcwd())  # noqa: PTH109  (pathlib is one of the others)
+    except OSError:
+        return False

@@ -1,7 +1,7 @@
-"""How much memory builds may take on this machine at a time, whichever processes ask for it.
+"""How much memory the builds of this machine may take at a time, across processes.
 
-Each build notes what it needs in a file that it holds the lock of; a process that is killed frees it. One build is
-always let in, however much it needs: it has to be tried some time.
+Each build reserves memory with a file that it holds the lock of, so that a killed process frees its reservation. One
+build is always admitted, however much it needs.
 """
 
 import os
@@ -16,22 +16,22 @@ from cosyjit.fs import files, locks
 from cosyjit.fs.waits import Wait, holders
 
 _SHARE: Final = 0.75
-"""What builds may take of a machine's memory, unless they are told."""
+"""The part of a machine's memory that builds may take by default."""
 
 _LIMITS: Final = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}
 """The files that say how much memory a control group may take, by the type of file system: version 2, and version 1."""
 
 
 def installed(root: Path = Path("/")) -> int:
-    """The memory that this machine has, or less where this process's control groups are limited to less, in bytes.
+    """The memory of this machine in bytes, or the limit of this process's control groups if that is lower.
 
-    A container, a systemd unit or a batch job is such a group, or is in one; a limit of any group above counts as well.
+    A container, a systemd unit or a batch job is such a group, or is in one; limits of the groups above count as well.
 
     Args:
         root: where /proc and the file systems of control groups are.
     """
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([found, *_limits(root)])
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *_limits(root)])
 
 
 def _limits(root: Path) -> Iterator[int]:
@@ -44,7 +44,7 @@ def _limits(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path) -> Iterator[tuple[str, Path, Path]]:
-    """The kinds of control groups that limit memory; of each this process's group, and where the groups are mounted."""
+    """The control groups of this process that limit memory: their kind, their path, and where they are mounted."""
     own = _own_groups(_lines(root / "proc/self/cgroup"))
     for line in _lines(root / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
@@ -57,14 +57,14 @@ def _groups(root: Path) -> Iterator[tuple[str, Path, Path]]:
 
 def _own_groups(lines: Sequence[str]) -> dict[str, Path]:
     """The control groups of this process that may limit memory, by the type of file system."""
-    found = {}
+    groups = {}
     for line in lines:
         number, controllers, group = line.split(":", 2)
         if number == "0":
-            found["cgroup2"] = Path(group)
+            groups["cgroup2"] = Path(group)
         elif "memory" in controllers.split(","):
-            found["cgroup"] = Path(group)
-    return found
+            groups["cgroup"] = Path(group)
+    return groups
 
 
 def _lines(path: Path) -> list[str]:
@@ -73,8 +73,8 @@ def _lines(path: Path) -> list[str]:
     return []
 
 
-def notes() -> Path:
-    """Where the builds of this user on this machine note what memory they need, whatever their stores are."""
+def reservations_directory() -> Path:
+    """Where the builds of this user on this machine reserve memory, whatever their stores are."""
     try:
         return Path(files.DEFAULT_ROOT).expanduser() / "locks" / "memory"
     except RuntimeError:  # there is no home
@@ -82,30 +82,30 @@ def notes() -> Path:
 
 
 def tidy(directory: Path) -> None:
-    """Remove the notes of processes that were killed, without waiting for a build that would."""
+    """Remove the reservations of killed processes now, rather than at the next build."""
     with suppress(OSError):  # mostly there is no such directory
         files.check_private(directory)
         with locks.locked(directory / "lock"):
-            list(_taken(directory))
+            list(_reservations(directory))
 
 
 @contextmanager
 def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait | None = None) -> Iterator[None]:
-    """Wait until so much memory is free of what builds may take, and keep it from others meanwhile.
+    """Wait until other builds leave enough memory, and reserve it for the duration of the block.
 
     Args:
-        directory: where the builds of this machine note what they need.
-        size: what is needed, in bytes.
-        limit: what all of them may take; three quarters of the machine's memory for None.
-        wait: how other processes are waited for; as long as it takes for None.
+        directory: where the builds of this machine reserve memory.
+        size: what this build needs, in bytes.
+        limit: what all builds together may take, in bytes; three quarters of the machine's memory for None.
+        wait: how to wait for other processes; as long as it takes for None.
 
     Raises:
-        BusyError: they were waited for as long as that says.
+        BusyError: other processes did not leave enough within that time.
     """
     wait = wait or Wait("memory")
     limit = limit or int(_SHARE * installed())
     with ExitStack() as held:
-        with suppress(OSError):  # nothing can be noted there: nobody is kept waiting
+        with suppress(OSError):  # nothing can be written there: nobody has to wait
             files.make_private(directory)
             wait.poll(
                 lambda: _admitted(directory, size, limit, held),
@@ -116,23 +116,24 @@ def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait
 
 def _admitted(directory: Path, size: int, limit: int, held: ExitStack) -> bool:
     with locks.locked(directory / "lock"):
-        taken = list(_taken(directory))
-        if taken and sum(taken) + size > limit:
+        reserved_sizes = list(_reservations(directory))
+        if reserved_sizes and sum(reserved_sizes) + size > limit:
             return False
-        note = directory / f"{uuid.uuid4().hex}.{size}"
-        held.callback(_forget, note)
-        held.enter_context(locks.locked(note))
+        reservation = directory / f"{uuid.uuid4().hex}.{size}"
+        held.callback(_remove, reservation)
+        held.enter_context(locks.locked(reservation))
         return True
 
 
-def _taken(directory: Path) -> Iterator[int]:
-    for note in directory.glob("*.*"):
-        if locks.is_free(note):  # of a process that was killed
-            _forget(note)
+def _reservations(directory: Path) -> Iterator[int]:
+    """The sizes of the reservations, in bytes; those of killed processes are removed on the way."""
+    for reservation in directory.glob("*.*"):
+        if locks.is_free(reservation):
+            _remove(reservation)
         else:
-            yield int(note.suffix.removeprefix("."))
+            yield int(reservation.suffix.removeprefix("."))
 
 
-def _forget(note: Path) -> None:
-    with suppress(OSError):  # whoever looks next will do it, since nobody holds it
-        note.unlink(missing_ok=True)
+def _remove(reservation: Path) -> None:
+    with suppress(OSError):  # nobody holds it, so that the next process which looks removes it
+        reservation.unlink(missing_ok=True)

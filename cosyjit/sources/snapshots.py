@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from cosyjit import documents
-from cosyjit.errors import FileChangedError, OutputError, RecordError, SourceError, SourceUnavailableError
+from cosyjit.errors import FileChangedError, OutputError, RecordError, SourceError, SourceUnavailableError, log_cause
 from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.fs import files, locks
 from cosyjit.fs.digests import Digests
@@ -199,6 +199,7 @@ def resolve(model: Model, *, download: bool = True) -> Snapshot:
         known = next(iter(_known(model)), None)
         if known is None:
             raise SourceUnavailableError(f"{error}, or give a model directory that is there") from None
+        log_cause(error)
         problem, _, _ = str(error).partition("; ")
         _LOG.warning("%s; commit %s is used, which it was at %s", problem, known.snapshot.revision, known.resolved)
         return replace(known.snapshot, download=download)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cosyjit import Store, __version__, plan
+from cosyjit.processes import worker
 from cosyjit.provenance.record import STATEMENT
 from tests.support.kept import flip, keep, litter, object_of, record_of, retrain, unreferenced
 from tests.support.processes import (
@@ -24,6 +25,7 @@ from tests.support.processes import (
     children,
     ended,
     finished,
+    give,
     servers,
     shown,
     snapshot,
@@ -121,6 +123,7 @@ def test_version_and_help_go_to_standard_output(run: Run, flag: str, says: str) 
 def no_room(tiny: Path) -> Iterator[str]:
     """Lets no build write a file as large as the largest artifact is; gives the name of that one's target."""
     largest = max((each.target for each in plan(tiny, precisions=["fp32"])), key=lambda target: target.weight_bytes)
+    worker.run(give, 0)  # now the server runs, also if this test is the first of its process
     (server,) = servers(os.getpid())
     before = {limit: resource.prlimit(server, limit) for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)}
     for (limit, (_, hard)), soft in zip(before.items(), (largest.weight_bytes, 0), strict=True):

@@ -226,6 +226,26 @@ def test_bad_input_is_one_line_in_the_state(tiny: Path, tmp_path: Path, monkeypa
     assert listing(tmp_path) == []
 
 
+def test_the_environment_asks_for_the_causes_in_the_log_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: logged.extend(record.getMessage().splitlines()))
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addHandler(handler)
+    try:
+        run(tmp_path / "missing")
+        assert [line for line in logged if "Traceback" in line] == []
+        monkeypatch.setenv("COSYJIT_LOG", "debug")
+        run(tmp_path / "missing")
+        assert [line for line in logged if line.startswith("cosyjit.errors.SourceError: ")] != []
+    finally:
+        logger.removeHandler(handler)
+    monkeypatch.setenv("COSYJIT_LOG", "loud")
+    assert run(tmp_path / "missing").message == "COSYJIT_LOG=loud: is not a level of the log; give debug or info"
+
+
 def test_what_is_no_source_or_no_single_place_is_one_line_as_well(tiny: Path, tmp_path: Path) -> None:
     none = export([], return_state=True)
     one_place = export([str(tiny), str(tiny)], publish=str(tmp_path), return_state=True)
@@ -253,7 +273,9 @@ def test_a_setting_that_is_none_is_one_line_as_well(
     monkeypatch.setenv("COSYJIT_MEMORY", memory)
     state = run(tiny, publish=str(tmp_path))
 
-    assert state.message == f"COSYJIT_MEMORY={memory}: is no amount of memory; give a number of GB, such as 8 or 0.5"
+    assert (
+        state.message == f"COSYJIT_MEMORY={memory}: is not an amount of memory; give a number of GB, such as 8 or 0.5"
+    )
 
 
 def test_several_sources_are_exported_in_one_run_and_a_bad_one_stops_no_other(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cosyjit.errors import BuildError, ResourceError, TensorMismatchError
+from cosyjit.errors import BuildError, ResourceError, TensorMismatchError, trace
 from cosyjit.processes import worker
 from tests.support import processes
 from tests.support.processes import CONSOLE_SCRIPT, children, ended, servers, start, wait_for
@@ -49,8 +49,17 @@ def test_an_exception_comes_back_as_itself_with_the_traceback_of_the_call_as_its
         worker.run(processes.raise_value_error, "no such moon")
     cause = str(caught.value.__cause__)
     assert "Traceback (most recent call last)" in cause
-    assert "calls.py" in cause
+    assert "processes.py" in cause
     assert "in raise_value_error" in cause
+
+
+def test_the_trace_of_an_error_has_what_it_was_raised_from_in_its_process() -> None:
+    with pytest.raises(BuildError) as caught:
+        worker.run(processes.raise_translated)
+    shown = trace(caught.value)
+    assert "ValueError: no such moon\n" in shown
+    assert "in raise_translated" in shown
+    assert shown.endswith("cosyjit.errors.BuildError: try another")
 
 
 def test_an_error_of_the_project_keeps_its_fields() -> None:
@@ -133,8 +142,8 @@ def test_torch_computes_with_its_threads_in_every_process(pool: ThreadPoolExecut
     size = 400
     rows = range(size)
     expected = sum((size * i + k) * (size * k + i) for i in rows for k in rows) / size**4
-    for trace in pool.map(lambda _: worker.run(processes.matrix_product, size), range(4)):
-        assert trace == pytest.approx(expected)
+    for found in pool.map(lambda _: worker.run(processes.matrix_product, size), range(4)):
+        assert found == pytest.approx(expected)
 
 
 def test_the_caller_keeps_no_open_files_of_calls_that_are_done() -> None:
@@ -278,21 +287,83 @@ def test_a_server_that_cannot_be_started_is_an_error_that_says_why(monkeypatch: 
             call()
 
 
-def test_after_an_error_no_call_begins_until_calls_are_let_in_again() -> None:
+def test_a_scope_that_is_left_by_an_error_cancels_its_own_calls_and_lets_none_begin(
+    waiting: tuple["Future[str]", int, Path], pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    other, other_pid, path = waiting
+    scope = worker.CancelScope()
+    never = tmp_path / "never"
+
     def work() -> None:
-        with worker.stopped_on_error():
-            worker.run(processes.give, 1)
+        with scope:
+            assert _pid_in(never.with_suffix(".pid")) != other_pid
             raise ZeroDivisionError
 
+    own = pool.submit(worker.run, processes.wait_until_exists, never, scope=scope)
+    with pytest.raises(ZeroDivisionError):
+        work()
+    with pytest.raises(BuildError, match=r"^stopped"):
+        own.result(60)
+    assert ended(_pid_in(never.with_suffix(".pid")))  # by the time at which its call raises
+    with pytest.raises(BuildError, match=r"^stopped"):
+        worker.run(processes.give, 2, scope=scope)
+    assert not ended(other_pid)
+    path.touch()
+    assert other.result(60) == "waited"
+
+
+def test_a_scope_that_is_left_without_an_error_cancels_nothing() -> None:
+    with worker.CancelScope() as scope:
+        assert worker.run(processes.give, 1, scope=scope) == 1
+    assert worker.run(processes.give, 2, scope=scope) == 2
+
+
+def test_calls_that_are_cancelled_while_the_server_starts_end_before_it_has_started(pool: ThreadPoolExecutor) -> None:
+    worker.stop()
+    scope = worker.CancelScope()
+    running = pool.submit(worker.run, processes.wait_until_exists, Path("/nowhere"), scope=scope)
+    (server,) = wait_for(lambda: servers(os.getpid()))
+    os.kill(server, signal.SIGSTOP)  # as if it took a long time
     try:
-        with pytest.raises(ZeroDivisionError):
-            work()
-        with pytest.raises(BuildError, match="stopped"):
-            worker.run(processes.give, 2)
-        assert processes.servers(os.getpid()) == []
+        scope.cancel()
+        with pytest.raises(BuildError, match=r"^stopped"):
+            running.result(60)
     finally:
-        worker.reopen()
-    assert worker.run(processes.give, 3) == 3
+        os.kill(server, signal.SIGCONT)
+    assert worker.run(processes.give, 1) == 1
+    assert servers(os.getpid()) == [server]
+
+
+def test_the_process_of_a_call_has_ended_when_an_error_of_the_callers_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "never"
+
+    def refuse(_: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        worker.run(processes.wait_until_exists, path, progress=refuse)
+    assert ended(_pid_in(path.with_suffix(".pid")))
+
+
+def test_scopes_that_are_cancelled_amid_many_calls_leave_no_process_and_no_file(pool: ThreadPoolExecutor) -> None:
+    def call_on(scope: worker.CancelScope) -> None:
+        for number in itertools.count():
+            assert worker.run(processes.give, number, scope=scope) == number
+
+    worker.run(processes.give, 0)
+    (server,) = servers(os.getpid())
+    before = len(list(Path(f"/proc/{server}/fd").iterdir()))
+    for _ in range(5):
+        scopes = [worker.CancelScope() for _ in range(2)]
+        begun = [pool.submit(call_on, scope) for scope in scopes for _ in range(4)]
+        wait_for(lambda: children(server))
+        for scope in scopes:
+            scope.cancel()
+        assert {str(future.exception(60)) for future in begun} == {"stopped: what it was part of has ended"}
+    wait_for(lambda: not children(server))
+    worker.run(processes.give, 0)
+    wait_for(lambda: len(list(Path(f"/proc/{server}/fd").iterdir())) <= before)
+    assert servers(os.getpid()) == [server]
 
 
 # README's own install brings no numpy; which of the commands' processes torch warns in depends on its release.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
 
-from cosyjit.errors import TensorMismatchError
+from cosyjit.errors import BuildError, TensorMismatchError
 from cosyjit.processes.worker import Progress
 
 if TYPE_CHECKING:
@@ -63,6 +63,13 @@ def tell(stages: list[str], progress: Progress) -> int:
 
 def raise_value_error(message: str, progress: Progress) -> NoReturn:  # noqa: ARG001
     raise ValueError(message)
+
+
+def raise_translated(progress: Progress) -> NoReturn:
+    try:
+        raise_value_error("no such moon", progress)
+    except ValueError:
+        raise BuildError("try another") from None
 
 
 def raise_mismatch(progress: Progress) -> NoReturn:  # noqa: ARG001
