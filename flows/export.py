@@ -38,7 +38,8 @@ from cosyjit.planning import plan as planning
 from cosyjit.planning.plan import Planned, Target
 from cosyjit.prefect_api import check_version
 from cosyjit.processes import worker
-from cosyjit.reports import report
+from cosyjit.reports.run_page import failed_page, run_page, run_rows
+from cosyjit.reports.tables import counts, summary
 from cosyjit.store.store import Store
 from cosyjit.text import plain, without_password
 
@@ -207,7 +208,7 @@ def export(
     problems = [f"{_before(each, sources)}{each.problem}" for each in exported if each.problem]
     if problems:
         return Failed(message=plain("; ".join(problems)))
-    return Completed(message=report.counts(outcomes), data=outcomes)
+    return Completed(message=counts(outcomes), data=outcomes)
 
 
 def _before(exported: _Exported, sources: Sequence[str]) -> str:
@@ -252,8 +253,8 @@ def _export(
             yield begun
             outcomes = pipeline.gather(planned, pending)
             done = _patiently(lambda: pipeline.conclude(outcomes, store, directory, replace_others=replace))
-        _log(logging.INFO, source, *report.summary(done).splitlines())
-        yield _Exported(source, done, report.run_page(source, done, _trends(store, directory)))
+        _log(logging.INFO, source, *summary(done).splitlines())
+        yield _Exported(source, done, run_page(source, done, _trends(store, directory)))
     except CosyjitError as error:
         _log(logging.ERROR, str(error))
         failed = _Exported(source, error=str(error))
@@ -308,11 +309,9 @@ def _show(exported: Sequence[_Exported], outcomes: Sequence[Outcome]) -> None:
     """Leave a table and a page for those who look at the run; a server that does not take them fails nothing."""
     name = exported[0].source if len(exported) == 1 else f"{len(exported)} sources"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-80:]
-    page = "\n\n".join(each.page or report.failed_page(each.source, each.problem or "") for each in exported)
+    page = "\n\n".join(each.page or failed_page(each.source, each.problem or "") for each in exported)
     try:
-        create_table_artifact(
-            report.run_rows(outcomes), key=f"targets-{slug}", description="What became of each target"
-        )
+        create_table_artifact(run_rows(outcomes), key=f"targets-{slug}", description="What became of each target")
         create_markdown_artifact(page, key=f"lineage-{slug}", description="Lineage, and figures by publication")
     except Exception as error:  # noqa: BLE001  (whatever the client raises)
         _log(logging.WARNING, f"no artifacts were left for this run: {line(error)}")

@@ -23,7 +23,7 @@ from cosyjit.processes.worker import ignore_missing_numpy, leave_lost_directory
 from cosyjit.provenance import lineage as tracing
 from cosyjit.publishing import publication
 from cosyjit.publishing import publish as publishing
-from cosyjit.reports import report
+from cosyjit.reports import as_json, tables
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from cosyjit.store.store import Store
@@ -113,9 +113,9 @@ def export(
             progress=progress,
         )
     if json:
-        show_json(report.outcomes_json(outcomes))
+        show_json(as_json.outcomes(outcomes))
     else:
-        show(report.outcomes_table(outcomes), *report.closing(outcomes))
+        show(tables.outcomes_table(outcomes), *tables.closing_lines(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
@@ -144,9 +144,9 @@ def plan(
     planned = planning.plan(source, component, precision, store=kept)
     obstacles = pipeline.obstacles(planned, publish, store=kept)
     if json:
-        show_json(report.plan_json(planned, obstacles))
+        show_json(as_json.plan(planned, obstacles))
     else:
-        show(report.plan_table(planned), *report.plan_lines(obstacles))
+        show(tables.plan_table(planned), *tables.obstacle_lines(obstacles))
     return 0
 
 
@@ -174,9 +174,9 @@ def status(
     """
     found = inspection.status(absolute(directory), Store(store), check_source=check_source)
     if json:
-        show_json(report.status_json(found))
+        show_json(as_json.status(found))
     else:
-        show(report.status_table(found), *report.status_lines(found, checked=check_source))
+        show(tables.status_table(found), *tables.status_lines(found, checked=check_source))
     return 0 if found.well else FAILED
 
 
@@ -196,9 +196,9 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     kept = Store(store)
     found = publishing.history(kept, absolute(directory), last)
     if json:
-        show_json(report.history_json(found))
+        show_json(as_json.history(found))
     else:
-        show(report.history_table(found, publication.before(kept, found[-1])))
+        show(tables.history_table(found, publication.before(kept, found[-1])))
     return 0
 
 
@@ -252,7 +252,7 @@ def verify(
     else:
         faults = audit.audit_directory(kept, absolute(Path(place)))
     if json:
-        show_json(report.faults_json(faults))
+        show_json(as_json.faults(faults))
     else:
         show(*[f"{fault.name}: {fault.problem}" for fault in faults] or ["Nothing is wrong"])
     return FAILED if faults else 0
@@ -285,9 +285,9 @@ def gc(
     """
     found = collection.collect(Store(store, wait=wait), keep=keep, older_than=older_than.total_seconds(), remove=delete)
     if json:
-        show_json(report.garbage_json(found, removed=delete))
+        show_json(as_json.garbage(found, removed=delete))
     else:
-        show(report.garbage_table(found), *report.garbage_lines(found), report.garbage_line(found, removed=delete))
+        show(tables.garbage_table(found), *tables.garbage_files(found), tables.garbage_summary(found, removed=delete))
     return 0
 
 
@@ -311,9 +311,9 @@ def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False)
     """
     done = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
     if json:
-        show_json(report.copied_json(done))
+        show_json(as_json.copied(done))
     else:
-        show(*report.copied_lines(done))
+        show(*tables.copied_lines(done))
     return FAILED if done.left_out else 0
 
 
@@ -334,9 +334,9 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     """
     found = tracing.trace(Store(store, require=require_signature), artifact)
     if json:
-        show_json(report.lineage_json(found))
+        show_json(as_json.lineage(found))
     else:
-        show(report.lineage_tree(found))
+        show(tables.lineage_tree(found))
     return FAILED if found.record and not found.same_bytes else 0
 
 

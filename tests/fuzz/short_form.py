@@ -10,7 +10,7 @@ from typing import Any, Final
 from cosyjit import documents
 from cosyjit.provenance import lineage, record
 from cosyjit.provenance.fingerprint import canonical, key_of
-from cosyjit.reports import report
+from cosyjit.reports import as_json, tables
 from cosyjit.store.store import Store
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator
@@ -35,8 +35,8 @@ def read(content: bytes) -> None:
     path = _DIRECTORY / "a.zip"
     path.write_bytes(_archive(content) if content.startswith(b"{") else content)
     trace = lineage.trace(_STORE, str(path))
-    show(report.lineage_tree(trace))
-    report.lineage_json(trace).encode("ascii")
+    show(tables.lineage_tree(trace))
+    as_json.lineage(trace).encode("ascii")
 
 
 def _rekeyed(document: dict[str, Any]) -> bytes:
