@@ -4,6 +4,9 @@ import cosyjit
 
 for outcome in cosyjit.export("CosyVoice-300M"):
     print(outcome.target.name, outcome.state, outcome.path)
+
+Public are the names of this package (`cosyjit.__all__`), the errors in `cosyjit.errors` and the command `cosyjit`;
+everything else is internal and may change in any release.
 """
 
 TYPE_CHECKING = False  # that of typing: the command line takes signals before anything is imported

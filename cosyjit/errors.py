@@ -34,7 +34,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cosyjit.text import plain, without_secrets
+from cosyjit.text import listed, one_line, plain, without_secrets
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -54,8 +54,7 @@ class CosyjitError(Exception):
 
 def line(error: BaseException) -> str:
     """An error's text in one line, or its name if it has none; cut if it is not cosyjit's own and quotes much."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST or isinstance(error, CosyjitError) else f"{text[:_LONGEST]}..."
+    return one_line(str(error), None if isinstance(error, CosyjitError) else _LONGEST) or type(error).__name__
 
 
 _QUOTING: Final = {"CredentialRetrievalError"}
@@ -151,18 +150,16 @@ class TensorMismatchError(CheckpointError):
 
     def _text(self) -> str:
         lists = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
-        found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in lists.items() if names)
+        found = "; ".join(f"{len(names)} {kind}: {listed(_cut(names))}" for kind, names in lists.items() if names)
         return f"{self.where}: the tensors do not fit the configuration ({found}); export a matching pair"
 
 
-_SHOWN: Final = 3
 _LONGEST_NAME: Final = 200
-"""How many names a message gives, and how much of each, in characters."""
+"""How much of a name a message gives, in characters."""
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names[:_SHOWN]]
-    return ", ".join(shown) + (", …" if len(names) > _SHOWN else "")
+def _cut(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names]
 
 
 class FileChangedError(InputError):

@@ -6,7 +6,7 @@ it in ASCII, and what is no printable ASCII stands in it as JSON's own escapes.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
@@ -19,6 +19,22 @@ def plain(text: str) -> str:
     the line does not read any.
     """
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
+def one_line(text: str, longest: int | None = None) -> str:
+    """Text with one space in place of each run of white space, and "…" in place of what is longer.
+
+    Args:
+        text: any text, which may still need `plain`.
+        longest: how many characters stay at most; all of them for None.
+    """
+    line = " ".join(text.split())
+    return line if longest is None or len(line) <= longest else f"{line[:longest]}…"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, with commas between them, and "…" if there are more."""
+    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
 
 
 def markdown(text: str) -> str:

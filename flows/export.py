@@ -37,7 +37,8 @@ from cosyjit.planning.target import Target
 from cosyjit.prefect_api import check_version
 from cosyjit.processes.worker import CancelScope
 from cosyjit.publishing.directory import PublishedDirectory
-from cosyjit.reports import report
+from cosyjit.reports.run_page import failed_page, run_page, run_rows
+from cosyjit.reports.tables import counts, summary
 from cosyjit.store.store import Store
 from cosyjit.text import plain, without_password
 
@@ -212,7 +213,7 @@ def export(
     problems = [f"{_prefix(each, sources)}{each.problem}" for each in exported if each.problem]
     if problems:
         return Failed(message=plain("; ".join(problems)))
-    return Completed(message=report.counts(outcomes), data=outcomes)
+    return Completed(message=counts(outcomes), data=outcomes)
 
 
 def _prefix(exported: _Exported, sources: Sequence[str]) -> str:
@@ -255,8 +256,8 @@ def _finish(source: str, work: Export, error: str | None) -> _Exported:
             log_cause(problem)
             error = str(problem)
         else:
-            _log(logging.INFO, source, *report.summary(outcomes).splitlines())
-            return _Exported(source, outcomes, report.run_page(source, outcomes, _trends(work.directory)))
+            _log(logging.INFO, source, *summary(outcomes).splitlines())
+            return _Exported(source, outcomes, run_page(source, outcomes, _trends(work.directory)))
     _log(logging.ERROR, error)
     return _Exported(source, error=error)
 
@@ -313,11 +314,9 @@ def _show(exported: Sequence[_Exported], outcomes: Sequence[Outcome]) -> None:
     """Create a table and a page for the run in the UI; an error of the server here does not fail the run."""
     name = exported[0].source if len(exported) == 1 else f"{len(exported)} sources"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-80:]
-    page = "\n\n".join(each.page or report.failed_page(each.source, each.problem or "") for each in exported)
+    page = "\n\n".join(each.page or failed_page(each.source, each.problem or "") for each in exported)
     try:
-        create_table_artifact(
-            report.run_rows(outcomes), key=f"targets-{slug}", description="What became of each target"
-        )
+        create_table_artifact(run_rows(outcomes), key=f"targets-{slug}", description="What became of each target")
         create_markdown_artifact(page, key=f"lineage-{slug}", description="Lineage, and figures by publication")
     except Exception as error:  # noqa: BLE001  (whatever the client raises)
         _log(logging.WARNING, f"no artifacts were left for this run: {line(error)}")

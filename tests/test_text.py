@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it.token import Token
 
-from cosyjit.text import markdown, plain, without_secrets, xml
+from cosyjit.text import listed, markdown, one_line, plain, without_secrets, xml
 from tests.support.hostile_text import HOSTILE, MARKDOWN
 
 TEXTS: Final = st.text(st.characters(exclude_categories=())) | st.text("`|\\ *_[]()<>!#-\n\x1b\udc80a", max_size=12)
@@ -104,3 +104,28 @@ def test_xml_has_it_as_content_and_as_an_attribute(text: str) -> None:
 )
 def test_no_secret_is_left_in_a_traceback(text: str, shown: str) -> None:
     assert without_secrets(text, {"MY_PASSWORD": "hunter22\n", "PATH": "no", "KEY": "no"}) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "line"),
+    [
+        (" a\n\tb ", None, "a b"),
+        ("abcdef", 3, "abc…"),
+        ("abc", 3, "abc"),
+        ("a     b", 3, "a b"),
+        (" \n", 3, ""),
+        ("x" * 10**5, None, "x" * 10**5),
+    ],
+)
+def test_a_text_in_one_line_has_single_spaces_and_an_end_that_shows_what_was_cut(
+    text: str, longest: int | None, line: str
+) -> None:
+    assert one_line(text, longest) == line
+
+
+@pytest.mark.parametrize(
+    ("names", "most", "text"),
+    [([], 3, ""), (["a"], 3, "a"), (["a", "b", "c"], 3, "a, b, c"), (["a", "b", "c"], 2, "a, b, …")],
+)
+def test_a_list_of_names_says_whether_there_are_more(names: list[str], most: int, text: str) -> None:
+    assert listed(names, most) == text

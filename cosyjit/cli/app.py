@@ -23,7 +23,7 @@ from cosyjit.processes.worker import ignore_missing_numpy, leave_lost_directory
 from cosyjit.provenance import lineage as tracing
 from cosyjit.publishing import directory as publishing
 from cosyjit.publishing import publication
-from cosyjit.reports import report
+from cosyjit.reports import as_json, tables
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from cosyjit.store.store import Store
@@ -118,9 +118,9 @@ def export(
             progress=progress,
         )
     if json:
-        show_json(report.outcomes_json(outcomes))
+        show_json(as_json.outcomes(outcomes))
     else:
-        show(report.outcomes_table(outcomes), *report.closing(outcomes))
+        show(tables.outcomes_table(outcomes), *tables.closing_lines(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
@@ -151,9 +151,9 @@ def plan(
     for obstacle in obstacles:
         log_cause(obstacle)
     if json:
-        show_json(report.plan_json(planned, obstacles))
+        show_json(as_json.plan(planned, obstacles))
     else:
-        show(report.plan_table(planned), *report.plan_lines(obstacles))
+        show(tables.plan_table(planned), *tables.obstacle_lines(obstacles))
     return 0
 
 
@@ -181,9 +181,9 @@ def status(
     """
     state = inspection.status(directory, store=Store(store), check_source=check_source)
     if json:
-        show_json(report.status_json(state))
+        show_json(as_json.status(state))
     else:
-        show(report.status_table(state), *report.status_lines(state, checked=check_source))
+        show(tables.status_table(state), *tables.status_lines(state, checked=check_source))
     return 0 if state.well else FAILED
 
 
@@ -203,9 +203,9 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     opened = Store(store)
     publications = publishing.history(directory, store=opened, last=last)
     if json:
-        show_json(report.history_json(publications))
+        show_json(as_json.history(publications))
     else:
-        show(report.history_table(publications, publication.before(opened, publications[-1])))
+        show(tables.history_table(publications, publication.before(opened, publications[-1])))
     return 0
 
 
@@ -259,7 +259,7 @@ def verify(
     else:
         faults = verify_directory(place, store=opened)
     if json:
-        show_json(report.faults_json(faults))
+        show_json(as_json.faults(faults))
     else:
         show(*[f"{fault.name}: {fault.problem}" for fault in faults] or ["Nothing is wrong"])
     return FAILED if faults else 0
@@ -293,10 +293,12 @@ def gc(
     opened = Store(store, wait=wait)
     garbage = collection.gc(opened, keep=keep, older_than=older_than.total_seconds(), delete=delete)
     if json:
-        show_json(report.garbage_json(garbage, removed=delete))
+        show_json(as_json.garbage(garbage, removed=delete))
     else:
         show(
-            report.garbage_table(garbage), *report.garbage_lines(garbage), report.garbage_line(garbage, removed=delete)
+            tables.garbage_table(garbage),
+            *tables.garbage_files(garbage),
+            tables.garbage_summary(garbage, removed=delete),
         )
     return 0
 
@@ -321,9 +323,9 @@ def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False)
     """
     copied = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
     if json:
-        show_json(report.copied_json(copied))
+        show_json(as_json.copied(copied))
     else:
-        show(*report.copied_lines(copied))
+        show(*tables.copied_lines(copied))
     return FAILED if copied.left_out else 0
 
 
@@ -344,9 +346,9 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     """
     traced = tracing.lineage(artifact, store=Store(store, require=require_signature))
     if json:
-        show_json(report.lineage_json(traced))
+        show_json(as_json.lineage(traced))
     else:
-        show(report.lineage_tree(traced))
+        show(tables.lineage_tree(traced))
     return FAILED if traced.record and not traced.same_bytes else 0
 
 

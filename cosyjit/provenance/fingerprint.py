@@ -1,7 +1,7 @@
 """What decides the bytes of an artifact, and the key that stands for it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -12,6 +12,7 @@ import xxhash
 from cosyjit import encoders
 from cosyjit.configuration.config import Instance
 from cosyjit.families import Component, Precision
+from cosyjit.text import listed
 from cosyjit.vllm import rules
 from cosyjit.weights.tensor_digests import TensorDigest
 
@@ -30,9 +31,6 @@ _RECIPES: Final = {
     "zip": _Recipe(("script", "freeze", "optimize_for_inference"), encoders.version_of),
     "vllm": _Recipe(("cast",), lambda _class_name, _options: rules.VERSION),
 }
-
-_SHOWN: Final = 3
-"""How many names of tensors a reason gives."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +173,7 @@ def _tensors(before: Mapping[str, TensorDigest], now: Mapping[str, TensorDigest]
     }
     for kind, names in kinds.items():
         if names:
-            yield f"{len(names)} {kind}: {_some(names)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+            yield f"{len(names)} {kind}: {listed(names)}"
 
 
 def _values(label: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

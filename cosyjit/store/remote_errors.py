@@ -13,6 +13,8 @@ from io import UnsupportedOperation
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from cosyjit.text import one_line
+
 _TRANSIENT: Final = {
     "botocore.ConnectionError": "no connection to",
     "botocore.HTTPClientError": "no answer from",
@@ -95,4 +97,4 @@ def _failure(error: Exception, kinds: set[str]) -> OSError:
 
 def _line(error: BaseException) -> str:
     """An error's text in one line, without the user names and passwords in URLs."""
-    return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+    return re.sub(r"//[^/\s]*@", "//", one_line(str(error))) or type(error).__name__

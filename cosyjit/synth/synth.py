@@ -24,6 +24,7 @@ from cosyjit.errors import OutputError, SelectionError
 from cosyjit.fs.files import TEMPORARY, make_directory, replacing
 from cosyjit.processes.interrupts import deferred
 from cosyjit.synth.shapes import declare_base, declare_model
+from cosyjit.text import listed
 
 _SIZES: Final = ("tiny", "full")
 
@@ -184,7 +185,7 @@ def _check_place(directory: Path, stand_in: StandIn, *, force: bool) -> None:
 
 def _described(there: Sequence[str], stand_in: StandIn) -> str:
     """What a directory holds, in words."""
-    shown = f"{', '.join(there[:_SHOWN])}{', …' if len(there) > _SHOWN else ''}"
+    shown = listed(there, _SHOWN)
     if _CONFIGS.intersection(there):
         return f"is a model directory already, with {shown}"
     own = {Path(name).parts[0] for name in stand_in.names}

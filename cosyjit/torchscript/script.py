@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from cosyjit.errors import VerificationError
 from cosyjit.families import Precision
+from cosyjit.text import listed
 
 ARCHIVE: Final = "archive.zip"
 """The name that artifacts are saved under: TorchScript writes a file's name into the file, and equal artifacts are to
 have equal bytes whatever they are called later."""
-
-_SHOWN: Final = 3
-"""How many names of tensors a message gives."""
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -45,8 +43,9 @@ def _refuse_unfit(tensors: Mapping[str, Tensor], what: str, way_out: str) -> Non
     counts = {name: _unfit(tensor) for name, tensor in tensors.items()}
     names = [name for name, count in counts.items() if count]
     if names:
-        shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-        raise VerificationError(f"{sum(counts.values()):,} numbers of {len(names)} tensors {what} ({shown}); {way_out}")
+        raise VerificationError(
+            f"{sum(counts.values()):,} numbers of {len(names)} tensors {what} ({listed(names)}); {way_out}"
+        )
 
 
 def _unfit(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Final, NamedTuple
 
-from cosyjit.errors import VerificationError
+from cosyjit.errors import VerificationError, line
 from cosyjit.weights.pickle_reader import Other
 from cosyjit.weights.tensors import ITEM_SIZES, LARGEST_NUMBER, MOST_DIMENSIONS, Entries, StoredTensor
 
@@ -86,8 +86,7 @@ def read_head(file: BinaryIO, size: int) -> tuple[bytes, dict[str, Entry]]:
     try:
         return _read_head(file, size)
     except (ValueError, TypeError, KeyError, RecursionError, struct.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise VerificationError(f"{file.name}: is no whole safetensors file ({reason}); {UNSOUND}") from None
+        raise VerificationError(f"{file.name}: is no whole safetensors file ({line(error)}); {UNSOUND}") from None
 
 
 def _read_head(file: BinaryIO, size: int) -> tuple[bytes, dict[str, Entry]]:

@@ -21,7 +21,7 @@ from typing import BinaryIO, Final
 
 from cosyjit.errors import CheckpointError
 from cosyjit.fs import files
-from cosyjit.text import plain
+from cosyjit.text import one_line, plain
 from cosyjit.weights import safetensors, torch_files
 from cosyjit.weights.formats import BEGINNING, UnsupportedFormError, mistaken_for
 from cosyjit.weights.pickle_reader import ForbiddenError
@@ -185,7 +185,7 @@ def _quoted(path: Path) -> str:
 
 def _brief(text: str, longest: int = _LONGEST) -> str:
     """The beginning of a text that may be a stranger's, in one line that a terminal can show."""
-    return plain(" ".join(text[:longest].split())) + "…" * (len(text) > longest)
+    return plain(one_line(text, longest))
 
 
 @contextmanager

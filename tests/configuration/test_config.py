@@ -340,7 +340,7 @@ def test_what_a_message_quotes_is_cut() -> None:
     broken = config(document("{a: !ref <x>}\n", f"x: {{{'x' * 900}: 2, {'x' * 900}: 1}}\n"))
     with pytest.raises(ConfigError) as error:
         broken.instance("llm.e")
-    assert_error(error, WHERE, "llm.e", "the key xxx", "...")
+    assert_error(error, WHERE, "llm.e", "the key xxx", "…")
     assert len(str(error.value)) < 500
 
 

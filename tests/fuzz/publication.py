@@ -5,7 +5,7 @@ from typing import Final
 from cosyjit import documents
 from cosyjit.publishing import publication
 from cosyjit.publishing.publication import Publication, Published
-from cosyjit.reports import report
+from cosyjit.reports import as_json, tables
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator
 from tests.support.stored import NAME
@@ -18,8 +18,8 @@ SEEDS: Final = [_FIRST.content, _SECOND.content, _ENDLESS]
 
 def read(content: bytes) -> None:
     found = publication.parse(content, "store/publications/x.json")
-    show(report.history_table([found, _FIRST]))
-    report.history_json([found]).encode("ascii")
+    show(tables.history_table([found, _FIRST]))
+    as_json.history([found]).encode("ascii")
 
 
 mutate = mutator(SEEDS, documents.dump)

@@ -6,7 +6,7 @@ from cosyjit import documents
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import key_of
 from cosyjit.provenance.lineage import Lineage
-from cosyjit.reports import report
+from cosyjit.reports import as_json, tables
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator, resealed
 from tests.support.stored import record_of
@@ -24,8 +24,8 @@ SEEDS: Final = [
 
 def read(content: bytes) -> None:
     trace = Lineage(record.parse(content, "store/records/x.json"))
-    show(report.lineage_tree(trace))
-    report.lineage_json(trace).encode("ascii")
+    show(tables.lineage_tree(trace))
+    as_json.lineage(trace).encode("ascii")
 
 
 def _rekeyed(document: dict[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from cosyjit import documents
 from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import canonical, key_of
 from cosyjit.provenance.lineage import lineage
-from cosyjit.reports import report
+from cosyjit.reports import as_json, tables
 from cosyjit.store.store import Store
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator
@@ -36,8 +36,8 @@ def read(content: bytes) -> None:
     path = _DIRECTORY / "a.zip"
     path.write_bytes(_archive(content) if content.startswith(b"{") else content)
     found = lineage(path, store=_STORE)
-    show(report.lineage_tree(found))
-    report.lineage_json(found).encode("ascii")
+    show(tables.lineage_tree(found))
+    as_json.lineage(found).encode("ascii")
 
 
 def _rekeyed(document: dict[str, Any]) -> bytes:

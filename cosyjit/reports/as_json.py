@@ -1,0 +1,113 @@
+"""Results as JSON, for programs: each function gives one object, in ASCII."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cosyjit.errors import InputError
+from cosyjit.operations.copy_store import Copied
+from cosyjit.operations.status import Status
+from cosyjit.operations.verify import Fault
+from cosyjit.pipeline import Outcome
+from cosyjit.planning.plan import Planned
+from cosyjit.planning.target import Target
+from cosyjit.provenance.lineage import Lineage
+from cosyjit.publishing.publication import Publication
+from cosyjit.store.backends import Entry
+
+
+def outcomes(results: Sequence[Outcome]) -> str:
+    """One object, `{"targets": [...]}`; what a target does not have is null."""
+    return _indented({"targets": [_outcome_object(each) for each in results]})
+
+
+def _outcome_object(outcome: Outcome) -> dict[str, Any]:
+    record = outcome.record
+    return {
+        **_target_object(outcome.target),
+        "state": outcome.state,
+        "reasons": list(outcome.reasons),
+        "path": str(outcome.path) if outcome.path else None,
+        "sha256": record.sha256 if record else None,
+        "bytes": record.size if record else None,
+        "figures": dict(record.figures) if record else None,
+        "seconds": round(outcome.seconds, 3) if record else None,
+        "error": outcome.error,
+    }
+
+
+def plan(planned: Sequence[Planned], obstacles: Sequence[InputError]) -> str:
+    """One object, `{"targets": [...], "obstacles": [...]}`; the second are what an export would refuse, a line each."""
+    return _indented(
+        {
+            "targets": [
+                {**_target_object(each.target), "state": each.state, "reasons": list(each.reasons)} for each in planned
+            ],
+            "obstacles": [str(each) for each in obstacles],
+        }
+    )
+
+
+def _target_object(target: Target) -> dict[str, Any]:
+    return {
+        "component": target.component.name,
+        "precision": target.precision.name,
+        "device": target.device,
+        "fingerprint": target.fingerprint.key,
+        **({} if target.reading.is_plain else {"reading": str(target.reading)}),
+    }
+
+
+def status(found: Status) -> str:
+    """One object: the publication, and what became of each name of it."""
+    return _indented(
+        {
+            "publication": _publication_object(found.publication),
+            "manifest": found.manifest,
+            "compared_with": found.compared_with,
+            "names": [
+                {"name": each.name, "file": each.condition, "state": each.state, "reasons": list(each.reasons)}
+                for each in found.names
+            ],
+        }
+    )
+
+
+def history(publications: Sequence[Publication]) -> str:
+    """One object, `{"publications": [...]}`."""
+    return _indented({"publications": [_publication_object(each) for each in publications]})
+
+
+def _publication_object(publication: Publication) -> dict[str, Any]:
+    return {"identity": publication.identity, **json.loads(publication.content)}
+
+
+def lineage(trace: Lineage) -> str:
+    """The record as it is kept, or what the artifact says of itself if the store has none."""
+    return _indented(trace.record.statement if trace.record else trace.short_form)
+
+
+def faults(found: Sequence[Fault]) -> str:
+    """One object, `{"faults": [...]}`."""
+    return _indented({"faults": [each._asdict() for each in found]})
+
+
+def copied(done: Copied) -> str:
+    """One object: the files that were copied, those that were there already, and those that were left out."""
+    return _indented(
+        {
+            "copied": [{"name": each.name, "bytes": each.size} for each in done.copied],
+            "present": list(done.present),
+            "left_out": [each._asdict() for each in done.left_out],
+        }
+    )
+
+
+def garbage(found: Sequence[Entry], *, removed: bool) -> str:
+    """One object: the files, their bytes, and whether they are gone."""
+    files = [{"name": each.name, "bytes": each.size} for each in found]
+    return _indented({"files": files, "bytes": sum(each.size for each in found), "removed": removed})
+
+
+def _indented(document: Any) -> str:
+    return json.dumps(document, indent=2)

@@ -1,0 +1,142 @@
+"""Results as JSON."""
+
+import json
+
+from cosyjit import Fault, Shown, Status
+from cosyjit.errors import OutputError
+from cosyjit.operations.copy_store import Copied
+from cosyjit.provenance.lineage import Lineage
+from cosyjit.provenance.record import short_form
+from cosyjit.reports import as_json
+from cosyjit.store.backends import Entry
+from tests.reports.results import DIGEST, FIGURES, MARKUP, built, failed, planned, publication, record, target
+
+
+def test_json_of_what_was_built_has_every_field_and_no_other() -> None:
+    assert json.loads(as_json.outcomes([built("llm.llm", "fp16")])) == {
+        "targets": [
+            {
+                "component": "llm.llm",
+                "precision": "fp16",
+                "device": "cpu",
+                "fingerprint": target("llm.llm", "fp16").fingerprint.key,
+                "state": "built",
+                "reasons": ["torch 1 -> 2"],
+                "path": "/models/m/llm.llm.fp16.zip",
+                "sha256": DIGEST,
+                "bytes": 4_007_654,
+                "figures": FIGURES,
+                "seconds": 12.346,
+                "error": None,
+            }
+        ]
+    }
+
+
+def test_json_of_what_failed_has_null_for_what_there_is_not() -> None:
+    assert json.loads(as_json.outcomes([failed("flow.encoder", "the build process was killed by SIGKILL")])) == {
+        "targets": [
+            {
+                "component": "flow.encoder",
+                "precision": "fp32",
+                "device": "cpu",
+                "fingerprint": target("flow.encoder").fingerprint.key,
+                "state": "failed",
+                "reasons": [],
+                "path": None,
+                "sha256": None,
+                "bytes": None,
+                "figures": None,
+                "seconds": None,
+                "error": "the build process was killed by SIGKILL",
+            }
+        ]
+    }
+
+
+def test_json_of_what_was_built_in_vain_has_its_digest_and_no_path() -> None:
+    (entry, other) = json.loads(as_json.outcomes([built("llm.llm", published=False), failed("flow.encoder", "no")]))[
+        "targets"
+    ]
+    assert (entry["state"], entry["path"], entry["sha256"]) == ("built", None, DIGEST)
+    assert (other["state"], other["error"]) == ("failed", "no")
+
+
+def test_json_keeps_the_order_and_any_text() -> None:
+    outcomes = [failed("llm.llm", f'"{MARKUP}"\n\t\\ 语音'), built("llm.text_encoder", directory=f"/{MARKUP}/语音")]
+    targets = json.loads(as_json.outcomes(outcomes))["targets"]
+    assert [entry["component"] for entry in targets] == ["llm.llm", "llm.text_encoder"]
+    assert targets[0]["error"] == f'"{MARKUP}"\n\t\\ 语音'
+    assert targets[1]["path"] == f"/{MARKUP}/语音/llm.text_encoder.fp32.zip"
+
+
+def test_json_of_nothing_is_an_empty_list() -> None:
+    assert json.loads(as_json.outcomes([])) == {"targets": []}
+
+
+def test_faults_are_named_in_json() -> None:
+    assert json.loads(as_json.faults([Fault("a", MARKUP)])) == {"faults": [{"name": "a", "problem": MARKUP}]}
+
+
+def test_a_plan_has_its_targets_and_what_an_export_would_refuse() -> None:
+    reasons = (MARKUP, "object missing")
+    refused = OutputError(f"{MARKUP}: is in the way")
+    assert json.loads(as_json.plan([planned(*reasons)], [refused])) == {
+        "obstacles": [str(refused)],
+        "targets": [
+            {
+                "component": "llm.llm",
+                "precision": "fp32",
+                "device": "cpu",
+                "fingerprint": target("llm.llm").fingerprint.key,
+                "state": "stale",
+                "reasons": list(reasons),
+            }
+        ],
+    }
+
+
+def test_a_status_has_its_publication_and_each_name() -> None:
+    one = publication(1, a="1", b="2")
+    found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "whole", "current")), "missing")
+    assert json.loads(as_json.status(found)) == {
+        "publication": {"identity": one.identity, **json.loads(one.content)},
+        "manifest": "missing",
+        "compared_with": None,
+        "names": [
+            {"name": "a.zip", "file": "damaged", "state": "stale", "reasons": [MARKUP]},
+            {"name": "b.zip", "file": "whole", "state": "current", "reasons": []},
+        ],
+    }
+
+
+def test_a_history_has_each_publication_with_its_artifacts() -> None:
+    chain = [publication(3, 1, a="1"), publication(2, a="2", b="3"), publication(1, a="1")]
+    found = json.loads(as_json.history(chain))["publications"]
+    assert [each["identity"] for each in found] == [each.identity for each in chain]
+    assert [(each["number"], each["restores"]) for each in found] == [(3, 1), (2, None), (1, None)]
+    assert found[1]["artifacts"]["b.zip"] == {"sha256": "3" * 64, "bytes": 5, "fingerprint": "k" * 32}
+
+
+def test_a_lineage_is_the_record_or_else_what_the_file_says_of_itself() -> None:
+    made = record(target("llm.llm"), run={"prefect_flow_run": "run 1"}, source=f"/{MARKUP}")
+    assert json.loads(as_json.lineage(Lineage(made))) == json.loads(json.dumps(made.statement))
+    said = json.loads(short_form(made.fingerprint))
+    assert json.loads(as_json.lineage(Lineage(None, said, DIGEST))) == said
+
+
+def test_garbage_has_each_file() -> None:
+    assert json.loads(as_json.garbage([Entry("tmp/x", 5, 1.0)], removed=False)) == {
+        "files": [{"name": "tmp/x", "bytes": 5}],
+        "bytes": 5,
+        "removed": False,
+    }
+
+
+def test_a_copy_has_what_was_copied_and_what_was_not() -> None:
+    done = Copied((Entry("objects/ab/abc", 5, 1.0),), ("records/k.json",), (Fault("heads/h.json", MARKUP),))
+    assert json.loads(as_json.copied(done)) == {
+        "copied": [{"name": "objects/ab/abc", "bytes": 5}],
+        "present": ["records/k.json"],
+        "left_out": [{"name": "heads/h.json", "problem": MARKUP}],
+    }

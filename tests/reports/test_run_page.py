@@ -1,0 +1,74 @@
+"""The page and the table of a run."""
+
+import base64
+from pathlib import Path
+
+from cosyjit import Outcome
+from cosyjit.operations.trends import Point
+from cosyjit.reports.run_page import failed_page, run_page, run_rows
+from tests.reports.results import DIGEST, FIGURES, MARKUP, built, cached, failed, record, target
+
+
+def test_a_row_of_a_run_has_what_the_table_of_its_page_shows() -> None:
+    made = target("llm.llm", "fp16")
+    figures = {**FIGURES, "step_seconds": 0.02, "speedup": 2.345}
+    rows = run_rows(
+        [
+            Outcome(made, "built", ("torch 1 -> 2", "forced"), record(made, figures=figures), 1.0, Path("/m/a.zip")),
+            cached("flow.encoder"),
+            failed("llm.text_encoder", "the build process was killed by SIGKILL"),
+        ]
+    )
+    assert rows[0] == {
+        "component": "llm.llm",
+        "precision": "fp16",
+        "state": "built",
+        "why": "`torch 1 -> 2`; `forced`",
+        "size": "4.0 MB",
+        "error": "1.2e-02",
+        "decode speed-up": "2.35",
+        "sha256": DIGEST[:12],
+    }
+    assert [row["state"] for row in rows] == ["built", "cached", "failed"]
+    assert rows[1]["decode speed-up"] == ""
+    assert (
+        rows[2] | {"why": "`the build process was killed by SIGKILL`", "size": "", "error": "", "sha256": ""} == rows[2]
+    )
+
+
+def test_rows_of_several_sources_begin_with_the_source() -> None:
+    rows = run_rows([built("llm.llm", directory="/models/a"), built("llm.llm", directory="/models/b")])
+    assert [row["source"] for row in rows] == ["`/models/a`", "`/models/b`"]
+    assert [next(iter(row)) for row in rows] == ["source", "source"]
+
+
+def test_the_page_says_what_was_made_from_what_and_draws_how_it_went() -> None:
+    points = [Point(3, FIGURES), Point(4, {**FIGURES, "step_seconds": 0.02})]
+    page = run_page("/models/m", [built("llm.llm"), cached("flow.encoder")], {"llm.llm.fp32.zip": points})
+    lines = page.splitlines()
+    assert lines[0] == "# `/models/m`"
+    assert "1 built, 1 cached" in lines
+    assert "- Published in `/models/m`" in lines
+    row = next(line for line in lines if line.startswith("| `llm.llm.fp32.zip` |"))
+    assert row == (
+        f"| `llm.llm.fp32.zip` | `{DIGEST[:12]}` | `{target('llm.llm').fingerprint.key[:12]}` "
+        "| `llm.pt` `111111111111` | `cosyjit 1, torch 2, python 3` | `2026-01-02T03:04:06.789Z` |"
+    )
+    assert "## Publications 3 to 4" in lines
+    picture = base64.b64decode(page.rpartition("base64,")[2].rstrip(")")).decode()
+    assert all(title in picture for title in ("size, MB", "largest error", "step, ms", "llm.llm.fp32.zip"))
+
+
+def test_the_page_of_a_failure_without_publications_has_no_picture() -> None:
+    page = run_page("/models/m", [failed("llm.llm", "it broke")], {})
+    assert "- llm.llm.fp32: `it broke`" in page.splitlines()
+    assert "Nothing was published" in page
+    assert "base64" not in page
+
+
+def test_nothing_in_a_page_is_taken_for_markup() -> None:
+    page = run_page("a|b `c` <img src=x> [d](e) **f** # g", [failed("llm.llm", MARKUP)], {})
+    assert page.splitlines()[0] == r"# `a`\|``b `c` <img src=x> [d](e) **f** # g``"
+    assert f"- llm.llm.fp32: `{MARKUP}`" in page.splitlines()
+    failure = failed_page("[d](e)", "no\n\n# ![such](http://example.com/x.png)")
+    assert failure == "# `[d](e)`\n\n`no\\n\\n# ![such](http://example.com/x.png)`"
