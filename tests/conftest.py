@@ -14,7 +14,7 @@ from cosyjit.store.store import Store
 from cosyjit.synth.synth import synth
 from tests.support.processes import Run, run_here
 from tests.support.s3 import Server, Service
-from tests.support.stored import unique_url
+from tests.support.stores import unique_url
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks it when it is imported
 # A shell lets what it starts in the background ignore this, and the processes under test would inherit that.

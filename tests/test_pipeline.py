@@ -23,9 +23,10 @@ from cosyjit.operations.gc import gc
 from cosyjit.operations.verify import verify_store
 from cosyjit.pipeline import Export, make
 from cosyjit.provenance.record import SHORT_FORM, load, short_form
-from tests.support.kept import flip, litter, object_of, record_of, retrain, rewrite, unreferenced
+from tests.support.checkpoints import retrain, rewrite
+from tests.support.files import flip
 from tests.support.processes import builds, children, ended, shown, snapshot, start, wait_for
-from tests.support.stored import unique_url
+from tests.support.stores import litter, object_path, record_path, unique_url, unreferenced
 
 Copy = Callable[[Path], Path]
 
@@ -226,7 +227,7 @@ def test_an_object_that_is_not_what_it_was_is_built_again(
     outcomes = export(tiny, components=FLOW, publish=tmp_path)
     before = shown(tmp_path)
     assert outcomes[0].record is not None
-    path = object_of(store, outcomes[0].record.sha256)
+    path = object_path(store, outcomes[0].record.sha256)
     damage(path)
     damaged = path.read_bytes() if path.exists() else None
     reason = "object missing" if damaged is None else "object damaged"
@@ -246,7 +247,7 @@ def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, sto
     (outcome,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path / "linked", link=True)
     export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path / "copied")
     assert outcome.record is not None
-    kept = object_of(store, outcome.record.sha256).stat()
+    kept = object_path(store, outcome.record.sha256).stat()
     assert outcome.path is not None
     assert os.path.samestat(outcome.path.stat(), kept)
     copied = (tmp_path / "copied" / "flow.encoder.fp16.zip").stat()
@@ -284,7 +285,7 @@ def test_an_object_that_goes_between_the_plan_and_its_use_is_built_after_all(
     work = Export(tiny, *one, publish=tmp_path / "second", store=store)
     (planned,) = work.plan()
     assert planned.record is not None
-    object_of(store, planned.record.sha256).unlink()
+    object_path(store, planned.record.sha256).unlink()
     assert states(carried_out(work)) == ["built"]
     assert shown(tmp_path / "second") == shown(tmp_path / "first")
 
@@ -584,7 +585,7 @@ def test_nothing_outlives_an_export_that_was_killed(tiny: Path, copy_of: Copy, s
 
 def test_a_record_that_is_no_record_is_made_again(tiny: Path, tmp_path: Path, store: Store) -> None:
     (made,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path)
-    path = record_of(store, made.target.fingerprint.key)
+    path = record_path(store, made.target.fingerprint.key)
     path.write_text("no JSON")
     (again,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path)
     assert (again.state, again.reasons) == ("built", ("record damaged",))

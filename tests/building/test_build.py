@@ -21,8 +21,7 @@ from cosyjit.errors import CheckpointError
 from cosyjit.provenance.fingerprint import key_of
 from cosyjit.provenance.record import SHORT_FORM, short_form
 from cosyjit.torchscript.script import deprecations_ignored
-from tests.support.checkpoints import eager
-from tests.support.kept import moved, retrain
+from tests.support.checkpoints import eager, moved, retrain
 from tests.support.processes import builds
 
 Copy = Callable[[Path], Path]

@@ -17,7 +17,8 @@ import pytest
 from cosyjit import Store, __version__, plan
 from cosyjit.processes import worker
 from cosyjit.provenance.record import STATEMENT
-from tests.support.kept import flip, keep, litter, object_of, record_of, retrain, unreferenced
+from tests.support.checkpoints import retrain
+from tests.support.files import flip
 from tests.support.processes import (
     CONSOLE_SCRIPT,
     Run,
@@ -33,6 +34,7 @@ from tests.support.processes import (
     start,
     wait_for,
 )
+from tests.support.stores import litter, object_path, put_planned, record_path, unreferenced
 
 Copy = Callable[[Path], Path]
 ONE = ["--component", "flow.encoder", "--precision", "fp16"]
@@ -282,8 +284,8 @@ def test_after_a_change_that_is_none_weights_are_read_and_what_is_new_is_fitted_
 
 
 def test_a_plan_is_a_table_or_one_json_object(tiny: Path, run: Run, store: Store) -> None:
-    keep(store, plan(tiny, ["flow.encoder"], ["fp32"]))
-    keep(store, plan(tiny, ["flow.encoder"], ["fp16"]), torch="1.13.0")
+    put_planned(store, plan(tiny, ["flow.encoder"], ["fp32"]))
+    put_planned(store, plan(tiny, ["flow.encoder"], ["fp16"]), torch="1.13.0")
     status, out, err = run("plan", tiny, "--json")
     assert (status, err) == (0, "")
     now = {each.target.name: each.target.fingerprint for each in plan(tiny)}
@@ -340,7 +342,7 @@ def test_the_store_is_named_by_an_option_or_by_the_environment(
 
 def test_links_are_published_on_request(tiny: Path, tmp_path: Path, run: Run, store: Store) -> None:
     (entry,) = targets(run("export", tiny, *ONE, "--publish", tmp_path, "--link", "--json").out)
-    assert Path(entry["path"]).samefile(object_of(store, entry["sha256"]))
+    assert Path(entry["path"]).samefile(object_path(store, entry["sha256"]))
 
 
 @pytest.fixture
@@ -464,7 +466,7 @@ def test_a_rollback_to_an_artifact_that_is_damaged_is_refused_and_what_is_publis
     retrain(published, "flow.pt", "encoder.")
     run("export", published, *ONE)
     before = shown(published)
-    flip(object_of(store, first["sha256"]))
+    flip(object_path(store, first["sha256"]))
     status, out, err = run("rollback", published)
     assert (status, out) == (2, "")
     assert err.startswith(f"cosyjit: {store}: object {first['sha256']} is damaged; ")
@@ -478,17 +480,17 @@ def test_verify_reads_a_store_again_and_lists_what_is_wrong(published: Path, run
     assert run("verify") == run("verify", store) == run("verify", published) == (0, "Nothing is wrong\n", "")
     assert json.loads(run("verify", "--json").out) == {"faults": []}
     assert store.local is not None
-    path = object_of(store, entry["sha256"])
+    path = object_path(store, entry["sha256"])
     stat = path.stat()
     flip(path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    record_of(store, entry["fingerprint"]).write_text("no JSON")
+    record_path(store, entry["fingerprint"]).write_text("no JSON")
     status, out, err = run("verify", "--json")
     faults = {each["name"]: each["problem"] for each in json.loads(out)["faults"]}
     assert (status, err) == (1, "")
     assert faults.keys() == {
         str(path.relative_to(store.local)),
-        str(record_of(store, entry["fingerprint"]).relative_to(store.local)),
+        str(record_path(store, entry["fingerprint"]).relative_to(store.local)),
     }
     lines = run("verify", store).out.splitlines()
     assert len(lines) == 2
@@ -546,7 +548,7 @@ def test_lineage_finds_an_artifact_by_its_path_its_digest_and_its_fingerprint(
     (document,) = map(json.loads, documents)
     assert document["_type"] == STATEMENT
     assert document["subject"] == [{"name": ZIP, "digest": {"sha256": entry["sha256"]}}]
-    kept = json.loads(record_of(store, entry["fingerprint"]).read_bytes())
+    kept = json.loads(record_path(store, entry["fingerprint"]).read_bytes())
     assert {**document, "checksum": kept["checksum"]} == kept
 
 
@@ -569,7 +571,7 @@ def test_the_lineage_of_a_stray_zip_needs_no_store_and_that_of_a_changed_one_say
 
 def test_a_record_of_a_later_version_is_named_and_left_alone(published: Path, run: Run, store: Store) -> None:
     (entry,) = targets(run("export", published, *ONE, "--json").out)
-    path = record_of(store, entry["fingerprint"])
+    path = record_path(store, entry["fingerprint"])
     path.write_text(path.read_text().replace('"cosyjit_schema": 1', '"cosyjit_schema": 2'))
     before, content = snapshot(published), path.read_bytes()
     for command in (["export", published, *ONE], ["plan", published, *ONE], ["lineage", entry["fingerprint"]]):
@@ -586,7 +588,7 @@ def test_a_record_of_a_later_version_is_named_and_left_alone(published: Path, ru
 
 def test_a_record_that_is_no_json_is_built_again(published: Path, run: Run, store: Store) -> None:
     (before,) = targets(run("export", published, *ONE, "--json").out)
-    record_of(store, before["fingerprint"]).write_text("no JSON")
+    record_path(store, before["fingerprint"]).write_text("no JSON")
     (after,) = targets(run("export", published, *ONE, "--json").out)
     assert (after["state"], after["reasons"], after["sha256"]) == ("built", ["record damaged"], before["sha256"])
     assert run("verify").status == 0

@@ -15,7 +15,7 @@ from cosyjit.configuration.base_model import read_base
 from cosyjit.families import FAMILIES
 from cosyjit.planning.plan import find_targets, localize
 from cosyjit.weights.tensor_digests import are_remembered
-from tests.support.kept import retrain
+from tests.support.checkpoints import retrain
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import CONSOLE_SCRIPT, Ran, finished, shown, spawn
 from tests.support.vllm_folders import FILES

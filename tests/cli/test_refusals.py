@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.kept import change, rewrite, without_llm
+from tests.support.checkpoints import change, rewrite, without_llm
 from tests.support.processes import CONSOLE_SCRIPT, Ran, Run, finished, snapshot, spawn
 
 Copy = Callable[[Path], Path]

@@ -16,9 +16,9 @@ from cosyjit.planning.plan import compare, plan
 from cosyjit.provenance import record
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.torchscript.script import deprecations_ignored
-from tests.support.checkpoints import eager
-from tests.support.kept import keep, record_of, retrain, rewrite
+from tests.support.checkpoints import eager, retrain, rewrite
 from tests.support.processes import Run
+from tests.support.stores import put_planned, record_path
 
 Copy = Callable[[Path], Path]
 
@@ -59,7 +59,7 @@ def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_
     # The usual one is another target: new, published in its place, and rolled back.
     (planned,) = plan(tiny2, [USUAL], ["fp16"], store=store)
     assert planned.state == "new"
-    PublishedDirectory(out, store).publish(keep(store, [planned]), str(tiny2))
+    PublishedDirectory(out, store).publish(put_planned(store, [planned]), str(tiny2))
     assert states(status(out, store=store)) == {ZIP: ("current", ())}
     assert run("rollback", out).status == 0
     (shown,) = status(out, store=store).publication.artifacts.values()
@@ -88,7 +88,7 @@ def directory(source: Path, store: Store, tmp_path: Path) -> Path:
     path.mkdir()
     for component, precision in ((USUAL, "fp32"), (CHUNKED, "fp16")):
         planned = compare(source, [component], [precision], store=store)
-        PublishedDirectory(path, store).publish(keep(store, planned), str(source))
+        PublishedDirectory(path, store).publish(put_planned(store, planned), str(source))
     return path
 
 
@@ -110,7 +110,7 @@ def test_status_knows_which_of_the_two_stands_under_a_name(source: Path, directo
 def test_without_its_record_it_is_current_all_the_same_until_something_changes(
     source: Path, directory: Path, store: Store
 ) -> None:
-    record_of(store, status(directory, store=store).publication.artifacts[ZIP].fingerprint).unlink()
+    record_path(store, status(directory, store=store).publication.artifacts[ZIP].fingerprint).unlink()
     assert states(status(directory, store=store))[ZIP] == ("current", (f"as {CHUNKED}",))
     retrain(source, "flow.pt", "encoder.after_norm.bias")
     assert states(status(directory, store=store))[ZIP] == ("stale", ("record missing",))

@@ -39,9 +39,9 @@ from cosyjit.provenance import record
 from cosyjit.provenance.record import Material
 from flows.export import export
 from tests.support import s3 as s3_server
+from tests.support.checkpoints import change, retrain
 from tests.support.hostile_text import HOSTILE, acting
 from tests.support.http import Asked, answering
-from tests.support.kept import change, retrain
 from tests.support.keys import pair
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import wait_for

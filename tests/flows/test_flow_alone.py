@@ -11,11 +11,11 @@ from cosyjit import Store
 from cosyjit.errors import ConfigError
 from cosyjit.planning.plan import compare
 from cosyjit.publishing.directory import PublishedDirectory
+from tests.support.checkpoints import rewrite, without_llm
 from tests.support.http import answering
-from tests.support.kept import keep, rewrite, without_llm
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import run_here, snapshot
-from tests.support.stored import put_folder
+from tests.support.stores import put, put_planned
 from tests.test_prefect_api import as_prefect
 
 Copy = Callable[[Path], Path]
@@ -87,7 +87,7 @@ def test_of_a_directory_with_more_than_the_flow_the_flow_is_compared_with_its_so
     flow: Path, tiny: Path, store: Store, tmp_path: Path
 ) -> None:
     published = tmp_path / "published"
-    whole = keep(store, compare(tiny, precisions=["fp16"], store=store))
+    whole = put_planned(store, compare(tiny, precisions=["fp16"], store=store))
     PublishedDirectory(published, store).publish(whole, str(flow))
     states = {each.name: (each.state, each.reasons) for each in cosyjit.status(published, store=store).names}
     assert states.pop(ZIP) == ("current", ())
@@ -96,8 +96,8 @@ def test_of_a_directory_with_more_than_the_flow_the_flow_is_compared_with_its_so
 
 def test_a_folder_beside_it_is_of_another_source(tiny2: Path, copy_of: Copy, store: Store, tmp_path: Path) -> None:
     directory, published = without_llm(copy_of(tiny2)), tmp_path / "published"
-    whole = keep(store, compare(tiny2, ["flow.encoder"], ["fp16"], store=store))
-    whole["vllm"] = put_folder(store, {"config.json": b"{}"})
+    whole = put_planned(store, compare(tiny2, ["flow.encoder"], ["fp16"], store=store))
+    whole["vllm"] = put(store, {"config.json": b"{}"})
     PublishedDirectory(published, store).publish(whole, str(directory))
     states = {each.name: (each.state, each.reasons) for each in cosyjit.status(published, store=store).names}
     assert states == {ZIP: ("current", ()), "vllm": ("unknown", (f"{directory} has no such target",))}

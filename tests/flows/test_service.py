@@ -9,7 +9,7 @@ import pytest
 from cosyjit import history
 from cosyjit.prefect_api import Server
 from tests.flows.service import PATIENCE, Service, readme_commands, serving, shown, start_worker
-from tests.support.kept import retrain
+from tests.support.checkpoints import retrain
 from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.stress

@@ -15,8 +15,9 @@ import pytest
 from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store.store import Store
 from tests.flows.service import PATIENCE, Service, end, serving, start_server, start_worker
-from tests.support.kept import litter, retrain, unreferenced
+from tests.support.checkpoints import retrain
 from tests.support.processes import wait_for
+from tests.support.stores import litter, unreferenced
 
 if TYPE_CHECKING:
     import subprocess

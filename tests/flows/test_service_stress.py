@@ -17,8 +17,8 @@ from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.synth.synth import synth
 from tests.flows.service import PATIENCE, Service, end, serving, shown, start_worker
 from tests.support import s3 as s3_server
-from tests.support.kept import litter, unreferenced
 from tests.support.processes import wait_for
+from tests.support.stores import litter, unreferenced
 
 if TYPE_CHECKING:
     import subprocess

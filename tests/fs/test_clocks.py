@@ -10,7 +10,7 @@ from cosyjit.operations import gc
 from cosyjit.operations.verify import verify_store
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
-from tests.support.stored import add, files_of, is_whole, show
+from tests.support.stores import add, files_of, is_whole, show
 
 MOMENTS: Final = {"1970": 0, "2000": 946_684_800, "2096": 4 * 10**9}
 

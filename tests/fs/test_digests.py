@@ -10,7 +10,8 @@ import pytest
 from cosyjit.errors import FileChangedError
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
-from tests.support.file_changes import CHANGED, CHANGING, WRITER, digest, need_stamps
+from tests.support.file_changes import CHANGED, CHANGING, WRITER, need_stamps
+from tests.support.files import sha256_of
 from tests.support.processes import start, wait_for
 
 
@@ -29,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_sha256_of_a_file_is_remembered_until_it_changes(path: Path, memory: Digests) -> None:
-    right = digest(path)
+    right = sha256_of(path)
     assert memory.sha256(path) == right
     memory.remember("sha256", path, Identity.of(path), "0" * 64)
     assert memory.sha256(path) == "0" * 64
@@ -44,7 +45,7 @@ def test_a_sha256_that_is_taken_in_the_background_is_waited_for(path: Path, memo
     path.write_bytes(bytes(16 << 20))
     memory.begin_sha256([path.with_name("missing"), path])
     wait_for(lambda: memory.directory.exists() and list(memory.directory.glob("*.json")))
-    assert memory.sha256(path) == digest(path)
+    assert memory.sha256(path) == sha256_of(path)
 
 
 VALUE: Final[dict[str, Any]] = {"anything": ["that", "JSON", "has", 1, None]}
@@ -106,7 +107,7 @@ def test_the_entries_of_files_that_are_gone_are_forgotten(path: Path, memory: Di
 def test_a_directory_that_cannot_be_written_to_costs_time_only(directory: str, path: Path, tmp_path: Path) -> None:
     memory = Digests(tmp_path / directory)
     for _ in range(2):
-        assert memory.sha256(path) == digest(path)
+        assert memory.sha256(path) == sha256_of(path)
         assert memory.recall("sha256", path, Identity.of(path)) is None
     memory.tidy()
     assert list(memory.of_missing()) == []
@@ -128,7 +129,7 @@ def test_a_file_that_is_changed_while_its_sha256_is_taken_never_has_a_wrong_one(
     originals = [tmp_path / "0", tmp_path / "1"]
     for value, original in enumerate(originals):
         original.write_bytes(bytes([value]) * (8 << 20))
-    right = [digest(path) for path in originals]
+    right = [sha256_of(path) for path in originals]
     path = Path(shutil.copy(originals[0], tmp_path / "changing"))
     errors: list[str] = []
     with start(WRITER.format(change=CHANGING["rewritten"]), path, *originals) as writer:
@@ -145,4 +146,4 @@ def test_a_file_that_is_changed_while_its_sha256_is_taken_never_has_a_wrong_one(
         assert wait_for(seen)
         writer.communicate()
     assert errors == [f"{path}: {CHANGED}"] * 5
-    assert memory.sha256(path) == digest(path)
+    assert memory.sha256(path) == sha256_of(path)

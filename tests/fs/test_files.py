@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosyjit.fs import files
+from tests.support.files import other_device
 from tests.support.processes import snapshot, start
-from tests.support.stored import other_device
 
 
 def test_a_replaced_file_has_its_new_content_and_the_mode_that_umask_asks_for(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cosyjit.fs import hashing
-from tests.support.stored import sha256
+from tests.support.files import sha256
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5_000_000])

@@ -16,9 +16,9 @@ from cosyjit.fs import identity
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity, settle
 from cosyjit.weights.tensor_digests import are_remembered, read_tensors
-from tests.support.file_changes import digest, is_remembered, is_stamped, need_stamps, walk
-from tests.support.processes import ROOT, finished, spawn, start, wait_for
-from tests.support.stored import other_device, said
+from tests.support.file_changes import is_remembered, is_stamped, need_stamps, walk
+from tests.support.files import other_device, sha256_of
+from tests.support.processes import ROOT, finished, said, spawn, start, wait_for
 
 COARSE: Final = 6
 """CLOCK_MONOTONIC_COARSE."""
@@ -53,10 +53,10 @@ def test_a_mapping_that_stays_open_and_is_written_again_shows(memory: Digests, t
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
         for value in range(1, 5):
             mapping[5] = value  # the page is in memory only, and was written to before it was read
-            assert memory.sha256(path) == digest(path)
+            assert memory.sha256(path) == sha256_of(path)
             assert is_remembered(memory, path)
             mapping[5] = value + 100
-            assert memory.sha256(path) == digest(path)
+            assert memory.sha256(path) == sha256_of(path)
 
 
 def test_a_mapping_that_is_written_to_changes_the_digests_of_tensors(memory: Digests, tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_long_write_that_is_under_way_is_waited_for(memory: Digests, tmp_path:
         wait_for(lambda: Identity.of(path) != before)  # stamped, and then no more
         found = memory.sha256(path)
         assert writer.wait(60) == 0
-    assert found == digest(path)
-    assert memory.sha256(path) == digest(path)
+    assert found == sha256_of(path)
+    assert memory.sha256(path) == sha256_of(path)
 
 
 def test_a_file_that_changes_all_the_time_has_no_digest(memory: Digests, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_file_that_changes_all_the_time_has_no_digest(memory: Digests, tmp_pat
             ask_often()
         writer.kill()
         writer.communicate()
-    assert memory.sha256(path) == digest(path)
+    assert memory.sha256(path) == sha256_of(path)
 
 
 def test_the_clock_of_the_stamps_moves_on_before_a_file_is_read(memory: Digests, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_files_of_any_time_are_remembered(memory: Digests, tmp_path: Path, momen
     path = tmp_path / "file"
     path.write_bytes(b"1")
     os.utime(path, ns=(moment, moment))
-    assert memory.sha256(path) == digest(path)
+    assert memory.sha256(path) == sha256_of(path)
     assert is_remembered(memory, path)
     path.write_bytes(b"2")
     os.utime(path, ns=(moment, moment))
@@ -166,7 +166,7 @@ def test_a_written_file_that_was_changed_before_it_is_remembered_is_not(
         path.rename(tmp_path / "other")
     path.write_bytes(b"11" if change == "longer" else b"2")
     memory.remember_sha256(path, "1" * 64, before)
-    assert memory.sha256(path) == digest(path)
+    assert memory.sha256(path) == sha256_of(path)
 
 
 # File systems.
@@ -183,10 +183,10 @@ def test_nothing_is_remembered_of_files_in_memory(tmp_path: Path) -> None:
             at = path.read_bytes().index(torch.ones(64).numpy().tobytes())
             for value in range(1, 4):
                 mapping[at] = value  # after the first time, this changes nothing that `stat` tells
-                assert memory.sha256(path) == digest(path)
+                assert memory.sha256(path) == sha256_of(path)
                 assert read_tensors(memory, [path])[path] == read_tensors(Digests(tmp_path / "none"), [path])[path]
                 with path.open("rb") as complete:
-                    memory.remember_sha256(path, digest(path), Identity.written(complete.fileno()))
+                    memory.remember_sha256(path, sha256_of(path), Identity.written(complete.fileno()))
                 assert not are_remembered(memory, path)
                 assert not is_remembered(memory, path)
 

@@ -6,8 +6,7 @@ import pytest
 
 from cosyjit.fs import locks
 from cosyjit.fs.waits import Wait
-from tests.support.processes import start, wait_for
-from tests.support.stored import said, waits_for_a_lock
+from tests.support.processes import said, start, wait_for, waits_for_a_lock
 
 HOLD = """
 import sys

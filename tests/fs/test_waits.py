@@ -19,10 +19,9 @@ from cosyjit.operations import gc
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store import leases
 from cosyjit.store.backends import Remote, storage
-from tests.support.kept import keep
-from tests.support.processes import CONSOLE_SCRIPT, spawn, start, wait_for
+from tests.support.processes import CONSOLE_SCRIPT, said, spawn, start, wait_for, waits_for_a_lock
 from tests.support.s3 import Service
-from tests.support.stored import said, show, waits_for_a_lock
+from tests.support.stores import put_planned, show
 
 if TYPE_CHECKING:
     import subprocess
@@ -94,7 +93,7 @@ def test_a_wait_is_told_and_bounded(store: Store, tmp_path: Path) -> None:
 def test_an_export_does_not_wait_for_a_collector_that_waits_itself(
     store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
 ) -> None:
-    keep(store, planned)
+    put_planned(store, planned)
     with held("in_use", store.root, stopped=True), spawn(CONSOLE_SCRIPT, "gc", "--delete") as collector:
         wait_for(lambda: waits_for_a_lock(collector.pid))
         exporter = spawn(CONSOLE_SCRIPT, "export", tiny2, *ONE, "--publish", tmp_path / "out")
@@ -106,7 +105,7 @@ def test_an_export_does_not_wait_for_a_collector_that_waits_itself(
 def test_nobody_waits_for_who_only_looks(
     store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
 ) -> None:
-    keep(store, planned)
+    put_planned(store, planned)
     with held("looked_at", store.root, stopped=True):
         assert ended(spawn(CONSOLE_SCRIPT, "export", tiny2, *ONE, "--publish", tmp_path / "out", "--wait", "0"))[0] == 0
         assert ended(spawn(CONSOLE_SCRIPT, "gc", "--wait", "0"))[0] == 0
@@ -232,7 +231,7 @@ def planned(tiny2: Path, store: Store) -> "tuple[Planned, ...]":
 def test_an_export_waits_for_its_directory_as_long_as_asked(
     store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
 ) -> None:
-    keep(store, planned)
+    put_planned(store, planned)
     out = tmp_path / "out"
     show(store, out, b"one")
     with held("writing", out, stopped=True) as other:

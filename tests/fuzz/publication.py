@@ -8,7 +8,7 @@ from cosyjit.publishing.publication import Publication, Published
 from cosyjit.reports import as_json, tables
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator
-from tests.support.stored import NAME
+from tests.support.stores import NAME
 
 _FIRST: Final = Publication(1, "2026-01-02T03:04:05.678Z", "/models/a", {NAME: Published("a" * 64, 5, "0" * 32)})
 _SECOND: Final = Publication(2, _FIRST.published, "iic/CosyVoice-300M", {**_FIRST.artifacts}, _FIRST.identity, 1)

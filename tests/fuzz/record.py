@@ -9,7 +9,7 @@ from cosyjit.provenance.lineage import Lineage
 from cosyjit.reports import as_json, tables
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator, resealed
-from tests.support.stored import record_of
+from tests.support.stores import record_of
 
 _STATEMENTS: Final = [
     record_of("f" * 64).statement,

@@ -15,7 +15,7 @@ from cosyjit.reports import as_json, tables
 from cosyjit.store.store import Store
 from tests.fuzz._showing import show
 from tests.support.mutations import mutator
-from tests.support.stored import fingerprint
+from tests.support.stores import fingerprint
 
 
 def _archive(said: bytes, name: str = f"model/extra/{record.SHORT_FORM}") -> bytes:

@@ -15,12 +15,13 @@ from cosyjit.operations.verify import verify_store
 from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
-from cosyjit.store.store import Store
-from tests.support.kept import flip, retrain
+from cosyjit.store.store import Store, object_name
+from tests.support.checkpoints import retrain
+from tests.support.files import flip, sha256
 from tests.support.keys import pair
 from tests.support.processes import CONSOLE_SCRIPT, Run, finished, shown, spawn, start
 from tests.support.s3 import Answer, Service
-from tests.support.stored import files_of, lead, location, object_of, put, put_folder, sha256, show, unique_url
+from tests.support.stores import files_of, object_path, put, show, unique_url, write_latest
 
 ONE: Final = ("--component", "flow.encoder", "--precision", "fp16")
 OLD: Final = {"config.json": b"old config", "model.safetensors": b"old model"}
@@ -31,9 +32,9 @@ def fill(store: Store, folder: Path) -> None:
     for name, last in (("one", 3), ("two", 2)):
         for number in range(last):
             made = show(store, folder / name, b"%s %d" % (name.encode(), number), b"same")
-            lead(store, name, made.artifacts["0.zip"].fingerprint)
+            write_latest(store, name, made.artifacts["0.zip"].fingerprint)
     with store.in_use():
-        PublishedDirectory(folder / "one", store).publish({"vllm": put_folder(store, OLD)}, "/models/a")
+        PublishedDirectory(folder / "one", store).publish({"vllm": put(store, OLD)}, "/models/a")
     put(store, b"never published")
     store.write(f"damaged/objects.00.{'0' * 64}.00000000", b"damaged")
 
@@ -126,7 +127,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from cosyjit import Store, copy_store
-from tests.support.stored import die_at, forked
+from tests.support.processes import die_at, forked
 from tests.operations.test_copy_store import contents, names_nothing_missing
 
 folder = Path(sys.argv[1])
@@ -160,8 +161,8 @@ def test_what_is_damaged_is_left_out_with_all_that_names_it(first: Store, second
     fill(first, tmp_path)
     lost, cut = put(first, b"lost"), put(first, b"cut")
     made = show(first, tmp_path / "three", b"lost")
-    lead(first, "lost", lost.fingerprint)
-    flip(location(first, lost.sha256))
+    write_latest(first, "lost", lost.fingerprint)
+    flip(object_path(first, lost.sha256))
     first.write(record.name_of(cut.fingerprint), b"{}")
     torn = show(first, tmp_path / "four", b"torn")
     first.write(publication.name_of(torn.identity), torn.content + b" ")
@@ -170,12 +171,12 @@ def test_what_is_damaged_is_left_out_with_all_that_names_it(first: Store, second
     assert {name: first.read(name) for name in files_of(first)} == before
     found = problems(done)
     three, four = (publication._head(tmp_path / name) for name in ("three", "four"))
-    assert "is damaged; export its checkpoint again" in found.pop(object_of(lost.sha256))
+    assert "is damaged; export its checkpoint again" in found.pop(object_name(lost.sha256))
     assert "is damaged (" in found.pop(record.name_of(cut.fingerprint))
     assert found == {
-        record.name_of(lost.fingerprint): f"names {object_of(lost.sha256)}, which is not in {second}",
+        record.name_of(lost.fingerprint): f"names {object_name(lost.sha256)}, which is not in {second}",
         latest.name_of("/models/a", "lost"): f"names {record.name_of(lost.fingerprint)}, which is not in {second}",
-        publication.name_of(made.identity): f"names {object_of(lost.sha256)}, which is not in {second}",
+        publication.name_of(made.identity): f"names {object_name(lost.sha256)}, which is not in {second}",
         three: f"names {publication.name_of(made.identity)}, which is not in {second}",
         publication.name_of(torn.identity): "is of other content than its name says",
         four: f"names {publication.name_of(torn.identity)}, which is not in {second}",
@@ -187,12 +188,12 @@ def test_what_is_damaged_is_left_out_with_all_that_names_it(first: Store, second
 def test_the_command_names_what_is_left_out(first: Store, tmp_path: Path, run: Run) -> None:
     made = put(first, b"lost")
     put(first, b"kept")
-    flip(location(first, made.sha256))
+    flip(object_path(first, made.sha256))
     to = tmp_path / "to"
     ran = run("copy-store", first.root, to)
     assert (ran.status, ran.err) == (1, "")
     lines = ran.out.splitlines()
-    assert lines[0].startswith(f"{object_of(made.sha256)}: ")
+    assert lines[0].startswith(f"{object_name(made.sha256)}: ")
     assert lines[1] == f"{record.name_of(made.fingerprint)}: names {lines[0].partition(':')[0]}, which is not in {to}"
     assert lines[2].startswith("2 files copied, ")
     assert lines[2].endswith("; 0 were there already, 2 left out")
@@ -240,8 +241,8 @@ def test_a_damaged_object_that_is_there_is_copied_anew(first: Store, tmp_path: P
     second = Store(tmp_path / "second")
     fill(first, tmp_path)
     copy_store(first, second)
-    flip(location(second, sha256(b"one 1")))
-    assert [each.name for each in copy_store(first, second).copied] == [object_of(sha256(b"one 1"))]
+    flip(object_path(second, sha256(b"one 1")))
+    assert [each.name for each in copy_store(first, second).copied] == [object_name(sha256(b"one 1"))]
     assert names_nothing_missing(second)
 
 
@@ -354,7 +355,7 @@ def test_a_bucket_that_breaks_off_ends_it_in_a_line_and_it_goes_on_later(
     broken: list[str] = []
 
     def refuse(method: str, path: str) -> Answer | None:
-        if method == "GET" and f"/{object_of(sha256(b'one 1'))}" in path:
+        if method == "GET" and f"/{object_name(sha256(b'one 1'))}" in path:
             broken.append(path)
             return Answer(503, "SlowDown")
         return None

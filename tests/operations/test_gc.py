@@ -21,28 +21,25 @@ from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
-from cosyjit.store.store import Store
+from cosyjit.store.store import Store, object_name
 from cosyjit.weights.tensor_digests import TensorDigest
-from tests.support.processes import ROOT, snapshot, start, wait_for
+from tests.support.files import sha256
+from tests.support.processes import ROOT, said, snapshot, start, wait_for, waits_for_a_lock
 from tests.support.s3 import Service
-from tests.support.stored import (
+from tests.support.stores import (
     add,
     age,
     fetched,
     files_of,
     fingerprint,
     is_whole,
-    lead,
-    location,
     names_of,
-    object_of,
+    object_path,
     put,
     record_of,
-    said,
-    sha256,
     show,
     unique_url,
-    waits_for_a_lock,
+    write_latest,
 )
 
 DAY: Final = 86_400.0
@@ -75,7 +72,7 @@ def test_what_directories_show_stays_whatever_its_age(store: Store, tmp_path: Pa
     shown = [show(store, tmp_path / name, name.encode(), b"shared") for name in ("a", "b", "c")]
     add(store, b"orphan")
     age(store, 1000 * MONTH)
-    assert collected(store) == {object_of(sha256(b"orphan"))}
+    assert collected(store) == {object_name(sha256(b"orphan"))}
     assert all(is_whole(store, each) for each in shown)
 
 
@@ -115,10 +112,10 @@ def test_a_young_publication_keeps_its_old_objects(store: Store, tmp_path: Path)
 
 def test_a_young_record_keeps_its_old_object(store: Store) -> None:
     made = put(store, b"built, not published")
-    age(store, MONTH, object_of(made.sha256))
+    age(store, MONTH, object_name(made.sha256))
     assert collected(store) == set()
     age(store, MONTH)
-    assert collected(store) == {object_of(made.sha256), record.name_of(made.fingerprint)}
+    assert collected(store) == {object_name(made.sha256), record.name_of(made.fingerprint)}
 
 
 def test_an_orphan_goes_only_when_it_is_old_enough(store: Store) -> None:
@@ -126,8 +123,8 @@ def test_an_orphan_goes_only_when_it_is_old_enough(store: Store) -> None:
     assert collected(store, older_than=7 * DAY) == set()
     age(store, 6 * DAY)
     assert collected(store, older_than=7 * DAY) == set()
-    age(store, 2 * DAY, object_of(digest))
-    assert collected(store, older_than=7 * DAY) == {object_of(digest)}
+    age(store, 2 * DAY, object_name(digest))
+    assert collected(store, older_than=7 * DAY) == {object_name(digest)}
 
 
 def test_after_a_rollback_what_it_restored_stays(store: Store, tmp_path: Path) -> None:
@@ -172,13 +169,13 @@ def test_what_a_directory_shows_stays_when_the_stores_document_of_it_is_lost(sto
                 collected(store)
             document.write_bytes(shown.content)
         (artifact,) = shown.artifacts.values()
-        assert location(store, artifact.sha256).exists()
+        assert object_path(store, artifact.sha256).exists()
 
 
 def test_references_that_lead_nowhere_go(store: Store, tmp_path: Path) -> None:
     shown = show(store, tmp_path / "a", b"one")
     (artifact,) = shown.artifacts.values()
-    kept, dropped = lead(store, "kept", artifact.fingerprint), lead(store, "dropped", "0" * 32)
+    kept, dropped = write_latest(store, "kept", artifact.fingerprint), write_latest(store, "dropped", "0" * 32)
     store.write("latest/dddddddddddddddddddddddddddddddd.json", b"nothing")
     age(store, MONTH)
     assert collected(store) == {dropped, "latest/dddddddddddddddddddddddddddddddd.json"}
@@ -233,14 +230,14 @@ def test_what_is_no_stores_file_is_left_alone(store: Store, tmp_path: Path) -> N
 def test_what_is_no_plain_file_is_left_alone_whatever_its_name(store: Store, tmp_path: Path) -> None:
     show(store, tmp_path / "a", b"one")
     (tmp_path / "file").write_bytes(b"mine")
-    links = [object_of("0" * 64), f"records/{'0' * 32}.json", "tmp/cosyjit-x0_y1z2w/link"]
-    pipe = Path(store.root, object_of("1" * 64))
+    links = [object_name("0" * 64), f"records/{'0' * 32}.json", "tmp/cosyjit-x0_y1z2w/link"]
+    pipe = Path(store.root, object_name("1" * 64))
     for path in (*(Path(store.root, name) for name in links), pipe):
         path.parent.mkdir(exist_ok=True, parents=True)
     for name in links:
         Path(store.root, name).symlink_to(tmp_path / "file")
     os.mkfifo(pipe)
-    assert not {*links, object_of("1" * 64)} & {entry.name for entry in gc.gc(store, older_than=0, delete=True)}
+    assert not {*links, object_name("1" * 64)} & {entry.name for entry in gc.gc(store, older_than=0, delete=True)}
     assert all(Path(store.root, name).is_symlink() for name in links)
     assert pipe.is_fifo()
     assert (tmp_path / "file").read_bytes() == b"mine"
@@ -254,10 +251,10 @@ def test_a_record_whose_statement_is_not_sound_keeps_what_it_names_as_long_as_it
     store.write(record.name_of(made.fingerprint), documents.seal({**document, "more": True}))
     with pytest.raises(RecordError, match="not as cosyjit writes it"):
         record.load(store, made.fingerprint)
-    age(store, MONTH, object_of(made.sha256))
+    age(store, MONTH, object_name(made.sha256))
     assert collected(store) == set()
     age(store, MONTH)
-    assert collected(store) == {object_of(made.sha256), record.name_of(made.fingerprint)}
+    assert collected(store) == {object_name(made.sha256), record.name_of(made.fingerprint)}
 
 
 def test_what_is_being_remembered_right_now_stays(store: Store, tmp_path: Path) -> None:
@@ -298,13 +295,13 @@ def test_a_damaged_record_stops_nothing(store: Store, tmp_path: Path) -> None:
     store.write(record.name_of(shown.artifacts["0.zip"].fingerprint), b"nothing")
     age(store, MONTH)
     assert collected(store) == {f"records/{'0' * 32}.json"}
-    assert location(store, shown.artifacts["0.zip"].sha256).exists()
+    assert object_path(store, shown.artifacts["0.zip"].sha256).exists()
 
 
 def test_what_was_set_aside_goes_when_it_is_old(store: Store) -> None:
     digest = add(store, b"content")
-    location(store, digest).chmod(0o644)
-    location(store, digest).write_bytes(b"other")
+    object_path(store, digest).chmod(0o644)
+    object_path(store, digest).write_bytes(b"other")
     assert store.check_or_set_aside(digest) == "damaged"
     assert collected(store) == set()
     age(store, MONTH)
@@ -353,7 +350,7 @@ def test_a_document_that_a_stranger_puts_into_a_directory_stops_nothing(
     (sets.parent / "current").unlink()
     (sets.parent / "current").symlink_to(f"sets/{sha256(content)}")
     found = gc.gc(store, older_than=0, delete=True)
-    assert [entry.name for entry in found if not entry.name.startswith("digests/")] == [object_of(orphan)]
+    assert [entry.name for entry in found if not entry.name.startswith("digests/")] == [object_name(orphan)]
     assert is_whole(store, shown)
 
 
@@ -373,7 +370,7 @@ import sys
 from cosyjit.operations.gc import gc
 from cosyjit.operations.verify import verify_store
 from cosyjit.store.store import Store
-from tests.support.stored import peak
+from tests.support.processes import peak
 store = Store(sys.argv[1])
 before = peak()
 found = gc(store) if sys.argv[2] == "gc" else verify_store(store)
@@ -416,7 +413,7 @@ def test_to_keep_nothing_or_what_is_not_born_is_refused(keep: int, older_than: f
     add(store, b"orphan")
     with pytest.raises(SelectionError, match="keep 1 or more, for 0 seconds or longer"):
         gc.gc(store, keep=keep, older_than=older_than, delete=True)
-    assert files_of(store) == {object_of(sha256(b"orphan"))}
+    assert files_of(store) == {object_name(sha256(b"orphan"))}
 
 
 def test_a_store_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -467,7 +464,7 @@ PUBLISH = """
 import sys
 from pathlib import Path
 from cosyjit.store.store import Store
-from tests.support.stored import age, put, show
+from tests.support.stores import age, put, show
 store, directory = Store(sys.argv[1]), Path(sys.argv[2])
 with store.in_use():
     made = put(store, b"under way")
@@ -487,7 +484,7 @@ print(*[entry.name for entry in gc.gc(Store(sys.argv[1]), keep=1, older_than=0, 
 
 
 def test_a_running_export_is_waited_for_and_what_it_publishes_stays(store: Store, tmp_path: Path) -> None:
-    orphan = object_of(add(store, b"orphan"))
+    orphan = object_name(add(store, b"orphan"))
     with start(PUBLISH, store.root, tmp_path / "a") as publisher:
         assert said(publisher) == "built"
         with start(COLLECT, store.root) as collector:
@@ -506,7 +503,7 @@ import resource, shutil, sys
 from pathlib import Path
 from cosyjit.operations import gc
 from cosyjit.store.store import Store
-from tests.support.stored import die_at, forked
+from tests.support.processes import die_at, forked
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 for step in range(1000):
     root = Path(sys.argv[2], str(step))
@@ -526,7 +523,7 @@ def test_a_kill_at_any_removal_leaves_all_in_reach_whole_and_the_next_run_ends_t
 ) -> None:
     for content in (b"one", b"two", b"three"):
         shown = show(store, tmp_path / "a", content, b"shared")
-    lead(store, "dropped", show(store, tmp_path / "b", b"dropped").artifacts["0.zip"].fingerprint)
+    write_latest(store, "dropped", show(store, tmp_path / "b", b"dropped").artifacts["0.zip"].fingerprint)
     other = show(store, tmp_path / "b", b"kept")
     add(store, b"orphan")
     age(store, MONTH)
@@ -556,7 +553,7 @@ def nothing_named_is_missing(store: Store) -> bool:
     published = [publication.load(store, stem) for stem in stems(names, "publications/")]
     records = [record.load(store, stem) for stem in stems(names, "records/")]
     needed = set().union(*(names_of(each) for each in published if each))
-    return needed | {object_of(each.sha256) for each in records if each} <= names
+    return needed | {object_name(each.sha256) for each in records if each} <= names
 
 
 def stems(names: set[str], folder: str) -> list[str]:
@@ -594,7 +591,7 @@ def test_after_any_history_all_that_is_kept_has_what_it_names(
             elif step == "build":
                 [stored(store, each) for each in contents]
             elif step == "orphan":
-                store.write(object_of(sha256(b"%d" % number)), b"%d" % number)
+                store.write(object_name(sha256(b"%d" % number)), b"%d" % number)
             elif step == "age":
                 age(store, (number + 1) * DAY)
             else:
@@ -609,7 +606,7 @@ def stored(store: Store, number: int) -> Published:
     """An artifact and its record, put there by the shortest way."""
     content = b"artifact %d" % number
     made = record_of(sha256(content), number)
-    store.write(object_of(made.sha256), content)
+    store.write(object_name(made.sha256), content)
     record.save(store, made)
     return Published(made.sha256, len(content), made.fingerprint.key)
 
@@ -658,7 +655,7 @@ def test_leases_that_dead_machines_left_go_and_those_of_living_ones_stay(tmp_pat
 def test_parts_that_killed_uploads_left_in_a_bucket_go(s3: Service) -> None:
     store = Store(s3.url())
     bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
-    name = object_of(sha256(b"half"))
+    name = object_name(sha256(b"half"))
     for key in (f"{prefix}/{name}", f"{prefix}-of-others/{name}"):
         s3.client.create_multipart_upload(Bucket=bucket, Key=key)
     assert gc.gc(store, older_than=100 * 365 * DAY, delete=True) == []
@@ -674,7 +671,7 @@ def test_locks_of_a_store_of_this_machine_stay(store: Store) -> None:
     with store.in_use(), store.build_lock("ab" * 16):
         add(store, b"orphan")
     age(store, MONTH)
-    assert collected(store) == {object_of(sha256(b"orphan"))}
+    assert collected(store) == {object_name(sha256(b"orphan"))}
     assert Path(store.root, "locks", "ab").exists()
 
 
@@ -682,8 +679,8 @@ def test_old_copies_of_a_remote_stores_objects_go_and_can_be_had_again(tmp_path:
     store = Store(unique_url())
     assert store.cache is not None
     shown = show(store, tmp_path / "a", b"old", b"young")
-    old, young = (location(store.cache, sha256(content)) for content in (b"old", b"young"))
-    age(store.cache, MONTH, object_of(sha256(b"old")))
+    old, young = (object_path(store.cache, sha256(content)) for content in (b"old", b"young"))
+    age(store.cache, MONTH, object_name(sha256(b"old")))
     assert [entry.name for entry in gc.gc(store) if "/digests/" not in entry.name] == [str(old)]
     assert old.exists()
     gc.gc(store, delete=True)
@@ -702,4 +699,4 @@ def test_a_remote_store_is_collected_where_no_copies_can_be_kept(
     show(store, tmp_path / "a", b"one")
     add(store, b"orphan")
     be_older(store, MONTH)
-    assert collected(store) == {object_of(sha256(b"orphan"))}
+    assert collected(store) == {object_name(sha256(b"orphan"))}

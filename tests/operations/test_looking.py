@@ -14,10 +14,11 @@ from cosyjit import Publication, Store, plan
 from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
-from tests.support.kept import flip, keep
+from cosyjit.store.store import object_name
+from tests.support.files import flip
 from tests.support.processes import Ran, Run
 from tests.support.s3 import Service
-from tests.support.stored import object_of
+from tests.support.stores import put_planned
 
 ONE: Final = (["flow.encoder"], ["fp16"])
 OPTIONS: Final = ("--component", "flow.encoder", "--precision", "fp16")
@@ -32,7 +33,7 @@ def directory(tmp_path: Path) -> Path:
 
 def published(store: Store, source: Path, directory: Path) -> Publication:
     """Have an artifact in a store, and publish it."""
-    made = keep(store, plan(source, *ONE, store=store))
+    made = put_planned(store, plan(source, *ONE, store=store))
     return PublishedDirectory(directory, store).publish(made, str(source))
 
 
@@ -42,7 +43,7 @@ def parts(store: Store, directory: Path, shown: Publication) -> dict[str, str]:
     (reference,) = (entry.name for entry in store.entries("latest"))
     assert latest.read(store, reference) == artifact.fingerprint
     return {
-        "object": object_of(artifact.sha256),
+        "object": object_name(artifact.sha256),
         "record": record.name_of(artifact.fingerprint),
         "head": publication._head(directory),
         "publication": publication.name_of(shown.identity),

@@ -12,9 +12,11 @@ from cosyjit.errors import PublicationError
 from cosyjit.operations.verify import verify_directory
 from cosyjit.planning.plan import compare
 from cosyjit.publishing.directory import PublishedDirectory
-from tests.support.kept import flip, keep, object_of, record_of, retrain, rewrite
+from tests.support.checkpoints import retrain, rewrite
+from tests.support.files import flip
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import shown, snapshot
+from tests.support.stores import object_path, put_planned, record_path
 
 Copy = Callable[[Path], Path]
 
@@ -32,7 +34,9 @@ def directory(source: Path, store: Store, tmp_path: Path) -> Path:
     """Where all components of a model directory are published."""
     path = tmp_path / "published"
     path.mkdir()
-    PublishedDirectory(path, store).publish(keep(store, compare(source, precisions=["fp16"], store=store)), str(source))
+    PublishedDirectory(path, store).publish(
+        put_planned(store, compare(source, precisions=["fp16"], store=store)), str(source)
+    )
     return path
 
 
@@ -154,7 +158,7 @@ def test_another_option_makes_what_was_published_stale_even_if_it_does_not_fit(
 def test_without_its_record_a_stale_artifact_has_no_better_reason(source: Path, directory: Path, store: Store) -> None:
     retrain(source, "flow.pt", "encoder.")
     for artifact in status(directory, store=store).publication.artifacts.values():
-        record_of(store, artifact.fingerprint).unlink()
+        record_path(store, artifact.fingerprint).unlink()
     assert set(others(status(directory, store=store)).values()) == {("stale", ("record missing",))}
 
 
@@ -172,7 +176,7 @@ def test_a_part_of_a_source_is_compared_with_that_part_alone(source: Path, store
     path = tmp_path / "part"
     path.mkdir()
     PublishedDirectory(path, store).publish(
-        keep(store, compare(source, ["flow.encoder"], ["bf16"], store=store)), str(source)
+        put_planned(store, compare(source, ["flow.encoder"], ["bf16"], store=store)), str(source)
     )
     (source / "llm.pt").unlink()
     found = status(path, store=store)
@@ -183,8 +187,8 @@ def test_a_part_of_a_source_is_compared_with_that_part_alone(source: Path, store
 def test_status_changes_nothing_though_the_store_is_damaged(directory: Path, store: Store) -> None:
     published = status(directory, store=store).publication
     first, second, *_ = published.artifacts.values()
-    flip(object_of(store, first.sha256))
-    record_of(store, second.fingerprint).write_text("no JSON")
+    flip(object_path(store, first.sha256))
+    record_path(store, second.fingerprint).write_text("no JSON")
     assert store.local is not None
     before = {name: content for name, content in snapshot(store.local).items() if not name.startswith("digests")}
     assert status(directory, store=store).well  # what is shown is as it was
@@ -217,7 +221,7 @@ def test_without_its_store_what_is_shown_is_looked_at_and_its_source_is_not_open
 
 def test_a_record_of_a_later_version_does_not_hide_that_all_is_well(directory: Path, store: Store) -> None:
     for artifact in status(directory, store=store).publication.artifacts.values():
-        path = record_of(store, artifact.fingerprint)
+        path = record_path(store, artifact.fingerprint)
         path.write_text(path.read_text().replace('"cosyjit_schema": 1', '"cosyjit_schema": 2'))
     assert status(directory, store=store).well
 
@@ -247,7 +251,7 @@ def published(source: str, store: Store, directory: Path) -> Path:
     """Where the flow's encoder of a source is published, without a build."""
     directory.mkdir()
     planned = plan(source, ["flow.encoder"], ["fp16"], store=store)
-    PublishedDirectory(directory, store).publish(keep(store, planned), planned[0].target.source.name)
+    PublishedDirectory(directory, store).publish(put_planned(store, planned), planned[0].target.source.name)
     return directory
 
 
@@ -329,7 +333,7 @@ def test_an_earlier_set_of_the_same_directory_is_still_ones_own_and_a_copy_elsew
     shutil.copytree(path, tmp_path / "copy", symlinks=True)
     rewrite(source, "dropout_rate: 0.1", "dropout_rate: 0.2")
     PublishedDirectory(path, store).publish(
-        keep(store, plan(source, ["flow.encoder"], ["fp16"], store=store)), str(source)
+        put_planned(store, plan(source, ["flow.encoder"], ["fp16"], store=store)), str(source)
     )
     shutil.rmtree(path)
     shutil.copytree(tmp_path / "copy", path, symlinks=True)

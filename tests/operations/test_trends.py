@@ -7,14 +7,11 @@ from cosyjit.provenance import record
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
-from tests.support.stored import add, record_of
+from tests.support import stores
 
 
 def put(store: Store, content: bytes, **figures: float) -> Published:
-    digest = add(store, content)
-    made = record_of(digest, content, figures={"bytes": len(content), "weight_bytes": 1, "seconds": 1, **figures})
-    record.save(store, made)
-    return Published(digest, len(content), made.fingerprint.key)
+    return stores.put(store, content, figures={"bytes": len(content), "weight_bytes": 1, "seconds": 1, **figures})
 
 
 def test_the_figures_of_each_artifact_come_in_the_order_of_the_publications(store: Store, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from cosyjit.publishing import layout, publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication
-from cosyjit.store.store import Store
+from cosyjit.store.store import Store, object_name
+from tests.support.files import sha256
 from tests.support.keys import pair
 from tests.support.processes import Run, shown, snapshot, start
-from tests.support.stored import files_of, location, object_of, put, put_folder, sha256, unique_url
+from tests.support.stores import files_of, object_path, put, unique_url
 
 FP32: Final = "llm.llm.fp32.zip"
 INT8: Final = "llm.llm.int8.zip"
@@ -41,7 +42,7 @@ def show(store: Store, directory: Path, zips: Mapping[str, bytes], folder: Mappi
     with store.in_use():
         artifacts = {name: put(store, content) for name, content in zips.items()}
         if folder:
-            artifacts["vllm"] = put_folder(store, folder)
+            artifacts["vllm"] = put(store, folder)
         return PublishedDirectory(directory, store).publish(artifacts, "/models/a")
 
 
@@ -84,7 +85,7 @@ def test_a_store_that_has_lost_what_a_directory_shows_has_it_again_after_an_expo
 ) -> None:
     show(first, directory, {FP32: b"1"})
     published = show(second, directory, {INT8: b"2"})
-    second.remove(object_of(sha256(b"1")))
+    second.remove(object_name(sha256(b"1")))
     assert [each.problem for each in verify_store(second)] == [f"object {sha256(b'1')} missing"]
     assert show(second, directory, {INT8: b"2"}) == published
     assert verify_store(second) == []
@@ -96,7 +97,7 @@ def test_a_rollback_brings_back_into_the_store_what_the_directory_still_shows(
     show(first, directory, {FP32: b"1"})
     show(second, directory, {INT8: b"2"})
     show(second, directory, {INT8: b"3"})
-    second.remove(object_of(sha256(b"1")))
+    second.remove(object_name(sha256(b"1")))
     PublishedDirectory(directory, second).rollback()
     assert shown(directory) == {FP32: b"1", INT8: b"2"}
     assert verify_store(second) == []
@@ -352,7 +353,7 @@ from pathlib import Path
 from cosyjit.publishing import layout
 from cosyjit.store.store import Store
 from tests.support.processes import shown
-from tests.support.stored import die_at, forked
+from tests.support.processes import die_at, forked
 from tests.operations.test_two_stores import FP32, NEW, OLD, copied, is_as_published, show
 
 directory, store, step = Path(sys.argv[1]), Store(sys.argv[2]), 0
@@ -391,5 +392,5 @@ def test_a_publication_that_only_a_directory_has_keeps_its_objects_in_the_store(
     assert verify_store(first) == []
     assert {sha256(b"1"), sha256(b"2")} <= first.objects()
     assert publication.head(first, copy) == PublishedDirectory(copy, first).require_live()
-    assert all(location(first, sha256(each)).is_file() for each in OLD.values())
+    assert all(object_path(first, sha256(each)).is_file() for each in OLD.values())
     assert files_of(first)

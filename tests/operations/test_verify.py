@@ -10,9 +10,10 @@ from cosyjit.fs.identity import Identity
 from cosyjit.operations.verify import Fault, is_store, verify_directory, verify_store
 from cosyjit.provenance import record
 from cosyjit.publishing import publication
-from cosyjit.store.store import Store
+from cosyjit.store.store import Store, object_name
+from tests.support.files import sha256
 from tests.support.processes import snapshot
-from tests.support.stored import add, files_of, location, object_of, put, sha256, show, unique_url
+from tests.support.stores import add, files_of, object_path, put, show, unique_url
 
 
 @pytest.fixture(params=["directory", "memory"])
@@ -47,20 +48,20 @@ def test_a_store_with_nothing_wrong_has_no_faults(kept: Store, tmp_path: Path) -
 def test_each_thing_that_is_wrong_is_listed(kept: Store, tmp_path: Path) -> None:
     old, last = show(kept, tmp_path / "a", b"one"), show(kept, tmp_path / "b", b"two")
     damaged, missing, unreadable, later = (put(kept, content) for content in (b"3", b"4", b"5", b"6"))
-    damage(kept, object_of(damaged.sha256))
-    kept.remove(object_of(missing.sha256))
+    damage(kept, object_name(damaged.sha256))
+    kept.remove(object_name(missing.sha256))
     kept.write(record.name_of(unreadable.fingerprint), b"nothing")
     kept.write(record.name_of(later.fingerprint), documents.dump({"predicate": {"cosyjit_schema": 2}}))
     kept.write(publication.name_of(old.identity), last.content)
     kept.remove(publication.name_of(last.identity))
     found = faults(kept)
     assert found.keys() == {
-        object_of(damaged.sha256),
+        object_name(damaged.sha256),
         *(record.name_of(each.fingerprint) for each in (missing, unreadable, later)),
         publication.name_of(old.identity),
         publication.name_of(last.identity),
     }
-    assert found[object_of(damaged.sha256)] == "damaged"
+    assert found[object_name(damaged.sha256)] == "damaged"
     assert found[record.name_of(missing.fingerprint)] == f"object {missing.sha256} missing"
     assert "is damaged (" in found[record.name_of(unreadable.fingerprint)]
     assert "upgrade cosyjit" in found[record.name_of(later.fingerprint)]
@@ -73,7 +74,7 @@ def test_a_publication_whose_object_and_record_are_gone_is_listed(kept: Store, t
     shown = show(kept, tmp_path / "a", b"one")
     (artifact,) = shown.artifacts.values()
     kept.remove(record.name_of(artifact.fingerprint))
-    kept.remove(object_of(artifact.sha256))
+    kept.remove(object_name(artifact.sha256))
     assert publication.name_of(shown.identity) in faults(kept)
 
 
@@ -101,9 +102,9 @@ def test_what_many_directories_showed_last_and_is_missing_is_listed(kept: Store,
 @pytest.mark.parametrize("name", ["objects/README", f"objects/zz/{'0' * 64}", "objects/ab/.nfs0001"])
 def test_a_file_that_is_no_object_does_not_end_the_reading(name: str, kept: Store) -> None:
     damaged = put(kept, b"one")
-    damage(kept, object_of(damaged.sha256))
+    damage(kept, object_name(damaged.sha256))
     kept.write(name, b"stray")
-    assert object_of(damaged.sha256) in faults(kept)
+    assert object_name(damaged.sha256) in faults(kept)
 
 
 def test_what_is_being_written_is_passed_over(kept: Store) -> None:
@@ -143,13 +144,13 @@ def test_a_directory_that_shows_nothing_is_refused(store: Store, tmp_path: Path)
 
 def test_an_object_is_read_even_if_it_is_remembered(store: Store) -> None:
     digest = add(store, b"one")
-    path = location(store, digest)
+    path = object_path(store, digest)
     path.chmod(0o644)
     path.write_bytes(b"ONE")
     # A disk that turns bits over leaves the times as they are.
     store.digests.remember_sha256(path, digest, Identity.of(path))
     assert store.condition(digest) == "whole"
-    assert faults(store) == {object_of(sha256(b"one")): "damaged"}
+    assert faults(store) == {object_name(sha256(b"one")): "damaged"}
 
 
 @pytest.mark.parametrize("folder", ["objects", "records", "publications"])

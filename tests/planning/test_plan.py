@@ -14,8 +14,10 @@ import torch
 from cosyjit import CosyjitError, InputError, Planned, Store, plan
 from cosyjit.errors import BuildError, CheckpointError, LaterSchemaError, TensorMismatchError
 from cosyjit.planning.plan import compare, localize
-from tests.support.kept import change, flip, keep, moved, object_of, record_of, retrain, rewrite
+from tests.support.checkpoints import change, moved, retrain, rewrite
+from tests.support.files import flip
 from tests.support.processes import snapshot
+from tests.support.stores import object_path, put_planned, record_path
 
 Copy = Callable[[Path], Path]
 
@@ -92,7 +94,7 @@ def test_what_was_never_exported_is_new(tiny: Path) -> None:
 
 
 def test_what_the_store_has_is_fresh_and_comes_with_its_record(tiny: Path, store: Store) -> None:
-    kept = keep(store, compare(tiny, precisions=["fp32"], store=store))
+    kept = put_planned(store, compare(tiny, precisions=["fp32"], store=store))
     planned = plan(tiny)
     assert states(planned) == {name: "fresh" if "fp32" in name else "new" for name in names(planned)}
     assert reasons(planned) == {()}
@@ -104,7 +106,7 @@ def test_what_the_store_has_is_fresh_and_comes_with_its_record(tiny: Path, store
 
 
 def test_another_store_knows_nothing_of_it(tiny: Path, store: Store, tmp_path: Path) -> None:
-    keep(store, compare(tiny, store=store))
+    put_planned(store, compare(tiny, store=store))
     assert set(states(plan(tiny, store=Store(tmp_path / "other"))).values()) == {"new"}
 
 
@@ -152,13 +154,13 @@ def test_what_does_not_decide_the_bytes_leaves_all_fresh(
     tiny: Path, copy_of: Copy, store: Store, edit: Callable[[Path], object]
 ) -> None:
     directory = copy_of(tiny)
-    keep(store, compare(directory, precisions=["fp16"], store=store))
+    put_planned(store, compare(directory, precisions=["fp16"], store=store))
     edit(directory)
     assert set(states(plan(directory, precisions=["fp16"])).values()) == {"fresh"}
 
 
 def test_a_copied_and_a_moved_directory_are_fresh(tiny: Path, copy_of: Copy, store: Store) -> None:
-    keep(store, compare(tiny, precisions=["fp16"], store=store))
+    put_planned(store, compare(tiny, precisions=["fp16"], store=store))
     directory = copy_of(tiny)
     assert set(states(plan(directory, precisions=["fp16"])).values()) == {"fresh"}
     assert set(states(plan(moved(directory), precisions=["fp16"])).values()) == {"fresh"}
@@ -176,7 +178,7 @@ def test_retraining_a_part_makes_that_part_stale_in_both_precisions_and_no_other
     tiny: Path, copy_of: Copy, store: Store, file: str, prefix: str, component: str
 ) -> None:
     directory = copy_of(tiny)
-    keep(store, compare(directory, store=store))
+    put_planned(store, compare(directory, store=store))
     count = retrain(directory, file, prefix)
     planned = plan(directory)
     assert {name for name, state in states(planned).items() if state != "fresh"} == {
@@ -191,7 +193,7 @@ def test_retraining_a_part_makes_that_part_stale_in_both_precisions_and_no_other
 
 def test_a_changed_tensor_is_named_without_the_prefix(tiny: Path, copy_of: Copy, store: Store) -> None:
     directory = copy_of(tiny)
-    keep(store, compare(directory, store=store))
+    put_planned(store, compare(directory, store=store))
     change(directory, "llm.pt", lambda state: state["llm.after_norm.weight"].view(-1)[5].add_(1))
     before, now = plan(tiny, ["llm.llm"]), plan(directory, ["llm.llm"])
     count = len(now[0].target.fingerprint.tensors)
@@ -201,7 +203,7 @@ def test_a_changed_tensor_is_named_without_the_prefix(tiny: Path, copy_of: Copy,
 
 def test_a_tensor_changed_behind_an_unchanged_size_and_time_is_seen(tiny: Path, copy_of: Copy, store: Store) -> None:
     directory = copy_of(tiny)
-    keep(store, compare(directory, store=store))
+    put_planned(store, compare(directory, store=store))
     path = directory / "flow.pt"
     stat = path.stat()
     tensor = torch.load(path, weights_only=True)["encoder.after_norm.weight"]
@@ -218,7 +220,7 @@ def test_a_tensor_changed_behind_an_unchanged_size_and_time_is_seen(tiny: Path, 
 
 def test_a_changed_option_is_named_with_both_values(tiny: Path, copy_of: Copy, store: Store) -> None:
     directory = copy_of(tiny)
-    keep(store, compare(directory, store=store))
+    put_planned(store, compare(directory, store=store))
     rewrite(directory, "attention_dropout_rate: 0.1\n        normalize_before: True\n", "attention_dropout_rate: 0.2\n")
     planned = compare(directory, store=store)
     assert {name for name, state in states(planned).items() if state == "stale"} == {
@@ -234,7 +236,7 @@ def test_wider_layers_are_stale_for_the_option_and_for_the_tensors(tiny: Path, s
     narrower = {**fingerprint.config, "options": {**fingerprint.config["options"], "linear_units": 64}}
     name = "encoders.0.feed_forward.w_1.weight"
     tensors = {**fingerprint.tensors, name: fingerprint.tensors[name]._replace(shape=(64, 64))}
-    keep(store, [now], config=narrower, tensors=tensors)
+    put_planned(store, [now], config=narrower, tensors=tensors)
     (planned,) = plan(tiny, ["flow.encoder"], ["fp32"])
     assert planned.reasons == (f"1 of {len(tensors)} tensors changed: {name}", "linear_units 64 -> 128")
 
@@ -255,7 +257,7 @@ def test_another_torch_other_code_and_another_recipe_are_reasons(
     tiny: Path, store: Store, part: str, value: object, reason: str
 ) -> None:
     planned = compare(tiny, ["llm.text_encoder"], store=store)
-    keep(store, planned, **{part: value})
+    put_planned(store, planned, **{part: value})
     now = planned[0].target.fingerprint
     expected = reason.format(torch=now.torch, encoders=now.encoders)
     assert reasons(plan(tiny, ["llm.text_encoder"])) == {(expected,)}
@@ -265,22 +267,22 @@ def test_the_tensors_of_which_there_are_more_or_fewer_are_reasons(tiny: Path, st
     planned = plan(tiny, ["flow.encoder"], ["fp16"])
     tensors = dict(planned[0].target.fingerprint.tensors)
     one = tensors.pop("after_norm.weight")
-    keep(store, planned, tensors={**tensors, "before_norm.weight": one})
+    put_planned(store, planned, tensors={**tensors, "before_norm.weight": one})
     (now,) = plan(tiny, ["flow.encoder"], ["fp16"])
     assert now.reasons == ("1 of 44 tensors added: after_norm.weight", "1 of 44 tensors removed: before_norm.weight")
 
 
 def test_going_back_to_what_was_exported_before_is_fresh(tiny: Path, copy_of: Copy, store: Store) -> None:
     directory = copy_of(tiny)
-    keep(store, compare(directory, store=store))
+    put_planned(store, compare(directory, store=store))
     retrain(directory, "flow.pt", "encoder.")
-    keep(store, compare(directory, store=store))
+    put_planned(store, compare(directory, store=store))
     shutil.copy(tiny / "flow.pt", directory / "flow.pt")
     assert set(states(plan(directory)).values()) == {"fresh"}
 
 
 def test_what_is_forced_is_stale_whatever_the_store_has(tiny: Path, store: Store) -> None:
-    keep(store, compare(tiny, precisions=["fp32"], store=store))
+    put_planned(store, compare(tiny, precisions=["fp32"], store=store))
     planned = plan(tiny, force=True)
     assert set(states(planned).values()) == {"stale"}
     assert reasons(planned) == {("forced",)}
@@ -291,15 +293,15 @@ ONE = (["llm.llm"], ["fp16"])
 
 
 def test_a_missing_object_is_a_reason(tiny: Path, store: Store) -> None:
-    (made,) = keep(store, compare(tiny, *ONE, store=store)).values()
-    object_of(store, made.sha256).unlink()
+    (made,) = put_planned(store, compare(tiny, *ONE, store=store)).values()
+    object_path(store, made.sha256).unlink()
     (planned,) = compare(tiny, *ONE, store=store)
     assert (planned.state, planned.reasons, planned.record) == ("stale", ("object missing",), None)
 
 
 def test_a_damaged_object_is_a_reason_each_time_and_set_aside_by_an_export(tiny: Path, store: Store) -> None:
-    (made,) = keep(store, compare(tiny, *ONE, store=store)).values()
-    path = object_of(store, made.sha256)
+    (made,) = put_planned(store, compare(tiny, *ONE, store=store)).values()
+    path = object_path(store, made.sha256)
     flip(path)
     content = path.read_bytes()
     for _ in range(2):
@@ -315,8 +317,8 @@ def test_a_damaged_object_is_a_reason_each_time_and_set_aside_by_an_export(tiny:
 
 
 def test_a_missing_record_is_a_reason(tiny: Path, store: Store) -> None:
-    (made,) = keep(store, compare(tiny, *ONE, store=store)).values()
-    record_of(store, made.fingerprint).unlink()
+    (made,) = put_planned(store, compare(tiny, *ONE, store=store)).values()
+    record_path(store, made.fingerprint).unlink()
     (planned,) = compare(tiny, *ONE, store=store)
     assert (planned.state, planned.reasons, planned.record) == ("stale", ("record missing",), None)
 
@@ -352,29 +354,29 @@ def _without(*path: str) -> Callable[[bytes], bytes]:
 def test_a_damaged_record_is_a_reason_and_set_aside_by_who_builds(
     tiny: Path, store: Store, damage: Callable[[bytes], bytes]
 ) -> None:
-    (made,) = keep(store, compare(tiny, *ONE, store=store)).values()
-    path = record_of(store, made.fingerprint)
+    (made,) = put_planned(store, compare(tiny, *ONE, store=store)).values()
+    path = record_path(store, made.fingerprint)
     content = damage(path.read_bytes())
     path.write_bytes(content)
     for exporting in (False, False, True):
         (planned,) = compare(tiny, *ONE, store=store, exporting=exporting)
         assert (planned.state, planned.reasons, planned.record) == ("stale", ("record damaged",), None)
     assert path.read_bytes() == content  # another process may be replacing it right now
-    keep(store, [planned])
+    put_planned(store, [planned])
     assert store.local is not None
     assert [aside.read_bytes() for aside in (store.local / "damaged").iterdir()] == [content]
 
 
 def test_the_record_of_another_target_is_a_damaged_one(tiny: Path, store: Store) -> None:
-    kept = keep(store, compare(tiny, ["llm.llm"], store=store))
-    one, other = (record_of(store, each.fingerprint) for each in kept.values())
+    kept = put_planned(store, compare(tiny, ["llm.llm"], store=store))
+    one, other = (record_path(store, each.fingerprint) for each in kept.values())
     shutil.copy(one, other)
     assert sorted(reasons(plan(tiny, ["llm.llm"]))) == [(), ("record damaged",)]
 
 
 def test_a_record_of_a_later_schema_is_refused_by_name_and_left_alone(tiny: Path, store: Store) -> None:
-    (made,) = keep(store, compare(tiny, *ONE, store=store)).values()
-    path = record_of(store, made.fingerprint)
+    (made,) = put_planned(store, compare(tiny, *ONE, store=store)).values()
+    path = record_path(store, made.fingerprint)
     path.write_text(path.read_text().replace('"cosyjit_schema": 1', '"cosyjit_schema": 2'))
     content = path.read_bytes()
     with pytest.raises(LaterSchemaError, match=rf"{made.fingerprint}\.json: is of schema 2.* upgrade cosyjit"):
@@ -385,7 +387,7 @@ def test_a_record_of_a_later_schema_is_refused_by_name_and_left_alone(tiny: Path
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"fingerprint": 5}', b'{"fingerprint": "unknown"}'])
 def test_a_damaged_word_on_the_last_export_costs_the_reasons_only(tiny: Path, store: Store, content: bytes) -> None:
-    keep(store, compare(tiny, *ONE, store=store), torch="1.13.0")
+    put_planned(store, compare(tiny, *ONE, store=store), torch="1.13.0")
     assert store.local is not None
     (path,) = (store.local / "latest").iterdir()
     path.write_bytes(content)
@@ -395,7 +397,7 @@ def test_a_damaged_word_on_the_last_export_costs_the_reasons_only(tiny: Path, st
 
 def test_a_plan_leaves_the_model_directory_alone(tiny: Path, store: Store) -> None:
     before = snapshot(tiny)
-    keep(store, compare(tiny, store=store))
+    put_planned(store, compare(tiny, store=store))
     plan(tiny)
     assert snapshot(tiny) == before
 
@@ -404,7 +406,7 @@ def test_weights_that_do_not_fit_are_refused_though_another_target_is_fresh(
     tiny: Path, copy_of: Copy, store: Store
 ) -> None:
     directory = copy_of(tiny)
-    keep(store, compare(directory, store=store))
+    put_planned(store, compare(directory, store=store))
     change(directory, "flow.pt", lambda state: state.pop("encoder.after_norm.weight"))
     with pytest.raises(TensorMismatchError, match=r"1 missing: encoder\.after_norm\.weight"):
         plan(directory)

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from cosyjit.errors import BuildError
 from cosyjit.fs.waits import Wait
 from cosyjit.processes.memory import installed, reserved, tidy
-from tests.support.processes import ROOT, start, wait_for
-from tests.support.stored import said
+from tests.support.processes import ROOT, said, start, wait_for
 
 RESERVE = """
 import sys

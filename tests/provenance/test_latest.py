@@ -5,7 +5,7 @@ import pytest
 from cosyjit import documents
 from cosyjit.provenance import latest
 from cosyjit.store.store import Store
-from tests.support.stored import fingerprint, unique_url
+from tests.support.stores import fingerprint, unique_url
 
 KEY = fingerprint().key
 

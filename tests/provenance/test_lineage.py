@@ -14,8 +14,9 @@ from cosyjit.provenance import record
 from cosyjit.provenance.lineage import Lineage, lineage
 from cosyjit.provenance.record import Record
 from cosyjit.store.store import Store
+from tests.support.files import sha256
 from tests.support.processes import snapshot
-from tests.support.stored import fingerprint, record_of, sha256
+from tests.support.stores import fingerprint, record_of
 
 
 def archive(path: Path, short_form: bytes, member: str = "archive/extra/cosyjit.json") -> Path:

@@ -22,7 +22,7 @@ from cosyjit.provenance.record import Material, Record
 from cosyjit.store.store import Store
 from cosyjit.weights.tensor_digests import TensorDigest
 from tests.support.processes import start
-from tests.support.stored import VERSIONS, fingerprint, record_of, unique_url
+from tests.support.stores import VERSIONS, fingerprint, record_of, unique_url
 
 DIGEST = "0123456789abcdef" * 4
 

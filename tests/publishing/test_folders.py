@@ -20,9 +20,10 @@ from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication, Published, parse
-from cosyjit.store.store import Store
+from cosyjit.store.store import Store, object_name
+from tests.support.files import sha256
 from tests.support.processes import snapshot
-from tests.support.stored import age, exporting, location, object_of, put, put_folder, sha256, unique_url
+from tests.support.stores import age, exporting, object_path, put, unique_url
 
 OLD: Final = {"config.json": b"old config", "model.safetensors": b"old model", "generation_config.json": b"same"}
 NEW: Final = {"config.json": b"new config", "model.safetensors": b"new model", "generation_config.json": b"same"}
@@ -43,7 +44,7 @@ def show(
     with store.in_use():
         artifacts = {f"{name}.zip": put(store, content) for name, content in zips.items()}
         if contents is not None:
-            artifacts["vllm"] = put_folder(store, contents)
+            artifacts["vllm"] = put(store, contents)
         return PublishedDirectory(directory, store).publish(artifacts, "/models/a", replace=replace)
 
 
@@ -96,7 +97,7 @@ def test_a_file_of_a_folder_whose_name_leads_elsewhere_is_refused(name: str, sto
     forged = Publication(1, now(), "/models/a", {"vllm": Published(digest, 1, "2" * 32, files)})
     with pytest.raises(RecordError, match=r"here: is damaged \(ValueError: .* in place of "):
         parse(forged.content, "here")
-    made = record.load(store, put_folder(store, OLD).fingerprint)
+    made = record.load(store, put(store, OLD).fingerprint)
     assert made is not None
     key = made.fingerprint.key
     made = record.Record(**{**vars(made), "sha256": digest, "files": files})
@@ -107,13 +108,13 @@ def test_a_file_of_a_folder_whose_name_leads_elsewhere_is_refused(name: str, sto
 
 @pytest.mark.parametrize("name", ["vllm.zip", "VLLM", "vllm.1", "../vllm", ".cosyjit", ""])
 def test_a_folder_of_another_form_of_name_is_refused(name: str, store: Store) -> None:
-    forged = Publication(1, now(), "/models/a", {name: put_folder(store, OLD)})
+    forged = Publication(1, now(), "/models/a", {name: put(store, OLD)})
     with pytest.raises(RecordError, match="in place of"):
         parse(forged.content, "here")
 
 
 def test_a_folder_whose_digest_is_not_that_of_its_files_is_refused(store: Store) -> None:
-    made = put_folder(store, OLD)
+    made = put(store, OLD)
     forged = Publication(1, now(), "/models/a", {"vllm": made._replace(sha256="0" * 64)})
     with pytest.raises(RecordError, match="the digest of a folder is not that of its files"):
         parse(forged.content, "here")
@@ -171,14 +172,14 @@ def test_going_back_shows_and_takes_away_a_folder(store: Store, directory: Path)
 
 
 def test_links_into_the_store_may_be_shown_in_a_folder(store: Store, directory: Path) -> None:
-    artifact = put_folder(store, OLD)
+    artifact = put(store, OLD)
     with store.in_use():
         PublishedDirectory(directory, store).publish({"vllm": artifact}, "/models/a", link=True)
         for name, content in OLD.items():
-            assert (directory / "vllm" / name).samefile(location(store, sha256(content)))
+            assert (directory / "vllm" / name).samefile(object_path(store, sha256(content)))
         assert PublishedDirectory(directory, store).publish({"vllm": artifact}, "/models/a").number == 1
     for name, content in OLD.items():
-        assert not (directory / "vllm" / name).samefile(location(store, sha256(content)))
+        assert not (directory / "vllm" / name).samefile(object_path(store, sha256(content)))
     assert read(directory / "vllm") == OLD
 
 
@@ -248,8 +249,8 @@ def test_a_lack_of_any_file_in_the_store_keeps_a_folder_from_being_shown(
 ) -> None:
     show(store, directory, NEW)
     before = snapshot(directory)
-    artifact = put_folder(store, OLD)
-    lost = location(store, sha256(OLD[name]))
+    artifact = put(store, OLD)
+    lost = object_path(store, sha256(OLD[name]))
     lost.unlink()
     (directory / ".cosyjit" / "files" / lost.name).unlink(missing_ok=True)  # which may be one of both folders
     with store.in_use(), pytest.raises(StoreError, match=f"object {lost.name} is missing; export its checkpoint again"):
@@ -264,9 +265,9 @@ def test_a_folder_of_which_the_store_has_lost_a_file_since_it_was_brought_is_not
     name: str, directory: Path
 ) -> None:
     store = Store(unique_url())
-    artifact = put_folder(store, OLD)
+    artifact = put(store, OLD)
     PublishedDirectory(directory, store).stage(artifact)
-    lost = object_of(sha256(OLD[name]))
+    lost = object_name(sha256(OLD[name]))
     store.remove(lost)
     with store.in_use(), pytest.raises(StoreError, match=f"{lost}: is missing; export its checkpoint again"):
         PublishedDirectory(directory, store).publish({"vllm": artifact}, "/models/a")
@@ -276,7 +277,7 @@ def test_a_folder_of_which_the_store_has_lost_a_file_since_it_was_brought_is_not
 def test_an_audit_of_a_store_names_each_file_that_is_missing(store: Store, directory: Path) -> None:
     published = show(store, directory)
     digest = sha256(OLD["config.json"])
-    location(store, digest).unlink()
+    object_path(store, digest).unlink()
     key = published.artifacts["vllm"].fingerprint
     assert verify_store(store) == [
         (record.name_of(key), f"object {digest} missing"),
@@ -292,7 +293,7 @@ def test_a_collection_keeps_all_files_of_a_folder_that_is_in_reach(store: Store,
     show(store, directory, NEW)
     age(store, 1000)
     assert not {entry.name for entry in gc.gc(store, older_than=0, delete=True)} & {
-        object_of(sha256(each)) for each in {*OLD.values(), *NEW.values()}
+        object_name(sha256(each)) for each in {*OLD.values(), *NEW.values()}
     }
     PublishedDirectory(directory, store).rollback()
     assert read(directory / "vllm") == OLD
@@ -318,8 +319,8 @@ def test_a_collection_keeps_the_files_of_a_folder_that_is_shown_and_has_lost_its
 
 
 def test_a_collection_keeps_the_files_of_a_folder_that_has_a_record(store: Store) -> None:
-    put_folder(store, OLD)
-    age(store, 1000, *(object_of(sha256(each)) for each in OLD.values()))
+    put(store, OLD)
+    age(store, 1000, *(object_name(sha256(each)) for each in OLD.values()))
     assert gc.gc(store, older_than=500, delete=True) == []
     assert store.objects() == {sha256(content) for content in OLD.values()}
 
@@ -510,5 +511,5 @@ def test_a_store_in_a_bucket_has_folders_too(directory: Path) -> None:
     assert read(directory / "vllm") == OLD
     assert verify_store(store) == verify_directory(directory, store=store) == []
     assert store.objects() == {sha256(content) for content in {*OLD.values(), *NEW.values()}}
-    store.remove(object_of(sha256(OLD["config.json"])))
+    store.remove(object_name(sha256(OLD["config.json"])))
     assert {each.problem for each in verify_store(store)} == {f"object {sha256(OLD['config.json'])} missing"}

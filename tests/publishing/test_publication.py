@@ -16,7 +16,8 @@ from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.publishing import publication
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
-from tests.support.stored import sha256, unique_url
+from tests.support.files import sha256
+from tests.support.stores import unique_url
 
 ARTIFACTS = {"a.zip": Published("0" * 64, 5, "1" * 32), "b.zip": Published("2" * 64, 7, "3" * 32)}
 MADE = Publication(3, "2026-01-02T03:04:05.678Z", "/models/a", ARTIFACTS, "4" * 64, 1)

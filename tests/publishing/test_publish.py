@@ -7,7 +7,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -22,10 +21,10 @@ from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.store import Store
-from tests.robustness.scenarios import keep
-from tests.support import processes, stored
+from tests.support import processes, stores
+from tests.support.files import sha256
 from tests.support.processes import snapshot, start
-from tests.support.stored import exporting
+from tests.support.stores import exporting
 
 FIRST: Final = {"llm.llm.fp32.zip": b"llm 1", "flow.encoder.fp32.zip": b"flow 1", "flow.encoder.fp16.zip": b"half 1"}
 SECOND: Final = {"llm.llm.fp32.zip": b"llm 2", "flow.encoder.fp32.zip": b"flow 2", "flow.encoder.fp16.zip": b"half 2"}
@@ -46,7 +45,7 @@ def directory(tmp_path: Path) -> Path:
 def put(store: Store, directory: Path, contents: Mapping[str, bytes], *, link: bool = False) -> Publication:
     """Publish artifacts of these contents."""
     with store.in_use():
-        artifacts = {name: keep(store, content) for name, content in contents.items()}
+        artifacts = {name: stores.put(store, content) for name, content in contents.items()}
         return PublishedDirectory(directory, store).publish(artifacts, "/model", link=link)
 
 
@@ -82,10 +81,6 @@ def stamps(directory: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.lstat().st_ino, path.lstat().st_ctime_ns) for path in found}
 
 
-def digest(content: bytes) -> str:
-    return sha256(content).hexdigest()
-
-
 # Publications.
 
 
@@ -95,7 +90,7 @@ def test_a_set_is_shown_under_its_names_beside_what_was_there(store: Store, dire
     assert published == PublishedDirectory(directory, store).live()
     assert (published.number, published.previous, published.restores) == (1, None, None)
     assert {name: each["sha256"] for name, each in manifest(directory)["artifacts"].items()} == {
-        name: digest(content) for name, content in FIRST.items()
+        name: sha256(content) for name, content in FIRST.items()
     }
     assert faults(store, directory, again=True) == {}
 
@@ -129,7 +124,7 @@ def test_only_the_files_that_are_shown_are_kept_in_a_directory(store: Store, dir
     published = PublishedDirectory(directory, store).live()
     assert published is not None
     assert [path.name for path in (state / "sets").iterdir()] == [published.identity]
-    assert {path.name for path in (state / "files").iterdir()} == {digest(each) for each in seen(directory).values()}
+    assert {path.name for path in (state / "files").iterdir()} == {sha256(each) for each in seen(directory).values()}
 
 
 def test_one_object_under_two_names_is_one_file(store: Store, directory: Path) -> None:
@@ -155,10 +150,10 @@ def test_files_are_as_open_as_the_umask_says(store: Store, directory: Path, umas
 def test_a_set_with_an_object_that_is_gone_is_not_shown(store: Store, directory: Path) -> None:
     put(store, directory, FIRST)
     with store.in_use():
-        artifacts = {name: keep(store, content) for name, content in SECOND.items()}
-        store.remove(f"objects/{digest(SECOND[NAME])[:2]}/{digest(SECOND[NAME])}")
+        artifacts = {name: stores.put(store, content) for name, content in SECOND.items()}
+        store.remove(f"objects/{sha256(SECOND[NAME])[:2]}/{sha256(SECOND[NAME])}")
         message = one_line(StoreError, lambda: PublishedDirectory(directory, store).publish(artifacts, "/model"))
-    assert f"object {digest(SECOND[NAME])} is missing" in message
+    assert f"object {sha256(SECOND[NAME])} is missing" in message
     assert seen(directory) == FIRST
     assert numbers(store, directory) == [1]
 
@@ -238,7 +233,7 @@ def test_what_is_damaged_is_seen_and_mended_by_publishing_it_again(
     damage(directory / name)
     assert faults(store, directory) == {name: condition}
     assert faults(store, directory, again=True) == {name: condition}
-    assert store.condition(digest(FIRST[NAME])) == "whole"
+    assert store.condition(sha256(FIRST[NAME])) == "whole"
     assert put(store, directory, FIRST) == first
     assert faults(store, directory, again=True) == {}
     assert processes.shown(directory) == {"llm.pt": b"weights", **FIRST}
@@ -270,7 +265,7 @@ def test_a_damaged_file_whose_object_is_gone_is_told_and_left(store: Store, dire
     overwrite(directory / NAME)
     as_it_was = snapshot(directory)
     artifacts = PublishedDirectory(directory, store).history()[0].artifacts
-    store.remove(f"objects/{digest(FIRST[NAME])[:2]}/{digest(FIRST[NAME])}")
+    store.remove(f"objects/{sha256(FIRST[NAME])[:2]}/{sha256(FIRST[NAME])}")
     message = one_line(StoreError, lambda: PublishedDirectory(directory, store).publish(artifacts, "/model"))
     assert "is missing" in message
     assert snapshot(directory) == as_it_was
@@ -380,14 +375,14 @@ from pathlib import Path
 from cosyjit.errors import CosyjitError
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
-from tests.robustness.scenarios import kept
-from tests.support.stored import exporting
+from tests.support.stores import artifact_of
+from tests.support.stores import exporting
 content = b"large" * 100_000
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     directory = PublishedDirectory(sys.argv[2], Store(sys.argv[1]))
     with exporting(directory):
-        directory.publish({sys.argv[3]: kept(content)}, "/model")
+        directory.publish({sys.argv[3]: artifact_of(content)}, "/model")
 except CosyjitError as error:
     print(type(error).__name__, error)
 """
@@ -398,7 +393,7 @@ def test_a_file_that_cannot_be_written_whole_is_the_directorys_fault_and_not_the
 ) -> None:
     put(store, directory, FIRST)
     with store.in_use():
-        keep(store, b"large" * 100_000)
+        stores.put(store, b"large" * 100_000)
     as_it_was = snapshot(directory)
     ran = processes.finished(start(LIMITED, store, directory, NAME))
     assert (ran.status, ran.err) == (0, "")
@@ -406,7 +401,7 @@ def test_a_file_that_cannot_be_written_whole_is_the_directorys_fault_and_not_the
         f"OutputError {directory}: cannot be written to (File too large); publish into another directory\n"
     )
     assert snapshot(directory) == as_it_was
-    assert store.condition(digest(b"large" * 100_000)) == "whole"
+    assert store.condition(sha256(b"large" * 100_000)) == "whole"
 
 
 def test_what_was_brought_for_a_set_that_fails_is_removed(store: Store, directory: Path) -> None:
@@ -415,8 +410,8 @@ def test_what_was_brought_for_a_set_that_fails_is_removed(store: Store, director
 
     def export() -> None:
         with store.in_use(), exporting(PublishedDirectory(directory, store)):
-            PublishedDirectory(directory, store).stage(keep(store, b"brought"))
-            assert (directory / ".cosyjit" / "files" / digest(b"brought")).read_bytes() == b"brought"
+            PublishedDirectory(directory, store).stage(stores.put(store, b"brought"))
+            assert (directory / ".cosyjit" / "files" / sha256(b"brought")).read_bytes() == b"brought"
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -477,7 +472,7 @@ def test_what_a_copy_shows_is_kept_once_the_same_was_published_there(store: Stor
     put(store, elsewhere, FIRST)
     put(store, directory, SECOND)
     gc.gc(store, keep=1, older_than=0, delete=True)
-    assert {name: store.condition(digest(content)) for name, content in FIRST.items()} == dict.fromkeys(FIRST, "whole")
+    assert {name: store.condition(sha256(content)) for name, content in FIRST.items()} == dict.fromkeys(FIRST, "whole")
 
 
 def test_what_was_published_from_another_store_is_kept_once_the_same_was_published_from_this(
@@ -498,7 +493,7 @@ def test_links_are_to_the_stores_own_files(store: Store, directory: Path) -> Non
     put(store, directory, FIRST, link=True)
     for name, content in FIRST.items():
         assert store.local is not None
-        assert (directory / name).samefile(store.local / "objects" / digest(content)[:2] / digest(content))
+        assert (directory / name).samefile(store.local / "objects" / sha256(content)[:2] / sha256(content))
         assert (directory / name).stat().st_mode & 0o222 == 0
     assert faults(store, directory) == {}
 
@@ -655,12 +650,12 @@ def test_a_rollback_to_a_set_whose_object_is_gone_leaves_what_is_shown(store: St
     put(store, directory, FIRST)
     put(store, directory, SECOND)
     assert store.local is not None
-    thing = store.local / "objects" / digest(FIRST[OTHER])[:2] / digest(FIRST[OTHER])
+    thing = store.local / "objects" / sha256(FIRST[OTHER])[:2] / sha256(FIRST[OTHER])
     thing.unlink()
     if how == "damaged":
         thing.write_bytes(b"other bytes")
     message = one_line(StoreError, lambda: PublishedDirectory(directory, store).rollback())
-    assert f"object {digest(FIRST[OTHER])} is {how}" in message
+    assert f"object {sha256(FIRST[OTHER])} is {how}" in message
     assert seen(directory) == SECOND
     assert numbers(store, directory) == [2, 1]
     assert faults(store, directory) == {}
@@ -747,7 +742,7 @@ class Reader:
     """
 
     def __init__(self, directory: Path, allowed: Mapping[str, list[bytes]]) -> None:
-        digests = {name: [digest(content) for content in contents] for name, contents in allowed.items()}
+        digests = {name: [sha256(content) for content in contents] for name, contents in allowed.items()}
         self._process = start(READ, directory, json.dumps(digests))
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "reading\n"
@@ -806,13 +801,13 @@ import sys
 from pathlib import Path
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import Store
-from tests.robustness.scenarios import keep
+from tests.support.stores import put
 store, directory, names = Store(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]
 input()
 for number in range(4):
     with store.in_use():
         content = f"{sys.argv[3]} {number}".encode()
-        artifacts = {name: keep(store, content + name.encode()) for name in names}
+        artifacts = {name: put(store, content + name.encode()) for name in names}
         PublishedDirectory(directory, store).publish(artifacts, "/model")
 """
 
@@ -891,7 +886,7 @@ def _links_until(path: Path, link: Callable[[str, Path], None]) -> Callable[[str
 def test_links_into_the_store_last_only_while_they_are_asked_for(store: Store, directory: Path) -> None:
     assert store.local is not None
     put(store, directory, FIRST, link=True)
-    kept = store.local / "objects" / digest(FIRST[NAME])[:2] / digest(FIRST[NAME])
+    kept = store.local / "objects" / sha256(FIRST[NAME])[:2] / sha256(FIRST[NAME])
     assert (directory / NAME).samefile(kept)
     first = PublishedDirectory(directory, store).require_live()
     assert put(store, directory, FIRST) == first
@@ -915,11 +910,11 @@ def test_what_someone_puts_in_the_place_of_a_name_that_is_not_published_anew_sta
 ) -> None:
     """It may be another model's, that came to stand at the same path."""
     directory = tmp_path / "model"
-    stored.show(store, directory, b"one", b"two")
+    stores.show(store, directory, b"one", b"two")
     shutil.rmtree(directory)
     directory.mkdir()
     (directory / "1.zip").write_bytes(b"another model's")
-    after = PublishedDirectory(directory, store).publish({"0.zip": stored.put(store, b"new")}, "/models/a")
+    after = PublishedDirectory(directory, store).publish({"0.zip": stores.put(store, b"new")}, "/models/a")
     assert processes.shown(directory) == {"0.zip": b"new", "1.zip": b"another model's"}
     assert list(after.artifacts) == ["0.zip"]
 
@@ -933,6 +928,6 @@ def test_a_folder_of_sets_keeps_what_is_somebody_elses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [2**63, 10**30])
 def test_a_number_that_is_larger_than_any_is_one(number: int, store: Store, tmp_path: Path) -> None:
-    stored.show(store, tmp_path / "model", b"one")
+    stores.show(store, tmp_path / "model", b"one")
     assert len(PublishedDirectory(tmp_path / "model", store).history(number)) == 1
     assert gc.gc(store, keep=number, older_than=0) == []

@@ -33,10 +33,11 @@ from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.provenance import latest, record
 from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
-from cosyjit.publishing.publication import Publication, Published
+from cosyjit.publishing.publication import Publication
 from cosyjit.store import leases
 from cosyjit.store.store import Store
-from tests.support.stored import add, exporting, names_of, put, record_of, sha256
+from tests.support.files import sha256
+from tests.support.stores import add, artifact_of, exporting, names_of, put
 
 DEADLINE: Final = 600.0
 """In s, after which what one process does counts as stuck: its threads are written down, and it ends."""
@@ -67,12 +68,6 @@ _LATE_REMOTE: Final = f"{_LATE}|is missing; export its checkpoint again to build
 def content(name: str, variant: int) -> bytes:
     """An artifact by which one sees whether it is whole, and whose it is."""
     return f"{name} {variant};".encode().ljust(_LENGTH, b".")
-
-
-def kept(artifact: bytes) -> Published:
-    """What `put` gives."""
-    digest = sha256(artifact)
-    return Published(digest, len(artifact), record_of(digest, artifact).fingerprint.key)
 
 
 class Crowd(NamedTuple):
@@ -205,12 +200,12 @@ class Member:
         wanted = {name: content(name, self._random.randrange(_VARIANTS)) for name in self._some(NAMES)}
         with store.in_use(), exporting(PublishedDirectory(directory, store)):
             for name, each in wanted.items():
-                with store.build_lock(kept(each).fingerprint):
+                with store.build_lock(artifact_of(each).fingerprint):
                     if not _has(store, each):
                         put(store, each)
-                latest.write(store, "/model", name, kept(each).fingerprint)
-                PublishedDirectory(directory, store).stage(kept(each))
-            artifacts = {name: kept(each) for name, each in wanted.items()}
+                latest.write(store, "/model", name, artifact_of(each).fingerprint)
+                PublishedDirectory(directory, store).stage(artifact_of(each))
+            artifacts = {name: artifact_of(each) for name, each in wanted.items()}
             made = PublishedDirectory(directory, store).publish(artifacts, "/model")
         return self._publication(directory, made)
 
@@ -279,9 +274,9 @@ class Member:
 
 def _has(store: Store, artifact: bytes) -> bool:
     """As `planning.compare_one` asks."""
-    found = record.load(store, kept(artifact).fingerprint)
+    found = record.load(store, artifact_of(artifact).fingerprint)
     whole = found is not None and store.check_or_set_aside(found.sha256) == "whole"
-    return whole and store.renew(record.name_of(kept(artifact).fingerprint))
+    return whole and store.renew(record.name_of(artifact_of(artifact).fingerprint))
 
 
 def _look(directory: Path) -> int | None:

@@ -1,6 +1,5 @@
 """What is done to stores and directories for `tests.robustness.crashing`, and what is there before."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,72 +7,33 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit import pipeline
 from cosyjit.building import zips
-from cosyjit.documents import now
 from cosyjit.errors import BuildError
 from cosyjit.fs.files import TEMPORARY
-from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.operations import gc
 from cosyjit.processes import worker
 from cosyjit.provenance import latest, record
-from cosyjit.provenance.fingerprint import Fingerprint
-from cosyjit.provenance.record import Record
 from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store, object_name
 from cosyjit.weights.tensor_digests import read_tensors
+from tests.support.files import sha256
+from tests.support.stores import Content, artifact_of, put
 
 History = list[tuple[int, int | None]]
 """The numbers of publications, the last one first, and of those that they restore."""
 
 
-Content = bytes | Mapping[str, bytes]
-"""Of an artifact: a file, or a folder with files by their names."""
-
-
 def keep(store: Store, content: Content) -> Published:
-    """Put an artifact and its record into a store, as a build does."""
-    made = _record(content)
-    with store.staging() as work:
-        for each in (content,) if isinstance(content, bytes) else content.values():
-            file = work / "artifact"
-            try:
-                file.write_bytes(each)
-            except OSError as error:
-                raise BuildError(f"{file}: not built ({error.strerror}); make room") from None
-            store.add(file, _sha256(each))
-        record.save(store, made)
-    return kept(content)
+    """Put an artifact and its record into a store; a disk that takes no more is an error of the build, as in one."""
+    return put(store, content, _write)
 
 
-def kept(content: Content) -> Published:
-    """What `keep` gives."""
-    made = _record(content)
-    return Published(made.sha256, made.size, made.fingerprint.key, made.files)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _record(content: Content) -> Record:
-    digests = None if isinstance(content, bytes) else {name: _sha256(each) for name, each in content.items()}
-    sha256 = _sha256(content) if isinstance(content, bytes) else sha256_of_folder(digests or {})
-    size = len(content) if isinstance(content, bytes) else sum(map(len, content.values()))
-    fingerprint = Fingerprint({}, {"class": "Encoder", "options": {"of": sha256}}, "fp32", "cpu", {}, 1, "2")
-    return Record(
-        "name.zip",
-        sha256,
-        fingerprint,
-        "encoder",
-        "/model",
-        (),
-        now(),
-        now(),
-        {"bytes": size},
-        versions={},
-        files=digests,
-    )
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise BuildError(f"{file}: not built ({error.strerror}); make room") from None
 
 
 class Place(NamedTuple):
@@ -100,7 +60,7 @@ class Place(NamedTuple):
 
     def object(self, content: bytes) -> Path:
         """Where the store has an artifact."""
-        return self.folder / "store" / object_name(hashlib.sha256(content).hexdigest())
+        return self.folder / "store" / object_name(sha256(content))
 
     def export(self, contents: Mapping[str, Content], *, link: bool = False) -> None:
         """Make artifacts and publish them."""
@@ -113,7 +73,7 @@ class Place(NamedTuple):
         """Publish artifacts that are there."""
         store = self.store
         with store.in_use():
-            artifacts = {name: kept(content) for name, content in contents.items()}
+            artifacts = {name: artifact_of(content) for name, content in contents.items()}
             PublishedDirectory(self.directory, store).publish(artifacts, "/model", replace=replace)
 
     def export_source(self) -> list[pipeline.Outcome]:
@@ -243,7 +203,7 @@ def _littered(place: Place) -> None:
     keep(place.store, b"made, and never published")
     store = place.store
     _spoil(place.object(b"old a0"))
-    store.check_or_set_aside(hashlib.sha256(b"old a0").hexdigest())
+    store.check_or_set_aside(sha256(b"old a0"))
     latest.write(store, "/model", "a target", "0" * 32)
     store.digests.sha256(place.source / "llm.pt")
     (place.directory / "gone").write_bytes(b"gone")

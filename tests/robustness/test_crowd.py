@@ -25,12 +25,12 @@ from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
+from cosyjit.store.store import object_name
 from cosyjit.synth.synth import synth
 from tests.robustness.crowd import GRACE, Report
-from tests.support import kept
 from tests.support.processes import ROOT, spawn, start, unexpected
 from tests.support.s3 import Answer, Service
-from tests.support.stored import names_of, object_of, put, show
+from tests.support.stores import names_of, put, put_planned, show
 
 FLOW: Final = ["flow.encoder"]
 FEW: Final = (4.0, 8)
@@ -147,13 +147,13 @@ class Superseded:
         self.store = opened(url)
         planned = planning.plan(checkpoint, FLOW, ["fp16"], store=self.store)
         self.directory = directory
-        self.published = self._show(kept.keep(self.store, planned))
-        self._show(kept.keep(self.store, planned, torch="1"))
+        self.published = self._show(put_planned(self.store, planned))
+        self._show(put_planned(self.store, planned, torch="1"))
         (artifact,) = self.published.artifacts.values()
         self.names = {
             "publication": publication.name_of(self.published.identity),
             "record": record.name_of(artifact.fingerprint),
-            "object": object_of(artifact.sha256),
+            "object": object_name(artifact.sha256),
             "head": "/heads/",
         }
 
@@ -262,7 +262,7 @@ def test_what_is_renewed_between_the_last_look_and_the_removal_is_lost_and_misse
 ) -> None:
     place = Superseded(s3.url(), tiny2, tmp_path / "out")
     age(s3, place.store)
-    add = kept.keep  # the record is gone before the object, and is made anew
+    add = put_planned  # the record is gone before the object, and is made anew
 
     def export() -> None:
         planned = planning.plan(tiny2, FLOW, ["fp16"], store=place.store)
@@ -354,7 +354,7 @@ def test_what_exports_bring_and_collections_take_while_a_store_is_verified_is_no
 
 def test_what_a_verification_finds_missing_for_good_is_a_fault(store: Store, tmp_path: Path) -> None:
     (gone,) = show(store, tmp_path / "a", b"one").artifacts.values()
-    store.remove(object_of(gone.sha256))
+    store.remove(object_name(gone.sha256))
     problem = f"object {gone.sha256} missing"
     assert [each.problem for each in verify_store(Busy(tmp_path / store.root, "objects", list))] == [problem] * 2
 

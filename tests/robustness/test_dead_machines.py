@@ -17,9 +17,9 @@ from cosyjit import history
 from cosyjit.operations.gc import gc
 from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store.store import Store
-from tests.support.kept import litter, unreferenced
 from tests.support.processes import CONSOLE_SCRIPT, Ran, children, spawn, unexpected, wait_for
 from tests.support.s3 import Service
+from tests.support.stores import litter, unreferenced
 
 if TYPE_CHECKING:
     import subprocess

@@ -18,7 +18,7 @@ from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store import leases
 from cosyjit.store.store import Store
 from tests.robustness.scenarios import played
-from tests.support.kept import retrain
+from tests.support.checkpoints import retrain
 from tests.support.processes import Ran, run_here, shown
 from tests.support.s3 import Answer, Cut, Fault, Gone, Service, Short
 

@@ -21,17 +21,19 @@ from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Store
-from tests.support import stored
+from tests.support import stores
+from tests.support.checkpoints import change, rewrite
+from tests.support.files import sha256
 from tests.support.hostile_text import HOSTILE
 from tests.support.http import answering
-from tests.support.kept import change, keep, rewrite
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import CONSOLE_SCRIPT, Ran, Run, finished, run_here, spawn
+from tests.support.stores import put_planned
 
 Copy = Callable[[Path], Path]
 
 ONE: Final = ("--component", "flow.encoder", "--precision", "fp16")
-KEY: Final = stored.fingerprint(b"first").key
+KEY: Final = stores.fingerprint(b"first").key
 NAMES: Final = [text.replace("\0", "").replace("\ud800", "\udcfe") for text in HOSTILE]
 """As parts of paths, which Linux lets be any bytes but 0."""
 
@@ -157,7 +159,7 @@ def test_names_of_tensors_and_options_are_quoted_in_one_line(text: str, tiny: Pa
 
 def hostile_record(text: str, digest: str = "0" * 64, **others: Any) -> record.Record:
     """A record that says the same of everything."""
-    return stored.record_of(
+    return stores.record_of(
         digest,
         b"first",
         **{
@@ -210,7 +212,7 @@ def test_a_record_of_an_odd_form_is_damaged_whatever_leads_to_it(
     what: str, tiny: Path, run: Run, store: Store, tmp_path: Path
 ) -> None:
     (planned,) = plan(tiny, ["flow.encoder"], ["fp16"], store=store)
-    ((name, artifact),) = keep(store, [planned]).items()
+    ((name, artifact),) = put_planned(store, [planned]).items()
     assert store.local is not None
     path = store.local / record.name_of(artifact.fingerprint)
     document = json.loads(path.read_text())
@@ -246,7 +248,7 @@ def deep() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan"), 10**400, -(10**30), 1e300])
 def test_a_record_of_numbers_beyond_all_sizes_is_damaged(number: float, run: Run, store: Store) -> None:
-    record.save(store, stored.record_of("0" * 64, b"first", figures={"bytes": 5, "seconds": number}))
+    record.save(store, stores.record_of("0" * 64, b"first", figures={"bytes": 5, "seconds": number}))
     assert "damaged" in check(run("lineage", KEY), 2).err
 
 
@@ -256,7 +258,7 @@ def test_a_record_of_numbers_beyond_all_sizes_is_damaged(number: float, run: Run
 def forge(directory: Path, text: str, store: Store, number: int = 1) -> Publication:
     """What a stranger shows in a directory, as his own cosyjit would: with a text in place of all that may be one."""
     content = b"first"
-    digest = stored.sha256(content)
+    digest = sha256(content)
     artifacts = {"llm.llm.fp32.zip": Published(digest, len(content), KEY)}
     forged = Publication(number, text, text, artifacts, "4" * 64)
     with Layout(directory).writing():

@@ -18,10 +18,10 @@ from cosyjit.errors import StoreError
 from cosyjit.operations import status
 from cosyjit.provenance import record
 from cosyjit.publishing.directory import PublishedDirectory
-from tests.support.kept import litter
+from tests.support.files import sha256
 from tests.support.keys import Pair, pair
 from tests.support.processes import Run, shown, snapshot
-from tests.support.stored import NAME, add, age, location, put, record_of, sha256, show
+from tests.support.stores import NAME, add, age, litter, object_path, put, record_of, show
 
 ONE: Final = ["--component", "flow.encoder", "--precision", "fp16"]
 GOOD, BAD = b"what was signed" * 1000, b"what was not..." * 1000
@@ -195,7 +195,7 @@ def test_what_is_published_is_what_its_digest_is_of_whatever_is_exchanged(
     link: bool, shared: Store, tmp_path: Path
 ) -> None:
     published = put(shared, GOOD)
-    path = location(shared, published.sha256)
+    path = object_path(shared, published.sha256)
     evil = path.parent.with_name("evil")
     evil.mkdir()
     (evil / path.name).write_bytes(BAD)
@@ -222,7 +222,7 @@ def test_a_copy_that_is_other_bytes_after_all_is_noticed(shared: Store, tmp_path
     """A link to a file that its maker changes later."""
     published = put(shared, GOOD)
     PublishedDirectory(tmp_path / "out", shared).publish({NAME: published}, "/models/a", link=True)
-    path = location(shared, published.sha256)
+    path = object_path(shared, published.sha256)
     path.chmod(0o644)
     path.write_bytes(BAD)
     assert status.status(tmp_path / "out", store=shared).names[0].condition == "damaged"
@@ -235,7 +235,7 @@ def test_where_a_signature_is_required_nothing_is_linked_that_others_can_change(
     made = record_of(digest, GOOD, figures=figures)
     record.save(Store(shared.root, sign=keys.private), made)
     signed = Published(digest, len(GOOD), made.fingerprint.key)
-    location(shared, signed.sha256).chmod(0o666)
+    object_path(shared, signed.sha256).chmod(0o666)
     store = Store(shared.root, require=keys.public)
     with pytest.raises(StoreError) as error:
         PublishedDirectory(tmp_path / "out", store).publish({NAME: signed}, "/models/a", link=True)

@@ -21,8 +21,9 @@ from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import Layout
 from cosyjit.store.store import Store
+from tests.support.files import sha256
 from tests.support.processes import snapshot
-from tests.support.stored import put, put_folder, sha256
+from tests.support.stores import put
 
 ARTIFACTS: Final = {"0.zip": b"first", "1.zip": b"second"}
 FOLDER: Final = {"config.json": b"first", "model.safetensors": b"third"}
@@ -132,7 +133,7 @@ def _publish(scene: Scene, *names: str, folder: bool = False, link: bool = False
         artifacts = {name: put(scene.store, ARTIFACTS[name]) for name in names}
         contents = {name: ARTIFACTS[name] for name in names}
         if folder:
-            artifacts["vllm"] = put_folder(scene.store, FOLDER)
+            artifacts["vllm"] = put(scene.store, FOLDER)
             contents |= {f"vllm/{name}": content for name, content in FOLDER.items()}
         PublishedDirectory(scene.directory, scene.store).publish(artifacts, "/models/a", link=link, replace=replace)
         for name, content in contents.items():

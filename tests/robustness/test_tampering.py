@@ -13,8 +13,9 @@ from cosyjit.provenance import latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
+from tests.support.files import sha256
 from tests.support.keys import pair
-from tests.support.stored import NAME, add, fetched, fingerprint, lead, location, put, record_of, sha256, show
+from tests.support.stores import NAME, add, fetched, fingerprint, object_path, put, record_of, show, write_latest
 
 BITS: Final = (0x01, 0x20, 0x80)
 """Those that are turned over: 0x20 makes a capital of a letter, and another digit of a digit none."""
@@ -78,7 +79,7 @@ def test_no_byte_of_a_head_can_be_changed(store: Store, tmp_path: Path) -> None:
 
 
 def test_no_byte_of_a_reference_can_be_changed(store: Store) -> None:
-    name = lead(store, "llm.llm fp32 cpu", "0" * 32)
+    name = write_latest(store, "llm.llm fp32 cpu", "0" * 32)
     found = tamper(Path(store.root, name), refusal_of(lambda: latest.read(store, name)))
     assert set(found) <= {None, 1}  # the error is that of a later version's
     assert latest.read(store, name) == "0" * 32
@@ -94,9 +95,9 @@ def test_a_document_in_anothers_place_is_not_taken_for_it(store: Store, tmp_path
     store.write(beside.name, other)
     with pytest.raises(RecordError, match=f"{beside.name}: is damaged \\(another directory's\\)"):
         publication.head(store, tmp_path / "beside")
-    reference = store.read(lead(store, "one", "0" * 32))
+    reference = store.read(write_latest(store, "one", "0" * 32))
     assert reference is not None
-    name = lead(store, "two", "1" * 32)
+    name = write_latest(store, "two", "1" * 32)
     store.write(name, reference)
     assert latest.read(store, name) is None
 
@@ -127,7 +128,7 @@ def test_no_byte_of_what_a_directory_shows_can_be_changed(store: Store, tmp_path
 def test_no_byte_of_an_object_can_be_changed(store: Store, tmp_path: Path) -> None:
     content = b"an artifact"
     digest = add(store, content)
-    path = location(store, digest)
+    path = object_path(store, digest)
     for number, each in enumerate(changed(content)):
         path.chmod(0o600)
         path.write_bytes(each)

@@ -15,9 +15,9 @@ from cosyjit.planning.plan import plan
 from cosyjit.provenance import record
 from cosyjit.provenance.lineage import lineage
 from cosyjit.publishing.directory import PublishedDirectory
-from tests.support.kept import keep, record_of
+from tests.support.files import sha256
 from tests.support.processes import Run, shown, snapshot
-from tests.support.stored import sha256
+from tests.support.stores import put_planned, record_path
 
 WRITTEN: Final = Path(__file__).parent / "written"
 VERSIONS: Final = sorted(path.name for path in WRITTEN.iterdir())
@@ -83,10 +83,10 @@ def test_an_artifact_leads_to_what_it_was_made_from(written: Path, store: Store)
 def test_a_later_versions_record_is_said_to_be_and_left_alone(tiny: Path, home: Path, tmp_path: Path, run: Run) -> None:
     store = Store(home / ".cache" / "cosyjit")
     planned = plan(tiny, ["flow.encoder"], ["fp16"], store=store)
-    made = keep(store, planned)
+    made = put_planned(store, planned)
     one = [tiny, "--component", "flow.encoder", "--precision", "fp16"]
     assert run("export", *one, "--publish", tmp_path / "out").status == 0
-    path = record_of(store, made[FLOW].fingerprint)
+    path = record_path(store, made[FLOW].fingerprint)
     later = {"predicate": {"cosyjit_schema": documents.SCHEMA + 1, "new": True}, "checksum": "of another kind"}
     path.write_bytes(json.dumps(later).encode())
     before = snapshot(Path(store.root)), snapshot(tmp_path / "out")

@@ -12,7 +12,7 @@ from typing import Final
 
 from cosyjit import Store, export
 from cosyjit.synth.synth import synth
-from tests.support.kept import retrain
+from tests.support.checkpoints import retrain
 from tests.support.keys import pair
 
 OF_THE_MACHINE: Final = ("digests", "tmp", "locks", "gate", "lock")

@@ -16,7 +16,8 @@ from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavail
 from cosyjit.sources import snapshots
 from cosyjit.sources.modelscope import File, Listing, Model, download, listing, parse, url
 from cosyjit.text import without_password
-from tests.support.modelscope import MODEL, Hub, Kind, digest_of, download_url, log_in
+from tests.support.files import sha256
+from tests.support.modelscope import MODEL, Hub, Kind, download_url, log_in
 from tests.support.processes import start
 
 CONTENT = bytes(range(256)) * 2000
@@ -155,7 +156,7 @@ def test_each_file_has_its_size_digest_and_commit(hub: Hub) -> None:
     assert found == Listing(latest, hub.endpoint, found.files)
     assert [each.name for each in found.files] == ["cosyvoice.yaml", "llm.pt"]
     assert file("cosyvoice.yaml", found) == file("cosyvoice.yaml", first)
-    assert file("llm.pt", found) == File("llm.pt", 4, digest_of(b"more"), latest)
+    assert file("llm.pt", found) == File("llm.pt", 4, sha256(b"more"), latest)
     assert [each.kind for each in hub.requests] == ["listing", "listing"]
 
 

@@ -12,9 +12,9 @@ import pytest
 from fsspec.config import conf
 
 from cosyjit.store.backends import Local, Storage, storage
-from tests.support.processes import ROOT, start
+from tests.support.processes import ROOT, said, start
 from tests.support.s3 import Answer, Cut, Service
-from tests.support.stored import said, unique_url
+from tests.support.stores import unique_url
 
 if TYPE_CHECKING:
     import subprocess

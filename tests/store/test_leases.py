@@ -13,9 +13,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cosyjit.fs.waits import Wait
 from cosyjit.store import leases
 from cosyjit.store.backends import Remote, storage
-from tests.support.processes import start, wait_for
+from tests.support.processes import said, start, wait_for
 from tests.support.s3 import Answer, Cut, Service
-from tests.support.stored import said, unique_url
+from tests.support.stores import unique_url
 
 NAME: Final = "locks/ab"
 

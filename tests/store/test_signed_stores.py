@@ -17,9 +17,11 @@ from cosyjit.provenance import record
 from cosyjit.provenance.fingerprint import canonical
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.signing import Signer
-from tests.support.kept import change, flip, keep, object_of, record_of
+from tests.support.checkpoints import change
+from tests.support.files import flip
 from tests.support.keys import Pair, pair
 from tests.support.processes import Run, shown, snapshot
+from tests.support.stores import object_path, put_planned, record_path
 
 ONE: Final = ["--component", "flow.encoder", "--precision", "fp16"]
 NAME: Final = "flow.encoder.fp16.zip"
@@ -38,11 +40,11 @@ def planned(tiny2: Path, store: Store) -> tuple[Planned, ...]:
 @pytest.fixture
 def signed(planned: tuple[Planned, ...], store: Store, keys: Pair) -> dict[str, Published]:
     """What a store has that keeps and signs what is planned."""
-    return keep(Store(store.root, sign=keys.private), planned)
+    return put_planned(Store(store.root, sign=keys.private), planned)
 
 
 def envelope_of(store: Store, key: str) -> dict[str, Any]:
-    return dict(json.loads(record_of(store, key).read_bytes()))
+    return dict(json.loads(record_path(store, key).read_bytes()))
 
 
 def test_what_is_built_with_a_key_is_signed_and_then_all_commands_take_it(
@@ -87,7 +89,7 @@ def test_it_is_found_by_its_digest_too(planned: tuple[Planned, ...], store: Stor
 def test_an_unsigned_record_is_not_used_and_nothing_changes(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
-    keep(store, planned)
+    put_planned(store, planned)
     assert run("export", tiny2, *ONE, "--publish", tmp_path / "out").status == 0
     before = snapshot(tmp_path / "out"), snapshot(Path(store.root))
     name = f"{store.root}/{record.name_of(planned[0].target.fingerprint.key)}"
@@ -114,7 +116,7 @@ def test_another_keys_record_is_not_used(
     tiny2: Path, planned: tuple[Planned, ...], store: Store, tmp_path: Path, run: Run
 ) -> None:
     theirs, ours = pair(tmp_path, "theirs"), pair(tmp_path, "ours")
-    keep(Store(store.root, sign=theirs.private), planned)
+    put_planned(Store(store.root, sign=theirs.private), planned)
     ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--require-signature", ours.public)
     assert ran.status == 2
     assert f"is signed by {Signer(theirs.private).keyid[:16]} alone, and {ours.public} requires" in ran.err
@@ -124,7 +126,7 @@ def test_another_keys_record_is_not_used(
 def test_with_the_key_at_hand_it_is_built_again_and_signed(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
-    keep(store, planned)
+    put_planned(store, planned)
     both = ["--sign", keys.private, "--require-signature", keys.public]
     ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", *both, "--json")
     (target,) = json.loads(ran.out)["targets"]
@@ -152,7 +154,7 @@ def forge(store: Store, key: str, changes: Callable[[dict[str, Any]], object]) -
     statement = json.loads(base64.b64decode(document["payload"]))
     changes(statement)
     document["payload"] = base64.b64encode(canonical(statement)).decode()
-    record_of(store, key).write_bytes(documents.seal(document))
+    record_path(store, key).write_bytes(documents.seal(document))
 
 
 def test_a_record_that_was_forged_with_its_checksum_is_refused(
@@ -164,7 +166,7 @@ def test_a_record_that_was_forged_with_its_checksum_is_refused(
     tmp_path: Path,
     run: Run,
 ) -> None:
-    alien = keep(store, planned, torch="alien")[NAME]  # an artifact of someone's own
+    alien = put_planned(store, planned, torch="alien")[NAME]  # an artifact of someone's own
     key = signed[NAME].fingerprint
     forge(store, key, lambda statement: statement["subject"][0]["digest"].update(sha256=alien.sha256))
     ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--require-signature", keys.public)
@@ -178,9 +180,9 @@ def test_a_record_that_was_forged_with_its_checksum_is_refused(
 def test_a_signed_record_that_stands_in_for_another_is_refused(
     planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store
 ) -> None:
-    older = keep(Store(store.root, sign=keys.private), planned, torch="older")[NAME]
+    older = put_planned(Store(store.root, sign=keys.private), planned, torch="older")[NAME]
     required = Store(store.root, require=keys.public)
-    record_of(store, signed[NAME].fingerprint).write_bytes(record_of(store, older.fingerprint).read_bytes())
+    record_path(store, signed[NAME].fingerprint).write_bytes(record_path(store, older.fingerprint).read_bytes())
     with pytest.raises(RecordError, match="another fingerprint's"):
         record.load(required, signed[NAME].fingerprint)
 
@@ -203,7 +205,7 @@ def test_a_rollback_shows_nothing_unsigned(
     planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"
-    unsigned = keep(store, planned, torch="older")
+    unsigned = put_planned(store, planned, torch="older")
     PublishedDirectory(out, store).publish(unsigned, "/models/a")
     PublishedDirectory(out, store).publish(signed, "/models/a")
     before = snapshot(out)
@@ -215,14 +217,14 @@ def test_a_rollback_shows_nothing_unsigned(
     ran = run("verify", out, "--require-signature", keys.public)
     assert ran.status == 1
     assert ran.out.startswith(f"{out / NAME}: {store.root}/records/")
-    record_of(store, unsigned[NAME].fingerprint).unlink()
+    record_path(store, unsigned[NAME].fingerprint).unlink()
     assert "json: is missing, and" in run("verify", out, "--require-signature", keys.public).out
 
 
 def test_what_else_a_directory_shows_has_to_be_signed_as_well(
     planned: tuple[Planned, ...], signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path
 ) -> None:
-    unsigned = keep(store, planned, torch="older")[NAME]
+    unsigned = put_planned(store, planned, torch="older")[NAME]
     PublishedDirectory(tmp_path / "out", store).publish({"other.zip": unsigned}, "/models/a")
     with pytest.raises(SignatureError):
         PublishedDirectory(tmp_path / "out", Store(store.root, require=keys.public)).publish(signed, "/models/a")
@@ -234,7 +236,7 @@ def test_a_change_since_an_unsigned_record_is_new(
 ) -> None:
     """It is only said less of what has changed: an unsigned record says nothing that is to be believed."""
     directory = copy_of(tiny2)
-    keep(store, plan(directory, ["flow.encoder"], ["fp16"], store=store))
+    put_planned(store, plan(directory, ["flow.encoder"], ["fp16"], store=store))
     change(
         directory,
         "flow.pt",
@@ -247,16 +249,16 @@ def test_a_change_since_an_unsigned_record_is_new(
 def test_a_collection_with_required_signatures_removes_no_unsigned_record(
     planned: tuple[Planned, ...], keys: Pair, store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = keep(store, planned)[NAME]
+    made = put_planned(store, planned)[NAME]
     monkeypatch.setenv("COSYJIT_REQUIRE_SIGNATURE", str(keys.public))
     assert run("gc", "--delete").status == 0
-    assert object_of(store, made.sha256).exists()
+    assert object_path(store, made.sha256).exists()
 
 
 def test_the_environment_can_name_the_keys(
     tiny2: Path, keys: Pair, planned: tuple[Planned, ...], store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep(store, planned)
+    put_planned(store, planned)
     monkeypatch.setenv("COSYJIT_REQUIRE_SIGNATURE", str(keys.public))
     assert "is not signed" in run("plan", tiny2, *ONE).err
     monkeypatch.setenv("COSYJIT_SIGN", str(keys.private))
@@ -291,19 +293,19 @@ def test_a_later_versions_envelope_is_left_alone(
 ) -> None:
     key = signed[NAME].fingerprint
     forge(store, key, lambda statement: statement["predicate"].update(cosyjit_schema=2))
-    before = record_of(store, key).read_bytes()
+    before = record_path(store, key).read_bytes()
     for opened in (store, Store(store.root, require=keys.public)):
         with pytest.raises(LaterSchemaError):
             record.load(opened, key)
         with pytest.raises(LaterSchemaError):
             plan(planned[0].target.source.directory, ["flow.encoder"], ["fp16"], store=opened)
-    assert record_of(store, key).read_bytes() == before
+    assert record_path(store, key).read_bytes() == before
 
 
 def test_a_key_signs_what_is_there_unsigned_by_building_it_again(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
-    keep(store, planned)
+    put_planned(store, planned)
     ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", "--sign", keys.private, "--json")
     (target,) = json.loads(ran.out)["targets"]
     assert (target["state"], target["reasons"]) == ("built", ["not signed with this key"])
@@ -315,7 +317,7 @@ def test_a_key_signs_what_is_there_unsigned_by_building_it_again(
 def test_what_else_is_shown_unsigned_is_said_before_anything_is_built(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
-    unsigned = keep(store, planned, torch="older")[NAME]
+    unsigned = put_planned(store, planned, torch="older")[NAME]
     PublishedDirectory(tmp_path / "out", store).publish({"other.zip": unsigned}, "/models/a")
     both = ["--sign", keys.private, "--require-signature", keys.public]
     ran = run("export", tiny2, *ONE, "--publish", tmp_path / "out", *both)
@@ -407,12 +409,12 @@ def test_an_object_that_is_damaged_after_the_plan_is_not_built_again_where_it_ca
 ) -> None:
     made = signed_for_real(tiny2, keys, store, tmp_path / "first").record
     assert made is not None
-    path = record_of(store, made.fingerprint.key)
+    path = record_path(store, made.fingerprint.key)
     before = path.read_bytes()
 
     def damage(_: Target, stage: str) -> None:
         assert stage == "cached"
-        flip(object_of(store, made.sha256))
+        flip(object_path(store, made.sha256))
 
     (outcome,) = export(
         tiny2,
@@ -438,10 +440,10 @@ def test_an_equal_artifact_that_is_built_without_the_key_keeps_its_signed_record
 ) -> None:
     made = signed_for_real(tiny2, keys, store, tmp_path / "first").record
     assert made is not None
-    path = record_of(store, made.fingerprint.key)
+    path = record_path(store, made.fingerprint.key)
     before = path.read_bytes()
     if not option:
-        flip(object_of(store, made.sha256))
+        flip(object_path(store, made.sha256))
     ran = run("export", tiny2, *ONE, *option, "--publish", tmp_path / "out", "--json")
     assert [each["state"] for each in json.loads(ran.out)["targets"]] == ["built"]
     assert path.read_bytes() == before
@@ -455,7 +457,7 @@ def test_a_signed_record_of_another_artifact_is_not_given_up_for_an_unsigned_one
     out = tmp_path / "out"
     PublishedDirectory(out, store).publish(signed, "/models/a")
     key = signed[NAME].fingerprint
-    before = record_of(store, key).read_bytes(), shown(out)
+    before = record_path(store, key).read_bytes(), shown(out)
     ran = run("export", tiny2, *ONE, "--force", "--publish", out, "--json")
     (target,) = json.loads(ran.out)["targets"]
     assert (ran.status, target["state"]) == (1, "failed")
@@ -464,7 +466,7 @@ def test_a_signed_record_of_another_artifact_is_not_given_up_for_an_unsigned_one
         f"{store.root}/records/{key}.json: is signed by {signer}, and another artifact was built here, without a "
         "signature; export where that key is, with --sign, or name another store"
     )
-    assert (record_of(store, key).read_bytes(), shown(out)) == before
+    assert (record_path(store, key).read_bytes(), shown(out)) == before
     assert run("export", tiny2, *ONE, "--force", "--publish", out, "--sign", keys.private).status == 0
     assert run("verify", out, "--require-signature", keys.public).status == 0
 
@@ -476,7 +478,7 @@ def test_a_record_that_is_signed_while_the_same_is_built_without_a_key_stays(
 
     def sign(_: Target, stage: str) -> None:
         if stage == "verify":
-            keep(Store(store.root, sign=keys.private), planned)
+            put_planned(Store(store.root, sign=keys.private), planned)
 
     (outcome,) = export(
         tiny2, components=["flow.encoder"], precisions=["fp16"], publish=tmp_path / "out", progress=sign
@@ -492,7 +494,7 @@ def test_a_signed_record_is_replaced_by_what_is_signed_anew(
     planned: tuple[Planned, ...], store: Store, tmp_path: Path
 ) -> None:
     new = pair(tmp_path, "new")
-    keep(Store(store.root, sign=new.private), planned)
+    put_planned(Store(store.root, sign=new.private), planned)
     found = record.load(Store(store.root, require=new.public), planned[0].target.fingerprint.key)
     assert found is not None
     assert found.signed_by == (Signer(new.private).keyid,)

@@ -17,23 +17,12 @@ from cosyjit.errors import StoreError, StoreUnavailableError, TransientError
 from cosyjit.operations import gc
 from cosyjit.operations.verify import verify_store
 from cosyjit.publishing.directory import PublishedDirectory
-from cosyjit.store.store import DEFAULT_ROOT, Store
+from cosyjit.store.store import DEFAULT_ROOT, Store, object_name
 from cosyjit.text import plain
-from tests.support.processes import snapshot, start, wait_for
+from tests.support.files import other_device, sha256
+from tests.support.processes import said, snapshot, start, wait_for, waits_for_a_lock
 from tests.support.s3 import SECRET, Service
-from tests.support.stored import (
-    add,
-    elsewhere,
-    fetched,
-    files_of,
-    location,
-    object_of,
-    other_device,
-    said,
-    sha256,
-    unique_url,
-    waits_for_a_lock,
-)
+from tests.support.stores import add, elsewhere, fetched, files_of, object_path, unique_url
 
 if TYPE_CHECKING:
     import subprocess
@@ -69,12 +58,12 @@ def write_behind(store: Store, name: str, content: bytes) -> None:
 def test_an_object_is_kept_under_its_digest_and_comes_back(kept: Store, tmp_path: Path) -> None:
     assert kept.condition(DIGEST) == "missing"
     assert add(kept, CONTENT) == DIGEST
-    assert files_of(kept) == {object_of(DIGEST)}
+    assert files_of(kept) == {object_name(DIGEST)}
     assert kept.condition(DIGEST) == "whole"
     assert fetched(kept, DIGEST, tmp_path / "copy") == CONTENT
     assert kept.objects() == {DIGEST}
-    assert [(entry.name, entry.size) for entry in kept.entries("objects")] == [(object_of(DIGEST), len(CONTENT))]
-    with kept.open(object_of(DIGEST)) as file:
+    assert [(entry.name, entry.size) for entry in kept.entries("objects")] == [(object_name(DIGEST), len(CONTENT))]
+    with kept.open(object_name(DIGEST)) as file:
         assert file.read(2) + file.read() == CONTENT
 
 
@@ -107,25 +96,25 @@ def test_a_missing_object_is_said_to_be_missing(kept: Store, tmp_path: Path) -> 
         f"{kept.root}: object {DIGEST} is missing; export its checkpoint again to build it anew"
     )
     with pytest.raises(StoreError):
-        kept.open(object_of(DIGEST))
+        kept.open(object_name(DIGEST))
 
 
 def test_a_copy_of_a_damaged_object_is_refused_and_the_object_stays_if_that_is_asked_for(
     kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(kept, CONTENT)
-    write_behind(kept, object_of(DIGEST), b"other")
+    write_behind(kept, object_name(DIGEST), b"other")
     for _ in range(2):
         with (tmp_path / "copy").open("wb") as file, pytest.raises(StoreError, match=f"object {DIGEST} is damaged"):
             elsewhere(kept, monkeypatch, tmp_path).fetch(DIGEST, file, set_aside=False)
-    assert files_of(kept) == {object_of(DIGEST)}
+    assert files_of(kept) == {object_name(DIGEST)}
 
 
 def test_several_objects_are_whole_if_each_is(kept: Store) -> None:
     digests = [add(kept, b"1"), add(kept, b"2")]
     assert kept.condition_of_all([]) == kept.condition_of_all(digests) == "whole"
     assert kept.check_all_or_set_aside(digests) == "whole"
-    kept.remove(object_of(digests[1]))
+    kept.remove(object_name(digests[1]))
     assert kept.condition_of_all(digests) == kept.check_all_or_set_aside(digests) == "missing"
 
 
@@ -134,7 +123,7 @@ def test_a_damaged_object_is_never_given_and_is_set_aside(
     other: bytes, kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(kept, CONTENT)
-    write_behind(kept, object_of(DIGEST), other)
+    write_behind(kept, object_name(DIGEST), other)
     with pytest.raises(StoreError) as error:
         fetched(elsewhere(kept, monkeypatch, tmp_path), DIGEST, tmp_path / "copy")
     assert str(error.value) == (
@@ -146,7 +135,7 @@ def test_a_damaged_object_is_never_given_and_is_set_aside(
     assert kept.condition(DIGEST) == "missing"
     add(kept, CONTENT)
     assert fetched(kept, DIGEST, tmp_path / "copy") == CONTENT
-    assert files_of(kept) == {aside, object_of(DIGEST)}
+    assert files_of(kept) == {aside, object_name(DIGEST)}
 
 
 def test_documents_are_read_replaced_and_removed(kept: Store) -> None:
@@ -191,7 +180,7 @@ def test_turns_are_taken_and_a_store_is_used_and_left(kept: Store) -> None:
         with kept.in_use(), kept.build_lock("ab" * 16):
             add(kept, CONTENT)
         with kept.exclusive():
-            kept.remove(object_of(DIGEST))
+            kept.remove(object_name(DIGEST))
 
 
 def test_a_store_survives_pickling(kept: Store) -> None:
@@ -226,7 +215,7 @@ def test_local_objects_are_read_only_and_have_the_mode_that_umask_asks_for(tmp_p
     for mask in (0o022, 0o077, 0o027):
         before = os.umask(mask)
         try:
-            modes.append(stat.S_IMODE(location(store, add(store, b"mask %o" % mask)).stat().st_mode))
+            modes.append(stat.S_IMODE(object_path(store, add(store, b"mask %o" % mask)).stat().st_mode))
         finally:
             os.umask(before)
     assert modes == [0o444, 0o400, 0o440]
@@ -240,15 +229,15 @@ def test_an_object_comes_from_another_device(tmp_path: Path) -> None:
             store.add(staged(memory), DIGEST)
         finally:
             os.umask(before)
-        assert stat.S_IMODE(location(store, DIGEST).stat().st_mode) == 0o440
+        assert stat.S_IMODE(object_path(store, DIGEST).stat().st_mode) == 0o440
         assert fetched(store, DIGEST, memory / "copy") == CONTENT
-        assert files_of(store) == {object_of(DIGEST)}
+        assert files_of(store) == {object_name(DIGEST)}
 
 
 def test_tampering_is_seen_even_if_all_times_are_restored_that_can_be(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     add(store, CONTENT)
-    path = location(store, DIGEST)
+    path = object_path(store, DIGEST)
     assert store.condition(DIGEST) == "whole"
     before = path.stat()
     path.chmod(0o644)
@@ -276,7 +265,7 @@ def test_tampering_is_seen_even_if_all_times_are_restored_that_can_be(tmp_path: 
 )
 def test_what_is_no_file_is_no_object(put: Callable[[Path], object], tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    path = location(store, DIGEST)
+    path = object_path(store, DIGEST)
     path.parent.mkdir(parents=True)
     put(path)
     for _ in range(2):
@@ -303,7 +292,7 @@ def test_a_whole_object_is_not_read_again_and_a_touched_one_is(tmp_path: Path) -
         return bytes_read() - before
 
     assert looked() < 1_000_000
-    location(store, digest).touch()
+    object_path(store, digest).touch()
     assert looked() > 5_000_000
     store = Store(store.root)
     assert looked() < 1_000_000
@@ -313,7 +302,7 @@ def test_a_link_is_another_name_of_the_object(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     add(store, CONTENT)
     store.link(DIGEST, tmp_path / "link")
-    assert (tmp_path / "link").samefile(location(store, DIGEST))
+    assert (tmp_path / "link").samefile(object_path(store, DIGEST))
     assert store.condition(DIGEST) == "whole"
 
 
@@ -328,7 +317,7 @@ def test_what_cannot_be_linked_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"no links into .* \(Invalid cross-device link\); publish without links"):
             store.link(DIGEST, memory / "link")
         assert list(memory.iterdir()) == []
-    write_behind(store, object_of(DIGEST), b"other")
+    write_behind(store, object_name(DIGEST), b"other")
     with pytest.raises(StoreError):
         store.link(DIGEST, tmp_path / "link")
     remote = Store(unique_url())
@@ -345,7 +334,7 @@ def test_an_object_that_is_linked_elsewhere_while_it_is_read_is_whole(tmp_path: 
             file.truncate(size)
         digest = sha256(bytes(size))
         store.add(work / "large", digest)
-    path = location(store, digest)
+    path = object_path(store, digest)
     path.touch()  # so that it has to be read
     checking = "import sys; from cosyjit.store.store import Store; print(Store(sys.argv[1]).condition(sys.argv[2]))"
     with start(checking, store.root, digest) as reader:
@@ -388,15 +377,16 @@ def test_eight_processes_add_the_same_object_at_once(tmp_path: Path) -> None:
         adder.stdin.flush()
     ends = [(adder.communicate(timeout=60), adder.returncode) for adder in adders]
     assert ends == [(("whole\n", ""), 0)] * 8
-    assert files_of(store) == {object_of(digest)}
-    assert digest == sha256(location(store, digest).read_bytes())
+    assert files_of(store) == {object_name(digest)}
+    assert digest == sha256(object_path(store, digest).read_bytes())
 
 
 KILLED = """
 import resource, sys
 from pathlib import Path
 from cosyjit.store.store import Store
-from tests.support.stored import add, die_at, forked
+from tests.support.processes import die_at, forked
+from tests.support.stores import add
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 for step in range(1000):
     store = Store(Path(sys.argv[1], str(step)))
@@ -424,10 +414,10 @@ def test_a_kill_at_any_step_leaves_whole_files_or_none_and_the_next_try_succeeds
     for step in range(len(statuses)):
         store = Store(tmp_path / str(step))
         shown = {name for name in files_of(store) if not name.endswith(".tmp")}
-        assert shown <= {object_of(digest), "records/a.json"}
-        assert "records/a.json" not in shown or object_of(digest) in shown
+        assert shown <= {object_name(digest), "records/a.json"}
+        assert "records/a.json" not in shown or object_name(digest) in shown
         seen.add(len(shown))
-        assert store.condition(digest) == ("whole" if object_of(digest) in shown else "missing")
+        assert store.condition(digest) == ("whole" if object_name(digest) in shown else "missing")
         assert store.read("records/a.json") in {None, b"{}"}
         with store.in_use():
             assert list((tmp_path / str(step)).glob("tmp/*")) == []
@@ -553,7 +543,7 @@ LARGE = """
 import hashlib, sys
 from pathlib import Path
 from cosyjit.store.store import Store
-from tests.support.stored import peak
+from tests.support.processes import peak
 memory, root = Path(sys.argv[1]), sys.argv[2]
 size = 300_000_000
 with (memory / "large").open("wb") as file:
@@ -624,7 +614,7 @@ LOOKS: dict[str, Callable[[Store], object]] = {
     "objects": lambda store: list(store.objects()),
     "remove": lambda store: store.remove("records/a.json"),
     "set_aside": lambda store: store.set_aside("records/a.json"),
-    "open": lambda store: store.open(object_of(DIGEST)),
+    "open": lambda store: store.open(object_name(DIGEST)),
 }
 
 
@@ -659,7 +649,7 @@ import resource, sys
 from pathlib import Path
 from cosyjit.errors import StoreError
 from cosyjit.store.store import Store
-from tests.support.stored import add
+from tests.support.stores import add
 store, other = Store(sys.argv[1]), Path(sys.argv[2], "large")
 other.write_bytes(bytes(300_000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -785,8 +775,8 @@ def test_what_is_built_for_a_shared_store_is_renamed_into_its_copies(shared: Sto
     with shared.staging() as work:
         inode = staged(work).stat().st_ino
         shared.add(work / "staged", DIGEST)
-    assert location(shared.cache, DIGEST).stat().st_ino == inode
-    assert files_of(shared) == files_of(shared.cache) == {object_of(DIGEST)}
+    assert object_path(shared.cache, DIGEST).stat().st_ino == inode
+    assert files_of(shared) == files_of(shared.cache) == {object_name(DIGEST)}
 
 
 def test_an_object_that_the_bucket_has_already_is_copied_here(
@@ -805,11 +795,11 @@ def test_a_damaged_copy_is_set_aside_and_downloaded_again(shared: Store, tmp_pat
     add(shared, CONTENT)
     assert shared.cache is not None
     for content in (b"other", CONTENT[:-1]):
-        write_behind(shared.cache, object_of(DIGEST), content)
+        write_behind(shared.cache, object_name(DIGEST), content)
         assert fetched(shared, DIGEST, tmp_path / "copy") == CONTENT
         assert shared.cache.condition(DIGEST) == "whole"
     assert len(shared.cache.entries("damaged")) == 2
-    assert files_of(shared) == {object_of(DIGEST)}
+    assert files_of(shared) == {object_name(DIGEST)}
 
 
 def test_an_object_that_is_missing_is_not_made_up_for_by_copies_of_others(shared: Store, tmp_path: Path) -> None:
@@ -872,7 +862,7 @@ def test_machines_that_add_the_same_object_at_once_add_one(shared: Store, tmp_pa
         out, err = adder.communicate(timeout=60)
         ends.append((out, err, adder.returncode))
     assert ends == [("whole\n", "", 0)] * 2
-    assert files_of(shared) == {object_of(digest)}
+    assert files_of(shared) == {object_name(digest)}
     assert fetched(Store(shared.root), digest, tmp_path / "copy") == bytes(5_000_000)
 
 
@@ -959,6 +949,6 @@ class Meddling(io.FileIO):
 def test_an_object_that_is_changed_between_the_look_and_the_copy_is_not_taken(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     digest = add(store, b"an artifact")
-    with Meddling(tmp_path / "copy", location(store, digest)) as file, pytest.raises(StoreError) as error:
+    with Meddling(tmp_path / "copy", object_path(store, digest)) as file, pytest.raises(StoreError) as error:
         store.fetch(digest, cast("BinaryIO", file))
     assert str(error.value) == f"{store.root}: object {digest} was changed while it was read; run again"

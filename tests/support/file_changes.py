@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +14,7 @@ import pytest
 from cosyjit.fs import files
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import settle
-
-SIZE: Final = 5 * 4096
-"""Of the files, in bytes: some pages."""
+from tests.support.files import sha256_of
 
 CHANGING: Final = {
     "rewritten": "os.pwrite(fd, contents[i % 2], 0)",
@@ -44,6 +41,9 @@ while not select.select([sys.stdin], [], [], random.random() * 0.06)[0]:
     {change}
 """
 
+SIZE: Final = 5 * 4096
+"""Of the files, in bytes: some pages."""
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _EXCHANGE: Final = 2
 _HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -65,10 +65,6 @@ def need_stamps(directory: Path) -> None:
     """Skip a test of what is remembered where nothing can be."""
     if not is_stamped(directory):
         pytest.skip(f"{directory} is on a file system whose times are not relied on, such as tmpfs")
-
-
-def digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
 
 
 def is_remembered(memory: Digests, path: Path) -> bool:
@@ -222,7 +218,7 @@ def walk(memory: Digests, folder: Path, steps: int, seed: int) -> int:
                 continue
             path = changer.random.choice(paths)
             known += is_remembered(memory, path)
-            assert memory.sha256(path) == digest(path), (seed, done)
+            assert memory.sha256(path) == sha256_of(path), (seed, done)
             assert is_remembered(memory, path)
-            assert memory.sha256(path) == digest(path)
+            assert memory.sha256(path) == sha256_of(path)
     return known

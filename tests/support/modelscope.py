@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from tests.support.files import sha256
+
 Kind = Literal["listing", "download", "revisions"]
 
 MODEL: Final = "iic/CosyVoice-300M"
@@ -83,11 +85,6 @@ class Failure:
     cut: int | None = None
     content: bytes | None = None
     until: threading.Event | None = None
-
-
-def digest_of(content: bytes) -> str:
-    """The SHA-256 of some bytes."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def log_in(token: str) -> None:
@@ -236,7 +233,7 @@ class Hub:
         for trees in self._trees.values():
             for tree in trees.values():
                 for blob in tree.values():
-                    if digest_of(blob.content) == digest:
+                    if sha256(blob.content) == digest:
                         return blob.content
         return None
 
@@ -313,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.hub.redirecting:
             self.send_response(302)
             elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")
-            self.send_header("Location", f"{elsewhere}/bytes/{digest_of(tree[request.name].content)}")
+            self.send_header("Location", f"{elsewhere}/bytes/{sha256(tree[request.name].content)}")
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
@@ -327,7 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Name": name,
             "Path": name,
             "Revision": blob.commit,
-            "Sha256": digest_of(blob.content),
+            "Sha256": sha256(blob.content),
             "Size": len(blob.content),
             "Type": "blob",
         }

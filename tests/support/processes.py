@@ -3,14 +3,16 @@
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 
 from cosyjit.errors import BuildError, TensorMismatchError
 from cosyjit.processes.worker import Progress
@@ -63,13 +65,6 @@ def tell(stages: list[str], progress: Progress) -> int:
 
 def raise_value_error(message: str, progress: Progress) -> NoReturn:  # noqa: ARG001
     raise ValueError(message)
-
-
-def raise_translated(progress: Progress) -> NoReturn:
-    try:
-        raise_value_error("no such moon", progress)
-    except ValueError:
-        raise BuildError("try another") from None
 
 
 def raise_mismatch(progress: Progress) -> NoReturn:  # noqa: ARG001
@@ -250,6 +245,76 @@ def _content(path: Path) -> bytes | None:
     return None if path.is_dir() else path.read_bytes()
 
 
+STEPS: Final = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "shutil.rmtree"}
+"""The audit events of what changes a directory."""
+
+
+def die_at(step: int, events: Collection[str] = frozenset(STEPS)) -> None:
+    """Let this process be killed right before a change that it makes to a directory, by its number from 0."""
+    left = [step]
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in events or (event == "open" and not _writes(arguments)):
+            return
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+
+    sys.addaudithook(watch)
+
+
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    _, _, flags = arguments
+    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Do something in a process of its own, and wait for that: minus its signal if it was killed, else its status.
+
+    For processes of one thread, which tests start for it.
+    """
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes. `getrusage` would count that of the one which started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def said(process: "subprocess.Popen[str]") -> str:
+    """The next line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().removesuffix("\n")
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    """Whether a process has opened the file of a lock that others hold."""
+    lines = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+    held = {line[5].rpartition(":")[2]: line[4] for line in lines}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            inode, own = str(fd.stat().st_ino), "lock:" in Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text()
+            if inode in held and not own:
+                return True
+    return False
+
+
 def unexpected(err: str) -> list[str]:
     """What a command has written to standard error, but for what it waits for, which a busy machine makes it say."""
     return [line for line in err.splitlines() if ": waits for process " not in line]
+
+
+def raise_translated(progress: Progress) -> NoReturn:
+    try:
+        raise_value_error("no such moon", progress)
+    except ValueError:
+        raise BuildError("try another") from None

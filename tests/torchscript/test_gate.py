@@ -30,10 +30,9 @@ from cosyjit.torchscript.gate import Figures
 from tests.encoders.cases import CONFIGURATIONS, Configuration
 from tests.encoders.vectors import ours
 from tests.support import faulty_encoders
-from tests.support.checkpoints import component_of, eager, opened
-from tests.support.kept import change, litter
+from tests.support.checkpoints import change, component_of, eager, opened
 from tests.support.processes import run_here, shown
-from tests.support.stored import files_of
+from tests.support.stores import files_of, litter
 
 Copy = Callable[[Path], Path]
 Fault = Callable[[nn.Module], object]

@@ -19,11 +19,12 @@ from cosyjit.pipeline import make
 from cosyjit.planning.plan import find_targets
 from cosyjit.provenance import record
 from cosyjit.publishing.directory import PublishedDirectory
+from tests.support.checkpoints import change
 from tests.support.file_changes import need_stamps
-from tests.support.kept import change, flip, object_of, record_of
+from tests.support.files import flip
 from tests.support.keys import pair
 from tests.support.processes import Run, shown, snapshot
-from tests.support.stored import exporting
+from tests.support.stores import exporting, object_path, record_path
 
 Copy = Callable[[Path], Path]
 State = dict[str, Any]
@@ -271,7 +272,7 @@ def test_what_is_damaged_in_the_store_is_built_again(damage: str, tiny3: Path, f
     (before,) = export(tiny3, publish=tmp_path)
     assert before.record is not None
     key = before.record.fingerprint.key
-    path = record_of(filled, key) if damage == "the record" else object_of(filled, before.record.objects[0])
+    path = record_path(filled, key) if damage == "the record" else object_path(filled, before.record.objects[0])
     flip(path)
     reason = "record damaged" if damage == "the record" else "object damaged"
     assert reasons(tiny3, filled) == reason
@@ -285,7 +286,7 @@ def test_what_is_damaged_in_the_store_is_built_again(damage: str, tiny3: Path, f
 def test_a_missing_object_of_one_file_is_a_reason(tiny3: Path, filled: Store, tmp_path: Path) -> None:
     (before,) = export(tiny3, publish=tmp_path)
     assert before.record is not None
-    object_of(filled, before.record.objects[-1]).unlink()
+    object_path(filled, before.record.objects[-1]).unlink()
     assert reasons(tiny3, filled) == "object missing"
 
 

@@ -1,48 +1,47 @@
-"""Stores with something in them, without a build: any bytes will do as an artifact."""
+"""Stores with something in them, and what tests look at there: nothing is built, any bytes will do as an artifact."""
 
-import hashlib
 import os
-import signal
-import sys
-import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
+from cosyjit import Planned
+from cosyjit.documents import now
 from cosyjit.fs.hashing import sha256_of_folder
+from cosyjit.planning import plan as planning
 from cosyjit.provenance import latest, record
 from cosyjit.provenance.fingerprint import Fingerprint
 from cosyjit.provenance.record import Material, Record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication, Published
-from cosyjit.store.store import Store
+from cosyjit.store.store import Store, object_name
 from cosyjit.weights.tensor_digests import TensorDigest
+from tests.support.files import sha256
 
-if TYPE_CHECKING:
-    import subprocess
+Content = bytes | Mapping[str, bytes]
+"""Of an artifact: a file, or a folder with files by their names."""
 
 NAME: Final = "llm.llm.fp32.zip"
-_MEMORY: Final = Path("/dev/shm")  # noqa: S108  (the other device that most machines have)
+FIGURES: Final = {"bytes": 5, "weight_bytes": 4, "seconds": 0.25}
 VERSIONS: Final = {"cosyjit": "1", "torch": "2", "python": "3"}
 
 
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def object_of(digest: str) -> str:
-    return f"objects/{digest[:2]}/{digest}"
-
-
-def location(store: Store, digest: str) -> Path:
-    """Where a local store keeps an object."""
+def object_path(store: Store, digest: str) -> Path:
+    """The file that has an object in a store of this machine."""
     assert store.local is not None
-    return store.local / object_of(digest)
+    return store.local / object_name(digest)
+
+
+def record_path(store: Store, key: str) -> Path:
+    """The file that has a record in a store of this machine, by the key of its fingerprint."""
+    assert store.local is not None
+    return store.local / record.name_of(key)
 
 
 def fingerprint(seed: object = "") -> Fingerprint:
@@ -72,7 +71,7 @@ def record_of(digest: str, seed: object = "", **others: Any) -> Record:
         "materials": (Material("llm.pt", "file:///models/a/llm.pt", "1" * 64),),
         "started": "2026-01-02T03:04:05.678Z",
         "finished": "2026-01-02T03:04:06.789Z",
-        "figures": {"bytes": 5, "weight_bytes": 4, "seconds": 0.25},
+        "figures": FIGURES,
         "versions": VERSIONS,
     }
     return Record(**{**values, **others})
@@ -87,21 +86,71 @@ def add(store: Store, content: bytes) -> str:
     return digest
 
 
-def put(store: Store, content: bytes) -> Published:
-    """Put an artifact and its record into a store; the content stands for what it was made from."""
-    digest = add(store, content)
-    made = record_of(digest, content)
-    record.save(store, made)
-    return Published(digest, len(content), made.fingerprint.key)
+def artifact_of(content: Content, **others: Any) -> Published:
+    """What `put` gives, of an artifact that need not be in any store."""
+    return _published(_record(content, **others))
 
 
-def put_folder(store: Store, contents: Mapping[str, bytes]) -> Published:
-    """The same of a folder of files."""
-    digests = {name: add(store, content) for name, content in contents.items()}
-    digest = sha256_of_folder(digests)
-    made = record_of(digest, contents, name="vllm", component="llm.vllm", files=digests)
-    record.save(store, made)
-    return Published(digest, sum(map(len, contents.values())), made.fingerprint.key, digests)
+def put(
+    store: Store, content: Content, write: Callable[[Path, bytes], object] = Path.write_bytes, **others: Any
+) -> Published:
+    """Put an artifact and its record into a store, as a build does.
+
+    Args:
+        store: where to.
+        content: of the artifact; it stands for what that was made from.
+        write: how a file is written before the store takes it.
+        others: parts of the record that are to be other ones.
+    """
+    made = _record(content, **others)
+    with store.staging() as work:
+        for each in [content] if isinstance(content, bytes) else content.values():
+            write(work / "artifact", each)
+            store.add(work / "artifact", sha256(each))
+        record.save(store, made)
+    return _published(made)
+
+
+def put_planned(store: Store, planned: Iterable[Planned], **changes: Any) -> dict[str, Published]:
+    """Let a store have what targets come to, and what they were last exported with; gives what would be published.
+
+    Args:
+        store: where to.
+        planned: the targets.
+        changes: other parts of the fingerprints than the targets have now.
+    """
+    found = {}
+    with store.in_use():
+        for target in (each.target for each in planned):
+            then = replace(target, fingerprint=replace(target.fingerprint, **changes))
+            content = f"the artifact of {then.fingerprint.key}".encode()
+            found[then.file_name] = put(
+                store,
+                content,
+                name=then.file_name,
+                fingerprint=then.fingerprint,
+                component=then.component.name,
+                source=then.source.pinned,
+                materials=(),
+                started=now(),
+                finished=now(),
+                figures={"bytes": len(content), "weight_bytes": then.weight_bytes, "seconds": 0.1},
+            )
+            planning.remember(store, then)
+    return found
+
+
+def _record(content: Content, **others: Any) -> Record:
+    if isinstance(content, bytes):
+        return record_of(sha256(content), content, **{"figures": {**FIGURES, "bytes": len(content)}, **others})
+    digests = {name: sha256(each) for name, each in content.items()}
+    figures = {**FIGURES, "bytes": sum(map(len, content.values()))}
+    folder = {"name": "vllm", "component": "llm.vllm", "files": digests, "figures": figures}
+    return record_of(sha256_of_folder(digests), content, **{**folder, **others})
+
+
+def _published(made: Record) -> Published:
+    return Published(made.sha256, int(made.figures["bytes"]), made.fingerprint.key, made.files)
 
 
 def show(store: Store, directory: Path, *contents: bytes) -> Publication:
@@ -116,11 +165,11 @@ def names_of(published: Publication) -> set[str]:
     return {
         publication.name_of(published.identity),
         *(record.name_of(each.fingerprint) for each in published.artifacts.values()),
-        *(object_of(digest) for each in published.artifacts.values() for digest in each.objects),
+        *(object_name(digest) for each in published.artifacts.values() for digest in each.objects),
     }
 
 
-def lead(store: Store, target: str, key: str) -> str:
+def write_latest(store: Store, target: str, key: str) -> str:
     """Write a reference to a fingerprint; its name."""
     latest.write(store, "/models/a", target, key)
     return latest.name_of("/models/a", target)
@@ -145,8 +194,8 @@ def is_whole(store: Store, published: Publication) -> bool:
     """Whether all that a publication needs is in a local store, and as it should be; read by nobody's memory."""
     found = publication.load(store, published.identity)
     return found == published and all(
-        all(location(store, digest).is_file() for digest in each.objects)
-        and all(sha256(location(store, digest).read_bytes()) == digest for digest in each.objects)
+        all(object_path(store, digest).is_file() for digest in each.objects)
+        and all(sha256(object_path(store, digest).read_bytes()) == digest for digest in each.objects)
         and (kept := record.load(store, each.fingerprint)) is not None
         and kept.sha256 == each.sha256
         for each in published.artifacts.values()
@@ -160,51 +209,6 @@ def fetched(store: Store, digest: str, path: Path) -> bytes:
     return path.read_bytes()
 
 
-STEPS: Final = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "shutil.rmtree"}
-"""The audit events of what changes a directory."""
-
-
-def die_at(step: int, events: Collection[str] = frozenset(STEPS)) -> None:
-    """Let this process be killed right before a change that it makes to a directory, by its number from 0."""
-    left = [step]
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in events or (event == "open" and not _writes(arguments)):
-            return
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-
-    sys.addaudithook(watch)
-
-
-def _writes(arguments: tuple[Any, ...]) -> bool:
-    _, _, flags = arguments
-    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Do something in a process of its own, and wait for that: minus its signal if it was killed, else its status.
-
-    For processes of one thread, which tests start for it.
-    """
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def peak() -> int:
-    """The most memory that this process has had, in bytes. `getrusage` would count that of the one which started it."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
-
 def unique_url() -> str:
     """Of a store in this process's memory."""
     return f"memory://{uuid.uuid4().hex}"
@@ -216,31 +220,21 @@ def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch, directory: Path) ->
     return Store(store.root)
 
 
-@contextmanager
-def other_device(directory: Path) -> Iterator[Path]:
-    """A directory on another device than this one, removed in the end."""
-    if not _MEMORY.is_dir() or _MEMORY.stat().st_dev == directory.stat().st_dev:
-        pytest.skip("there is one device only")
-    with tempfile.TemporaryDirectory(dir=_MEMORY) as path:
-        yield Path(path)
+def litter(store: Store) -> list[Path]:
+    """What work in hand has left in a store of this machine."""
+    assert store.local is not None
+    return list(store.local.glob("tmp/*"))
 
 
-def said(process: "subprocess.Popen[str]") -> str:
-    """The next line that a process prints."""
-    assert process.stdout is not None
-    return process.stdout.readline().removesuffix("\n")
-
-
-def waits_for_a_lock(pid: int) -> bool:
-    """Whether a process has opened the file of a lock that others hold."""
-    lines = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
-    held = {line[5].rpartition(":")[2]: line[4] for line in lines}
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            inode, own = str(fd.stat().st_ino), "lock:" in Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text()
-            if inode in held and not own:
-                return True
-    return False
+def unreferenced(directory: Path) -> set[str]:
+    """What stands below a directory's `.cosyjit` and nobody sees."""
+    state = directory / ".cosyjit"
+    if not (state / "current").is_symlink():
+        return {str(path) for path in state.rglob("*")}
+    shown = (state / "current").resolve()
+    used = {state / "current", state / "sets", state / "files", shown, *shown.iterdir()}
+    used |= {path.resolve() for path in shown.iterdir()}
+    return {str(path) for path in state.rglob("*")} - {str(path) for path in used}
 
 
 @contextmanager
