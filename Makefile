@@ -6,7 +6,7 @@ DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test stress versions fuzz check bench clean
+.PHONY: demo test test-slow stress versions fuzz check bench clean
 
 # A tiny checkpoint from a seed, exported twice by the Prefect flow with a server of its own: six built, six cached.
 demo: $(INSTALLED)
@@ -16,12 +16,19 @@ demo: $(INSTALLED)
 		$(BIN)/python -c 'from flows.export import export; [export("$(DEMO)/CosyVoice-tiny") for _ in "12"]'
 	@ls $(DEMO)/CosyVoice-tiny/*.zip
 
+PYTEST := $(BIN)/python -m pytest --numprocesses logical
+
+# What each change is tried with while it is written. A file may be split between workers, so that none waits at the end.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not stress"
+	$(PYTEST) --dist worksteal -m "not slow and not stress"
+
+# The second tier: more cases of the same, and what starts many processes. A file's costly fixtures are made once.
+test-slow: $(INSTALLED)
+	$(PYTEST) --dist loadfile -m slow
 
 # What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m stress
+	$(PYTEST) --dist loadfile -m stress
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions

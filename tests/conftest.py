@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cosyjit.store.store import Store
 from cosyjit.synth.synth import synth
+from tests.support.builds import Builds
 from tests.support.processes import Run, run_here
 from tests.support.s3 import Server, Service
 from tests.support.stores import unique_url
@@ -19,6 +21,9 @@ from tests.support.stores import unique_url
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks it when it is imported
 # A shell lets what it starts in the background ignore this, and the processes under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A machine that is busy with something else is slow, which is nothing that a test should fail of.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +63,18 @@ def home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(home: Path) -> Store:
     """The store that commands and calls use which are told of no other."""
     return Store(home / ".cache" / "cosyjit")
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    """What this process has built."""
+    return Builds(tmp_path_factory.mktemp("builds"))
+
+
+@pytest.fixture
+def stock(builds: Builds, store: Store) -> Callable[..., None]:
+    """Lets the test's store have what an export of a model directory would build, without a build for each test."""
+    return partial(builds.stock, store)
 
 
 @pytest.fixture

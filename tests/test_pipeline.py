@@ -29,6 +29,7 @@ from tests.support.processes import builds, children, ended, shown, snapshot, st
 from tests.support.stores import litter, object_path, record_path, unique_url, unreferenced
 
 Copy = Callable[[Path], Path]
+Stock = Callable[..., None]
 
 # Of the public runtime.
 RUNTIME: Final = {
@@ -88,8 +89,11 @@ def test_an_export_of_the_second_family_publishes_what_its_runtime_reads(tiny2: 
     assert snapshot(tiny2) == before
 
 
-def test_a_second_export_builds_nothing_and_publishes_nothing_new(tiny: Path, copy_of: Copy, store: Store) -> None:
+def test_a_second_export_builds_nothing_and_publishes_nothing_new(
+    tiny: Path, copy_of: Copy, store: Store, stock: Stock
+) -> None:
     directory = copy_of(tiny)
+    stock(directory)
     first = export(directory)
     after = snapshot(directory)
     stored = {path: path.stat().st_ino for path in (store.local or Path()).rglob("objects/*/*")}
@@ -183,7 +187,8 @@ def test_equal_checkpoints_share_objects_wherever_they_are(
     assert len(list(store.objects())) == 3
 
 
-def test_force_builds_all_again_into_the_same_bytes(tiny: Path, tmp_path: Path, store: Store) -> None:
+def test_force_builds_all_again_into_the_same_bytes(tiny: Path, tmp_path: Path, store: Store, stock: Stock) -> None:
+    stock(tiny, FLOW)
     export(tiny, components=FLOW, publish=tmp_path)
     before = shown(tmp_path)
     outcomes = export(tiny, components=FLOW, publish=tmp_path, force=True)
@@ -194,8 +199,9 @@ def test_force_builds_all_again_into_the_same_bytes(tiny: Path, tmp_path: Path, 
     assert_clean(tmp_path, store)
 
 
-def test_a_retrained_language_model_is_built_again_alone(tiny: Path, copy_of: Copy, store: Store) -> None:
+def test_a_retrained_language_model_is_built_again_alone(tiny: Path, copy_of: Copy, store: Store, stock: Stock) -> None:
     directory = copy_of(tiny)
+    stock(directory)
     export(directory)
     before = shown(directory)
     count = retrain(directory, "llm.pt", "llm.")
@@ -211,7 +217,10 @@ def test_a_retrained_language_model_is_built_again_alone(tiny: Path, copy_of: Co
     assert_clean(directory, store)
 
 
-def test_what_one_export_does_not_make_stays_published_beside_it(tiny: Path, tmp_path: Path, store: Store) -> None:
+def test_what_one_export_does_not_make_stays_published_beside_it(
+    tiny: Path, tmp_path: Path, store: Store, stock: Stock
+) -> None:
+    stock(tiny, FLOW, ["fp16"])
     export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path)
     before = shown(tmp_path)
     export(tiny, components=["llm.llm"], precisions=["bf16"], publish=tmp_path)
@@ -222,8 +231,9 @@ def test_what_one_export_does_not_make_stays_published_beside_it(tiny: Path, tmp
 
 @pytest.mark.parametrize("damage", [os.unlink, flip], ids=["removed", "damaged"])
 def test_an_object_that_is_not_what_it_was_is_built_again(
-    tiny: Path, tmp_path: Path, store: Store, damage: Callable[[Path], None]
+    tiny: Path, tmp_path: Path, store: Store, stock: Stock, damage: Callable[[Path], None]
 ) -> None:
+    stock(tiny, FLOW)
     outcomes = export(tiny, components=FLOW, publish=tmp_path)
     before = shown(tmp_path)
     assert outcomes[0].record is not None
@@ -243,7 +253,8 @@ def test_an_object_that_is_not_what_it_was_is_built_again(
     assert verify_store(store) == []
 
 
-def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, store: Store) -> None:
+def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, store: Store, stock: Stock) -> None:
+    stock(tiny, FLOW, ["fp16"])
     (outcome,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path / "linked", link=True)
     export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path / "copied")
     assert outcome.record is not None
@@ -258,8 +269,9 @@ def test_links_are_made_where_they_are_asked_for(tiny: Path, tmp_path: Path, sto
     ]
 
 
-def test_links_to_another_disk_fail_their_targets_and_build_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_links_to_another_disk_fail_their_targets_and_build_nothing(tiny: Path, tmp_path: Path, stock: Stock) -> None:
     components, precisions = ["flow.encoder"], ["fp16"]
+    stock(tiny, components, precisions)
     export(tiny, components=components, precisions=precisions, publish=tmp_path / "out")
     memory = Path("/dev/shm")  # noqa: S108  (another file system, wherever tests run)
     with TemporaryDirectory(dir=memory) as other:
@@ -278,9 +290,10 @@ def test_links_to_another_disk_fail_their_targets_and_build_nothing(tiny: Path, 
 
 
 def test_an_object_that_goes_between_the_plan_and_its_use_is_built_after_all(
-    tiny: Path, tmp_path: Path, store: Store
+    tiny: Path, tmp_path: Path, store: Store, stock: Stock
 ) -> None:
     one = (["flow.encoder"], ["fp16"])
+    stock(tiny, *one)
     export(tiny, components=one[0], precisions=one[1], publish=tmp_path / "first", store=store)
     work = Export(tiny, *one, publish=tmp_path / "second", store=store)
     (planned,) = work.plan()
@@ -356,9 +369,10 @@ def test_a_target_whose_process_is_killed_fails_alone_and_the_others_are_kept(
 
 
 def test_a_failure_leaves_an_earlier_publication_and_its_history_as_they_are(
-    tiny: Path, copy_of: Copy, store: Store
+    tiny: Path, copy_of: Copy, store: Store, stock: Stock
 ) -> None:
     directory = copy_of(tiny)
+    stock(directory, FLOW)
     export(directory, components=FLOW)
     retrain(directory, "flow.pt", "encoder.")
     before = snapshot(directory)
@@ -560,8 +574,9 @@ def test_after_a_kill_the_next_export_builds_what_is_not_stored(
 
 @pytest.mark.parametrize("moment", PUBLISHING)
 def test_after_a_kill_in_a_publication_the_set_from_before_is_shown_whole(
-    tiny: Path, copy_of: Copy, tmp_path: Path, store: Store, moment: str
+    tiny: Path, copy_of: Copy, tmp_path: Path, store: Store, stock: Stock, moment: str
 ) -> None:
+    stock(tiny, FLOW)
     export(tiny, components=FLOW, publish=tmp_path / "other")
     directory = copy_of(tiny)
     before = with_earlier(directory)
@@ -583,7 +598,8 @@ def test_nothing_outlives_an_export_that_was_killed(tiny: Path, copy_of: Copy, s
     assert_clean(directory, store)
 
 
-def test_a_record_that_is_no_record_is_made_again(tiny: Path, tmp_path: Path, store: Store) -> None:
+def test_a_record_that_is_no_record_is_made_again(tiny: Path, tmp_path: Path, store: Store, stock: Stock) -> None:
+    stock(tiny, FLOW, ["fp16"])
     (made,) = export(tiny, components=FLOW, precisions=["fp16"], publish=tmp_path)
     path = record_path(store, made.target.fingerprint.key)
     path.write_text("no JSON")

@@ -130,7 +130,7 @@ def send(processes: list[int], number: int) -> None:
         ("script", "replaced by a copy"),
     ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_weights_that_change_after_the_plan_are_an_error_and_never_an_artifact(
     tiny: Path, copy_of: Copy, tmp_path: Path, name: str, stage: str | None, precision: str
 ) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.stress
+
 ANOTHER_USER: Final = ["unshare", "--user", "--map-user=1234"]
 CODE: Final = """
 import sys
@@ -63,7 +65,6 @@ def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Bu
     )
 
 
-@pytest.mark.stress
 def test_two_installations_of_two_users_build_equal_bytes(two: tuple[Built, Built]) -> None:
     one, other = two
     names = {"llm.text_encoder", "llm.llm", "flow.encoder"}

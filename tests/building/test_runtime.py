@@ -16,6 +16,8 @@ from cosyjit.families import PRECISIONS
 from tests.support import runtime
 from tests.support.checkpoints import eager, opened
 
+pytestmark = pytest.mark.slow
+
 SHAPES: Final = {
     "cosyvoice": {"text": (1, 17, 32), "tokens": (1, 23, 32), "prompt": (1, 19, 64), "steps": (1, 12, 64)},
     "cosyvoice2": {"tokens": (1, 26, 512), "context": (1, 3, 512)},

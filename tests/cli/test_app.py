@@ -37,6 +37,7 @@ from tests.support.processes import (
 from tests.support.stores import litter, object_path, put_planned, record_path, unreferenced
 
 Copy = Callable[[Path], Path]
+Stock = Callable[..., None]
 ONE = ["--component", "flow.encoder", "--precision", "fp16"]
 ZIPS = {f"{name}.{half}.zip" for name in ("llm.text_encoder", "llm.llm", "flow.encoder") for half in ("fp32", "fp16")}
 
@@ -124,6 +125,7 @@ def test_version_and_help_go_to_standard_output(run: Run, flag: str, says: str) 
 @pytest.fixture
 def no_room(tiny: Path) -> Iterator[str]:
     """Lets no build write a file as large as the largest artifact is; gives the name of that one's target."""
+    worker.prepare()
     largest = max((each.target for each in plan(tiny, precisions=["fp32"])), key=lambda target: target.weight_bytes)
     worker.run(give, 0)  # now the server runs, also if this test is the first of its process
     (server,) = servers(os.getpid())
@@ -256,9 +258,10 @@ def spied(*arguments: object) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def test_with_nothing_changed_plan_and_export_import_start_and_open_nothing_of_weight(
-    tiny: Path, copy_of: Copy, run: Run
+    tiny: Path, copy_of: Copy, run: Run, stock: Stock
 ) -> None:
     directory = copy_of(tiny)
+    stock(directory)
     assert run("export", directory).status == 0
     before = shown(directory)
     for command, state in (("plan", "fresh"), ("export", "cached")):
@@ -271,9 +274,10 @@ def test_with_nothing_changed_plan_and_export_import_start_and_open_nothing_of_w
 
 
 def test_after_a_change_that_is_none_weights_are_read_and_what_is_new_is_fitted_without_torch(
-    tiny: Path, copy_of: Copy, run: Run
+    tiny: Path, copy_of: Copy, run: Run, stock: Stock
 ) -> None:
     directory = copy_of(tiny)
+    stock(directory, ["flow.encoder"], ["fp16"])
     run("export", directory, *ONE)
     (directory / "flow.pt").touch()
     found, seen = spied("plan", directory, *ONE, "--precision", "bf16", "--json")
@@ -346,9 +350,10 @@ def test_links_are_published_on_request(tiny: Path, tmp_path: Path, run: Run, st
 
 
 @pytest.fixture
-def published(tiny: Path, copy_of: Copy, run: Run) -> Path:
+def published(tiny: Path, copy_of: Copy, run: Run, stock: Stock) -> Path:
     """A model directory with one artifact published in it."""
     directory = copy_of(tiny)
+    stock(directory, ["flow.encoder"], ["fp16"])
     assert run("export", directory, *ONE).status == 0
     return directory
 

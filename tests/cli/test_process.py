@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
+from cosyjit import export
 from cosyjit.processes import limits
 from cosyjit.processes.interrupts import deferred
 from cosyjit.store.store import Store
@@ -37,6 +39,11 @@ TWICE = [
     (signal.SIGTERM, signal.SIGINT),
     (signal.SIGHUP, signal.SIGHUP),
 ]
+
+
+def slow(*values: str) -> list[ParameterSet]:
+    """Parameters of the second tier."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def listens(pid: int) -> bool:
@@ -68,13 +75,16 @@ def assert_ended(ran: Ran, first: signal.Signals) -> None:
 
 
 @pytest.fixture
-def published(tiny: Path, copy_of: Copy) -> Path:
+def published(tiny: Path, copy_of: Copy, stock: Callable[..., None]) -> Path:
     """A model directory with a publication."""
     directory = copy_of(tiny)
-    assert finished(spawn(CONSOLE_SCRIPT, "export", directory, *ONE)).status == 0
+    one = ["flow.encoder"], ["fp16"]
+    stock(directory, *one)
+    assert [each.error for each in export(directory, components=one[0], precisions=one[1])] == [None]
     return directory
 
 
+@pytest.mark.slow
 def test_a_second_signal_changes_nothing_while_an_export_is_ended(published: Path, store: Store) -> None:
     assert store.local is not None
     before = snapshot(published)
@@ -226,7 +236,8 @@ NEEDS_SETPRIV = pytest.mark.skipif(
 
 @NEEDS_SETPRIV
 @pytest.mark.parametrize(
-    "unreadable", [".", ".cosyjit", ".cosyjit/sets", ".cosyjit/files", "store", "store/objects", "store/records"]
+    "unreadable",
+    [".", *slow(".cosyjit", ".cosyjit/sets", ".cosyjit/files"), "store", *slow("store/objects", "store/records")],
 )
 def test_what_may_not_be_read_is_named_in_one_line(published: Path, home: Path, unreadable: str) -> None:
     store = home / ".cache" / "cosyjit"
@@ -280,7 +291,7 @@ def test_a_standard_output_that_is_full_is_said_in_one_line(published: Path, nam
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("closing", [*slow("<&-", ">&-", "2>&-"), "<&- >&- 2>&-", "2>/dev/full"])
 def test_closed_streams_change_nothing_but_what_is_seen(published: Path, closing: str) -> None:
     shown = published / "flow.encoder.fp16.zip"
     before = shown.read_bytes()
@@ -305,7 +316,7 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, command: l
     assert ran.err.startswith("cosyjit: ")
 
 
-@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("name", ["plan", *slow("status", "verify", "gc")])
 @pytest.mark.parametrize(
     "environment", ["-u HOME", "HOME=/proc/nowhere", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 LANG=C"]
 )

@@ -2,8 +2,9 @@
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import torch
@@ -143,7 +144,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+CONTRACT: Final = {
+    *("no yaml", "yaml of no syntax", "unknown llm", "unsupported option", "a text as a number", "a flow alone"),
+    *("weights missing", "weights truncated", "trap in a zip", "key missing"),
+    *("export nowhere", "export CosyVoice-tiny --precision fp8", "export", "exprot CosyVoice-tiny", "status nowhere"),
+    *("export CosyVoice-tiny --store nope://x", "rollback CosyVoice-tiny --to x", "gc --keep 0", "gc"),
+    *("verify --store nowhere", "lineage nowhere.zip", "synth new --size huge"),
+}
+"""What stands for the rest, which the second tier has: each is refused by the tests of its own module as well."""
+
+
+def by_tiers(names: str | tuple[str, ...], cases: Iterable[Any], ids: Callable[[Any], str]) -> pytest.MarkDecorator:
+    """Parametrizes a test with cases, of which those in `CONTRACT` alone are of the first tier."""
+    several = [case if isinstance(case, tuple) else (case,) for case in cases]
+    found = [(case, ids(case[0])) for case in several]
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        names, [pytest.param(*case, id=name, marks=() if name in CONTRACT else slow) for case, name in found]
+    )
+
+
+@by_tiers("name", DAMAGE, ids=str)
 def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
     tiny: Path, copy_of: Copy, run: Run, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -156,7 +177,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
     assert snapshot(directory.parent) == before
 
 
-@pytest.mark.parametrize(
+@by_tiers(
     ("arguments", "says"),
     [
         (["export", "{}/nowhere"], ("/nowhere: does not exist", "give a model directory")),
@@ -225,7 +246,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["synth", "{}/new", "--seed", "x"], ("--seed", '"x"')),
         (["synth", "{}/CosyVoice-tiny/llm.pt/new"], ("llm.pt/new: cannot be written to", "name another directory")),
     ],
-    ids=lambda value: " ".join(value).replace("{}/", "")[:50] if isinstance(value, list) else "",
+    ids=lambda arguments: " ".join(arguments).replace("{}/", "")[:50],
 )
 def test_bad_arguments_are_refused_in_one_line_and_leave_no_trace(
     tiny: Path, copy_of: Copy, run: Run, arguments: list[str], says: tuple[str, ...]

@@ -1,5 +1,6 @@
 """The encoders as they are called: arguments, half precision, TorchScript."""
 
+import functools
 from typing import Any, Final
 
 import pytest
@@ -14,7 +15,6 @@ from tests.encoders.cases import (
     STREAMING,
     Batch,
     Chunks,
-    Configuration,
     assert_near,
     assert_same_chunks,
     assert_same_forward,
@@ -40,8 +40,10 @@ def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def in_form(form: str, encoder: nn.Module) -> Any:
-    """The encoder as it is or optimized."""
+@functools.cache
+def in_form(form: str, name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """An encoder of a type as it is or optimized; the executor keeps what it makes of it by method and by autocast."""
+    encoder = ours(*CONFIGURATIONS[name]).to(dtype)
     if form == "eager":
         return encoder
     with torch.inference_mode(mode=False):
@@ -50,7 +52,7 @@ def in_form(form: str, encoder: nn.Module) -> Any:
 
 @pytest.mark.parametrize("batch", [0, 2])
 def test_forward_chunk_takes_one_sequence(form: str, batch: int) -> None:
-    encoder = in_form(form, ours(*STREAMING["transformer"]))
+    encoder = in_form(form, "transformer")
     error = ValueError if form == "eager" else torch.jit.Error
     with pytest.raises(error, match="one sequence at a time"):
         encoder.forward_chunk(frames("batch", (batch, 3, 12)), 0, -1)
@@ -59,7 +61,7 @@ def test_forward_chunk_takes_one_sequence(form: str, batch: int) -> None:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_lengths_of_both_types(form: str, name: str) -> None:
     configuration = CONFIGURATIONS[name]
-    encoder = in_form(form, ours(*configuration))
+    encoder = in_form(form, name)
     xs = frames("lengths", (2, 5, configuration.options["input_size"]))
     short = encoder(xs, torch.tensor([5, 2], dtype=torch.int32))
     long = encoder(xs, torch.tensor([5, 2], dtype=torch.int64))
@@ -84,8 +86,7 @@ def half(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_forward_in_half_precision(form: str, half: torch.dtype, name: str, autocast: bool) -> None:
     configuration = CONFIGURATIONS[name]
-    encoder, rounded = _half_and_rounded(configuration, half)
-    encoder = in_form(form, encoder)
+    encoder, rounded = in_form(form, name, half), _rounded(name, half)
     xs = frames("half", (2, 9, configuration.options["input_size"])).to(half).float()
     lengths = torch.tensor([9, 5])
     expected, mask = rounded(xs, lengths)
@@ -101,8 +102,7 @@ def test_forward_in_half_precision(form: str, half: torch.dtype, name: str, auto
 @pytest.mark.parametrize("autocast", [False, True], ids=["half inputs", "autocast"])
 @pytest.mark.parametrize("name", STREAMING)
 def test_forward_chunk_in_half_precision(form: str, half: torch.dtype, name: str, autocast: bool) -> None:
-    encoder, rounded = _half_and_rounded(STREAMING[name], half)
-    encoder = in_form(form, encoder)
+    encoder, rounded = in_form(form, name, half), _rounded(name, half)
     xs = frames("half chunks", (1, 8, 12)).to(half).float()
     caches = expected_caches = [torch.zeros(0, 0, 0, 0), torch.zeros(0, 0, 0, 0)]
     for chunk in torch.split(xs, [4, 1, 1, 2], dim=1):
@@ -117,15 +117,14 @@ def test_forward_chunk_in_half_precision(form: str, half: torch.dtype, name: str
             assert_near(cache.float(), expected_cache, _PRECISION[half])
 
 
-def _half_and_rounded(configuration: Configuration, half: torch.dtype) -> tuple[Any, Any]:
-    """An encoder in half precision, and one in float32 of the same weights, so that only the arithmetic differs."""
-    encoder = ours(*configuration).to(half)
-    rounded = build_encoder(*configuration)
-    state = {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in encoder.state_dict().items()
-    }
+@functools.cache
+def _rounded(name: str, half: torch.dtype) -> Any:
+    """An encoder in float32 of the weights that it has in half precision, so that only the arithmetic differs."""
+    rounded = build_encoder(*CONFIGURATIONS[name])
+    weights = in_form("eager", name, half).state_dict()
+    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
     rounded.load_state_dict(state, strict=True, assign=True)
-    return encoder, rounded
+    return rounded
 
 
 def _output_type(form: str, half: torch.dtype, autocast: bool) -> torch.dtype:
@@ -139,9 +138,9 @@ def _output_type(form: str, half: torch.dtype, autocast: bool) -> torch.dtype:
 @pytest.fixture(scope="module", params=CONFIGURATIONS)
 def scripted_pair(request: pytest.FixtureRequest) -> tuple[Any, nn.Module, int]:
     """An encoder optimized, saved and loaded, the same eagerly, and its input size."""
-    configuration = CONFIGURATIONS[request.param]
-    encoder = ours(*configuration)
-    return loaded(saved(optimized(encoder))), encoder, configuration.options["input_size"]
+    name = request.param
+    size = CONFIGURATIONS[name].options["input_size"]
+    return loaded(saved(in_form("optimized", name))), in_form("eager", name), size
 
 
 @settings(deadline=None, max_examples=15)
@@ -162,8 +161,7 @@ def test_scripted_forward_chunk_is_the_eager_one(streaming_pairs: dict[str, Any]
 @pytest.fixture(scope="module")
 def streaming_pairs() -> dict[str, tuple[Any, nn.Module]]:
     """All encoders with `forward_chunk`, optimized and eager."""
-    encoders = {name: ours(*configuration) for name, configuration in STREAMING.items()}
-    return {name: (optimized(encoder), encoder) for name, encoder in encoders.items()}
+    return {name: (in_form("optimized", name), in_form("eager", name)) for name in STREAMING}
 
 
 _MEGABYTE: Final = 2**20

@@ -88,7 +88,10 @@ def test_each_target_is_a_task_of_its_name_and_key_and_all_are_published(tiny: P
     assert [outcome.path for outcome in state.result()] == [tmp_path / f"{name}.zip" for name in TARGETS]
 
 
-def test_a_second_run_shows_every_task_as_cached_and_publishes_nothing_new(tiny: Path, tmp_path: Path) -> None:
+def test_a_second_run_shows_every_task_as_cached_and_publishes_nothing_new(
+    tiny: Path, tmp_path: Path, stock: Callable[..., None]
+) -> None:
+    stock(tiny)
     run(tiny, publish=str(tmp_path))
     again = run(tiny, publish=str(tmp_path))
 
@@ -101,9 +104,10 @@ def test_a_second_run_shows_every_task_as_cached_and_publishes_nothing_new(tiny:
 
 
 def test_what_changed_is_built_and_says_why_and_the_rest_is_cached(
-    tiny: Path, copy_of: Callable[[Path], Path], store: Store
+    tiny: Path, copy_of: Callable[[Path], Path], store: Store, stock: Callable[..., None]
 ) -> None:
     directory = copy_of(tiny)
+    stock(directory, precisions=["fp16"])
     run(directory, precisions=["fp16"])
     config = directory / "cosyvoice.yaml"
     config.write_text(
@@ -122,7 +126,8 @@ def test_what_changed_is_built_and_says_why_and_the_rest_is_cached(
     assert "fresh" in messages.values()
 
 
-def test_force_builds_what_has_not_changed(tiny: Path, tmp_path: Path) -> None:
+def test_force_builds_what_has_not_changed(tiny: Path, tmp_path: Path, stock: Callable[..., None]) -> None:
+    stock(tiny, ["flow.encoder"])
     run(tiny, components=["flow.encoder"], publish=str(tmp_path))
     state = run(tiny, components=["flow.encoder"], publish=str(tmp_path), force=True)
 
@@ -303,8 +308,11 @@ def artifacts(state: State[Any]) -> dict[str, Artifact]:
     return {str(artifact.type): artifact for artifact in found}
 
 
-def test_each_run_leaves_a_table_and_a_page(tiny: Path, copy_of: Callable[[Path], Path]) -> None:
+def test_each_run_leaves_a_table_and_a_page(
+    tiny: Path, copy_of: Callable[[Path], Path], stock: Callable[..., None]
+) -> None:
     directory = copy_of(tiny)
+    stock(directory)
     first = artifacts(run(directory))
     retrain(directory, "llm.pt", "llm.")
     again = artifacts(run(directory))

@@ -366,6 +366,7 @@ def test_scopes_that_are_cancelled_amid_many_calls_leave_no_process_and_no_file(
     assert servers(os.getpid()) == [server]
 
 
+@pytest.mark.slow
 # README's own install brings no numpy; which of the commands' processes torch warns in depends on its release.
 def test_no_command_tells_that_numpy_is_not_installed(tmp_path: Path) -> None:
     package = tmp_path / "path" / "numpy" / "__init__.py"

@@ -66,7 +66,11 @@ def crowded(folder: Path, root: str, seconds: float, processes: int) -> Report:
     return report
 
 
-@pytest.mark.parametrize("size", [FEW, pytest.param(MANY, marks=pytest.mark.stress)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(FEW, marks=pytest.mark.slow), pytest.param(MANY, marks=pytest.mark.stress)],
+    ids=["few", "many"],
+)
 def test_a_crowd_in_a_local_store_loses_nothing_and_leaves_nothing(folder: Path, size: tuple[float, int]) -> None:
     report = crowded(folder, str(folder / "store"), *size)
     assert report.wrong == []

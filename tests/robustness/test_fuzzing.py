@@ -56,6 +56,7 @@ def assert_nothing_is_found(target: str, inputs: int, seed: int) -> None:
     assert int(units[1]) >= inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_reader_gives_an_answer_or_an_error_of_one_line(target: str) -> None:
     assert_nothing_is_found(target, 250 if target in COSTLY else 1_000, seed=1)

@@ -182,6 +182,7 @@ def check(seeds: range, reader: Reader) -> None:
     assert counts["both"] > 0.3 * len(seeds)  # or there was little to compare
 
 
+@pytest.mark.slow
 def test_generated_files_are_read_as_torch_reads_them(torch_reader: Reader) -> None:
     check(range(400), torch_reader)
 

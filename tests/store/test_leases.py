@@ -30,7 +30,7 @@ class Watched(Remote):
         return super().read(name)
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest) -> Remote:
     if request.param == "s3":
         server: Service = request.getfixturevalue("s3")

@@ -31,7 +31,7 @@ CONTENT = b"an artifact's bytes"
 DIGEST = sha256(CONTENT)
 
 
-@pytest.fixture(params=["directory", "memory", "s3"])
+@pytest.fixture(params=["directory", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """A store of each kind."""
     if request.param == "s3":
@@ -367,6 +367,7 @@ print(store.condition(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_add_the_same_object_at_once(tmp_path: Path) -> None:
     store, digest = Store(tmp_path / "store"), sha256(bytes(5_000_000))
     adders = [start(ADD, store.root, digest) for _ in range(8)]
@@ -849,6 +850,7 @@ def test_a_home_that_is_full_is_done_without(
 AT_HOME = "import os, sys; os.environ['HOME'] = sys.argv.pop(1)\n"
 
 
+@pytest.mark.slow
 def test_machines_that_add_the_same_object_at_once_add_one(shared: Store, tmp_path: Path) -> None:
     digest = sha256(bytes(5_000_000))
     adders = [start(AT_HOME + ADD, tmp_path / str(number), shared.root, digest) for number in range(2)]

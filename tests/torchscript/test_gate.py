@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cosyjit import Store, export, plan
+from cosyjit.building import zips
 from cosyjit.encoders.layers import Linear
 from cosyjit.encoders.quantized import QuantizedLinear, quantize
 from cosyjit.encoders.registry import build_encoder
@@ -503,22 +504,43 @@ def see_the_structure(configuration: Configuration, precision: str, into: Path) 
 
 # Checkpoints of other forms, all sound.
 
-PRECISIONS_OF_LLM: Final = ["fp32", "fp16", "bf16", "int8"]
+every_precision = pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+every_type = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 
 
-def exported(directory: Path) -> list[str | None]:
-    return [outcome.error for outcome in export(directory, precisions=PRECISIONS_OF_LLM)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_checkpoint_of_another_type_passes_at_every_precision(dtype: torch.dtype, tiny: Path, copy_of: Copy) -> None:
-    directory = copy_of(tiny)
+def of_type(directory: Path, dtype: torch.dtype) -> Path:
+    """Casts all weights of a model directory."""
     for name in ("llm.pt", "flow.pt"):
         change(directory, name, lambda state: state.update(script.cast(state, dtype)))
-    assert exported(directory) == [None] * 10
+    return directory
 
 
-def test_a_checkpoint_with_untrained_norms_and_without_biases_passes(tiny: Path, copy_of: Copy) -> None:
+def passes(directory: Path, precision: str, into: Path) -> None:
+    """Build and verify the language model of a directory as its own processes do, in this one."""
+    (planned,) = plan(directory, ["llm.llm"], [precision])
+    path, _ = zips.build(planned.target, into, lambda _: None)
+    assert zips._verify(planned.target, path, lambda _: None)["cosine"] > 0.9
+
+
+@every_precision
+@every_type
+def test_a_checkpoint_of_another_type_passes(
+    dtype: torch.dtype, precision: str, tiny: Path, copy_of: Copy, tmp_path: Path
+) -> None:
+    passes(of_type(copy_of(tiny), dtype), precision, tmp_path)
+
+
+@pytest.mark.slow
+@every_type
+def test_all_of_a_checkpoint_of_another_type_is_exported(dtype: torch.dtype, tiny: Path, copy_of: Copy) -> None:
+    outcomes = export(of_type(copy_of(tiny), dtype), precisions=["fp32", "fp16", "bf16", "int8"])
+    assert [outcome.error for outcome in outcomes] == [None] * 10
+
+
+@every_precision
+def test_a_checkpoint_with_untrained_norms_and_without_biases_passes(
+    precision: str, tiny: Path, copy_of: Copy, tmp_path: Path
+) -> None:
     # Freezing keeps one constant of several equal ones.
     directory = copy_of(tiny)
 
@@ -530,10 +552,13 @@ def test_a_checkpoint_with_untrained_norms_and_without_biases_passes(tiny: Path,
                 tensor.copy_(torch.eye(tensor.size(0)))
 
     change(directory, "llm.pt", reset)
-    assert exported(directory) == [None] * 10
+    passes(directory, precision, tmp_path)
 
 
-def test_a_checkpoint_with_the_same_weights_in_every_block_passes(tiny: Path, copy_of: Copy) -> None:
+@every_precision
+def test_a_checkpoint_with_the_same_weights_in_every_block_passes(
+    precision: str, tiny: Path, copy_of: Copy, tmp_path: Path
+) -> None:
     directory = copy_of(tiny)
 
     def tie(state: dict[str, Tensor]) -> None:
@@ -541,7 +566,7 @@ def test_a_checkpoint_with_the_same_weights_in_every_block_passes(tiny: Path, co
             state[name] = state[re.sub(r"encoders\.\d+\.", "encoders.0.", name)].clone()
 
     change(directory, "llm.pt", tie)
-    assert exported(directory) == [None] * 10
+    passes(directory, precision, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

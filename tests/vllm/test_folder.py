@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -178,6 +179,12 @@ def test_float64_is_rounded_by_way_of_float32(precision: str, half: float, tmp_p
     assert found == bytes(expected.view(torch.uint8).tolist())
 
 
+@cache
+def numbers_of(dtype: torch.dtype) -> Tensor:
+    """A matrix of three blocks, in which each number is another one."""
+    return torch.randn(1500, 1501, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
 @pytest.mark.parametrize("precision", ["fp32", *HALVES])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -196,8 +203,7 @@ def test_float64_is_rounded_by_way_of_float32(precision: str, half: float, tmp_p
 def test_each_type_and_form_of_tensor_is_cast(
     form: Callable[[Tensor], Tensor], dtype: torch.dtype, precision: str, tmp_path: Path
 ) -> None:
-    numbers = torch.randn(1500, 1501, generator=torch.Generator().manual_seed(0)).to(dtype)  # three blocks
-    tensor = form(numbers)
+    tensor = form(numbers_of(dtype))
     found, underflows = cast_file(tensor, tmp_path / "a.pt", precision)
     expected = tensor.contiguous().float().to(getattr(torch, PRECISIONS[precision].dtype))
     assert found == expected.flatten().view(torch.uint8).numpy().tobytes()

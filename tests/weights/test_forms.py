@@ -366,8 +366,8 @@ def test_one_of_several_readings_is_to_be_chosen(
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (behind("module."), 'behind "module."'),
-        (lambda state: {"state_dict": state}, 'under "state_dict"'),
+        pytest.param(behind("module."), 'behind "module."', marks=pytest.mark.slow),
+        pytest.param(lambda state: {"state_dict": state}, 'under "state_dict"', marks=pytest.mark.slow),
         (lambda state: {"it's": behind('a "b" $HOME `x`.')(state)}, 'under "it\'s" and behind "a \\"b\\" $HOME `x`."'),
     ],
     ids=["behind", "under", "quoted"],
@@ -522,7 +522,14 @@ class Whole(nn.Module):
 LINES: Final = "save its state dictionary, and put that in its place: import torch; m = torch."
 
 
-@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"_use_new_zipfile_serialization": False}, marks=pytest.mark.slow),
+        pytest.param({"pickle_protocol": 5}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_whole_module_is_refused_with_the_lines_that_save_its_state(
     options: dict[str, Any], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -397,6 +397,7 @@ def bounded(path: Path) -> str:
     return ran.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COSTLY)
 def test_what_costs_more_than_its_size_is_refused(name: str, tmp_path: Path) -> None:
     size, entries, reason = COSTLY[name]
@@ -427,6 +428,7 @@ FAIR: Final[dict[str, tuple[int, bytes, int, bytes]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAIR)
 def test_what_costs_no_more_than_its_size_is_read(name: str, tmp_path: Path) -> None:
     size, entries, tensors, content = FAIR[name]

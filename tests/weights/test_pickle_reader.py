@@ -382,6 +382,7 @@ except (UnsupportedFormError, ValueError):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COSTLY)
 def test_what_costs_more_than_its_size_neither_ends_nor_holds_up_the_process(name: str, tmp_path: Path) -> None:
     (tmp_path / "pickled").write_bytes(COSTLY[name])

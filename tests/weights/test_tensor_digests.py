@@ -65,7 +65,9 @@ def numbers(shape: tuple[int, ...] | list[int], dtype: torch.dtype) -> Tensor:
 
 DTYPES: Final = [getattr(torch, name) for name in ITEM_SIZES]
 
-in_one_directory = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_one_directory = settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @given(data=st.data())
