@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.errors import CheckpointError, CosyjitError, OutputError
 from cosyjit.fs.files import sha256_of, sha256_of_folder
 from cosyjit.planning.plan import Target
@@ -185,7 +185,7 @@ def _verify_folder(target: Target, path: Path, progress: worker.Progress) -> dic
 def _planned_folder(target: Target) -> Folder:
     """What a folder is to hold, from the files that it was planned with."""
     target.check_unchanged()
-    base = read_base(target.source.directory)
+    base = read_qwen2_config(target.source.directory)
     if base.digests != target.configs:
         raise CheckpointError(f"{base.path.parent}: was changed after it was planned; run again when it is complete")
     with opened(target.weights_file) as file:

@@ -159,7 +159,7 @@ class _Search:
         found = publication.load(self._store, documents.stem(name))
         gone = found is None and self._store.read(name) is None  # by another machine's collection
         if found is None and not gone:  # what was before it would seem to be out of reach
-            raise documents.damaged(f"{self._store}/{name}", "other content than its name says")
+            raise documents.damaged_error(f"{self._store}/{name}", "other content than its name says")
         return found
 
     def _objects(self, key: str) -> Collection[str] | None:

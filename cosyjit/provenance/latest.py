@@ -30,7 +30,7 @@ def read(store: Store, name: str) -> str | None:
         content = store.read(name)
         if content is None:
             return None
-        document = documents.read_sealed(content, f"{store}/{name}")
+        document = documents.read_with_checksum(content, f"{store}/{name}")
         if name_of(document["source"], document["target"]) != name:
             return None
         return documents.digest(document["fingerprint"], 32)
@@ -45,4 +45,4 @@ def write(store: Store, source: str, target: str, key: str) -> None:
     name = name_of(source, target)
     if read(store, name) != key:
         document = {"schema": documents.SCHEMA, "source": source, "target": target, "fingerprint": key}
-        store.write(name, documents.seal(document))
+        store.write(name, documents.with_checksum(document))

@@ -134,5 +134,5 @@ def _short_form(path: Path) -> dict[str, Any]:
             f"{path}: is no artifact of cosyjit ({line(error).partition(';')[0]}); name one that it has built"
         ) from None
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
-        raise documents.damaged(str(path), "the fingerprint is not that of its parts")
+        raise documents.damaged_error(str(path), "the fingerprint is not that of its parts")
     return document

@@ -189,7 +189,7 @@ def _opened(content: bytes, where: str, trusted: Trusted | None) -> tuple[dict[s
     envelope = signing.opened(stored) if signing.is_envelope(stored) else None
     document = documents.load(envelope.payload, where) if envelope else stored
     documents.check_schema(document["predicate"]["cosyjit_schema"], where)
-    kept = documents.unseal(stored, content, where)
+    kept = documents.without_checksum(stored, content, where)
     if trusted is not None:
         trusted.check(envelope, where)
     if envelope is None:
@@ -206,7 +206,7 @@ def _reading(where: str) -> Iterator[None]:
     except RecordError:
         raise
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+        raise documents.damaged_error(where, f"{type(error).__name__}: {error}") from None
 
 
 def _check_as_written(envelope: Envelope, kept: Mapping[str, Any], document: Mapping[str, Any]) -> None:
@@ -346,7 +346,7 @@ def objects(store: Store, key: str) -> tuple[str, ...] | None:
 
 
 def _of_another(where: str) -> RecordError:
-    return documents.damaged(where, "another fingerprint's")
+    return documents.damaged_error(where, "another fingerprint's")
 
 
 def save(store: Store, record: Record) -> Record:
@@ -375,7 +375,7 @@ def save(store: Store, record: Record) -> Record:
         )
     statement = record.statement
     document = store.signer.sign(canonical(statement)).document if store.signer else statement
-    store.write(name, documents.seal(document))
+    store.write(name, documents.with_checksum(document))
     return record
 
 

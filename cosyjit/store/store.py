@@ -140,7 +140,7 @@ class Store(Place):
             except FileNotFoundError:
                 return None
             except files.NoFileError as error:
-                raise documents.damaged(f"{self}/{name}", str(error.strerror)) from None
+                raise documents.damaged_error(f"{self}/{name}", str(error.strerror)) from None
             return content
 
     def has(self, name: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cosyjit.configuration.base_model import CONFIG, GENERATION, Base
+from cosyjit.configuration.base_model import CONFIG, GENERATION, Qwen2Config
 from cosyjit.encoders.parameters import Parameter
 from cosyjit.errors import CheckpointError, ConfigError
 from cosyjit.families import Component, Precision
@@ -39,7 +39,6 @@ _SPEECH_BIAS: Final = "llm_decoder.bias"
 _MARKS: Final = "llm_embedding.weight"
 """The two embeddings that CosyVoice2 puts before text and before speech; the caller of vLLM adds them itself."""
 
-_ARCHITECTURE: Final = "Qwen2ForCausalLM"
 _ARCHITECTURE_WITH_BIAS: Final = "CosyVoice2ForCausalLM"
 """What the public runtime registers with vLLM, which knows no head with a bias."""
 
@@ -99,15 +98,10 @@ class FolderNeed:
     """What the folder of a language model needs of a weights file: all that its base configuration asks for."""
 
     component: Component
-    base: Base
+    base: Qwen2Config
 
     @property
     def names(self) -> Iterable[str]:
-        """
-        Raises:
-            ConfigError: the configuration is of another model.
-        """
-        _check_kind(self.base)
         wanted = _wanted(self.component, self.base, 1, old_head=False)
         return [name for name in wanted if name != f"{_PREFIX}{_HEAD}"]
 
@@ -123,7 +117,7 @@ class FolderNeed:
         plan_folder(self.component, self.base, path, entries)
 
 
-def plan_folder(component: Component, base: Base, weights: Path, entries: Known) -> Folder:
+def plan_folder(component: Component, base: Qwen2Config, weights: Path, entries: Known) -> Folder:
     """Work out what the folder of a weights file will be.
 
     Args:
@@ -137,7 +131,6 @@ def plan_folder(component: Component, base: Base, weights: Path, entries: Known)
         TensorMismatchError: tensors are missing, unknown, or of another shape.
         CheckpointError: the head over speech has another vocabulary than the embedding, or is the embedding.
     """
-    _check_kind(base)
     _check_sizes(base, weights, entries)
     rows = _speech_vocabulary(weights, entries)
     wanted = _wanted(component, base, rows, old_head=f"{_PREFIX}{_HEAD}" in entries)
@@ -153,40 +146,23 @@ def plan_folder(component: Component, base: Base, weights: Path, entries: Known)
     return Folder(_config(base, rows, bias=_SPEECH_BIAS in wanted), _generation(base), tensors, left_out)
 
 
-def _check_kind(base: Base) -> None:
-    for name, supported in {"model_type": "qwen2", "architectures": [_ARCHITECTURE]}.items():
-        if base.config.get(name) != supported:
-            raise base.refused(name, json.dumps(supported))
-    if type(base.config.get("tie_word_embeddings", False)) is not bool:
-        raise base.refused("tie_word_embeddings", "true or false")
-    if base.size("num_attention_heads") % base.size("num_key_value_heads"):
-        heads = base.size("num_attention_heads")
-        raise base.refused("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
-
-
-def _head_width(base: Base) -> int:
-    if base.config.get("head_dim") is None:
-        return max(1, base.size("hidden_size") // base.size("num_attention_heads"))
-    return base.size("head_dim")
-
-
-def _check_sizes(base: Base, weights: Path, entries: Known) -> None:
+def _check_sizes(base: Qwen2Config, weights: Path, entries: Known) -> None:
     """Compare each size with a tensor that shows it; of tensors that are missing, others say so."""
     first = "llm.model.model.layers.0."
-    width = _head_width(base)
+    width = base.head_dim
     wanted = {
-        "hidden_size": (base.size("hidden_size"), _rows(entries, "llm.model.model.norm.weight")),
-        "num_hidden_layers": (base.size("num_hidden_layers"), _layers(entries, base.size("num_hidden_layers"))),
-        "intermediate_size": (base.size("intermediate_size"), _rows(entries, f"{first}mlp.gate_proj.weight")),
+        "hidden_size": (base.hidden_size, _rows(entries, "llm.model.model.norm.weight")),
+        "num_hidden_layers": (base.num_hidden_layers, _layers(entries, base.num_hidden_layers)),
+        "intermediate_size": (base.intermediate_size, _rows(entries, f"{first}mlp.gate_proj.weight")),
         f"num_attention_heads times a head's {width}": (
-            base.size("num_attention_heads") * width,
+            base.num_attention_heads * width,
             _rows(entries, f"{first}self_attn.q_proj.weight"),
         ),
         f"num_key_value_heads times a head's {width}": (
-            base.size("num_key_value_heads") * width,
+            base.num_key_value_heads * width,
             _rows(entries, f"{first}self_attn.k_proj.weight"),
         ),
-        "vocab_size": (base.size("vocab_size"), _rows(entries, f"{_PREFIX}{_EMBEDDING}")),
+        "vocab_size": (base.vocab_size, _rows(entries, f"{_PREFIX}{_EMBEDDING}")),
     }
     wrong = [f"{name} is {size}, not {found}" for name, (size, found) in wanted.items() if found not in {None, size}]
     if wrong:
@@ -219,14 +195,14 @@ def _speech_vocabulary(weights: Path, entries: Known) -> int:
     return embedding or head or 1
 
 
-def _wanted(component: Component, base: Base, rows: int, *, old_head: bool) -> dict[str, tuple[int, ...]]:
+def _wanted(component: Component, base: Qwen2Config, rows: int, *, old_head: bool) -> dict[str, tuple[int, ...]]:
     """All tensors that the weights file is to have, in the folder's order, with their shapes.
 
     The old head need not be there where it is tied to the text's embedding: then it is one tensor of two names.
     """
-    width, vocabulary = base.size("hidden_size"), base.size("vocab_size")
+    width, vocabulary = base.hidden_size, base.vocab_size
     text = {_EMBEDDING: (vocabulary, width), **_body(base)}
-    if old_head or not base.config.get("tie_word_embeddings", False):
+    if old_head or not base.tie_word_embeddings:
         text[_HEAD] = (vocabulary, width)
     shapes = {_SPEECH_BIAS: (rows,), _MARKS: (2, width)}
     return {
@@ -237,11 +213,11 @@ def _wanted(component: Component, base: Base, rows: int, *, old_head: bool) -> d
     }
 
 
-def _body(base: Base) -> dict[str, tuple[int, ...]]:
+def _body(base: Qwen2Config) -> dict[str, tuple[int, ...]]:
     """What is copied as it is: the layers, and the norm behind them."""
-    width, inner = base.size("hidden_size"), base.size("intermediate_size")
-    queries = base.size("num_attention_heads") * _head_width(base)
-    keys = base.size("num_key_value_heads") * _head_width(base)
+    width, inner = base.hidden_size, base.intermediate_size
+    queries = base.num_attention_heads * base.head_dim
+    keys = base.num_key_value_heads * base.head_dim
     layer: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (width,),
         "self_attn.q_proj.weight": (queries, width),
@@ -256,12 +232,12 @@ def _body(base: Base) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj.weight": (inner, width),
         "mlp.down_proj.weight": (width, inner),
     }
-    layers = range(base.size("num_hidden_layers"))
+    layers = range(base.num_hidden_layers)
     found = {f"model.layers.{number}.{name}": shape for number in layers for name, shape in layer.items()}
     return {**found, "model.norm.weight": (width,)}
 
 
-def _copied(base: Base, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Copied]:
+def _copied(base: Qwen2Config, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Copied]:
     sources = {
         _EMBEDDING: _SPEECH_EMBEDDING,
         **{name: f"{_PREFIX}{name}" for name in _body(base)},
@@ -271,7 +247,7 @@ def _copied(base: Base, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Copie
     return (Copied(name, source, wanted[source]) for name, source in sources.items() if source in wanted)
 
 
-def _config(base: Base, rows: int, *, bias: bool) -> dict[str, Any]:
+def _config(base: Qwen2Config, rows: int, *, bias: bool) -> dict[str, Any]:
     kept = {name: value for name, value in base.config.items() if name not in {"bos_token_id", "eos_token_id"}}
     types = [name for name in _TYPES if name in base.config] or [_TYPES[0]]
     return {
@@ -284,5 +260,5 @@ def _config(base: Base, rows: int, *, bias: bool) -> dict[str, Any]:
     }
 
 
-def _generation(base: Base) -> dict[str, Any]:
+def _generation(base: Qwen2Config) -> dict[str, Any]:
     return {name: value for name, value in base.generation.items() if name != "eos_token_id"}

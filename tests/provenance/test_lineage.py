@@ -202,7 +202,7 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
 ) -> None:
     monkeypatch.chdir(tmp_path)
     record.save(Store(home / ".cache"), record_of(sha256(b"secret"), "secret"))  # beside the store, as if in it
-    (home / ".cache" / "cosyjit" / "secret.json").write_bytes(documents.seal(record_of("0" * 64).statement))
+    (home / ".cache" / "cosyjit" / "secret.json").write_bytes(documents.with_checksum(record_of("0" * 64).statement))
     before = snapshot(home)
     with pytest.raises(InputError) as error:
         trace(store, reference)

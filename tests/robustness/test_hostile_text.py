@@ -218,7 +218,7 @@ def test_a_record_of_an_odd_form_is_damaged_whatever_leads_to_it(
     ODD[what](parameters["parts"])
     with deep():
         key = parameters["fingerprint"] = key_of(parameters["parts"])
-        (store.local / record.name_of(key)).write_bytes(documents.seal(document))
+        (store.local / record.name_of(key)).write_bytes(documents.with_checksum(document))
     target = planned.target
     latest.write(store, target.source.name, f"{target.name} {target.device}", key)
     directory = tmp_path / "shown"

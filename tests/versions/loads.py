@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.families import PRECISIONS, Component, Precision
 from cosyjit.torchscript.gate import Mode, _calls, _Gate, _has_arithmetic
 from cosyjit.torchscript.load import load_encoder
@@ -58,7 +58,7 @@ def compare_folder(directory: Path, component: Component, precision: Precision) 
     """How many tensors were compared, bit for bit."""
     checkpoint = opened(directory)
     weights = directory / component.weights
-    folder = plan_folder(component, read_base(checkpoint.source.directory), weights, indexed_file(weights))
+    folder = plan_folder(component, read_qwen2_config(checkpoint.source.directory), weights, indexed_file(weights))
     with tempfile.TemporaryDirectory() as copy:
         published = Path(f"{directory}-vllm-{precision.name}") / component.file_name(precision.name)
         made = shutil.copytree(published, Path(copy) / "vllm")  # of links, which the gate would refuse
