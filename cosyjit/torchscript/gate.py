@@ -188,7 +188,7 @@ class _Gate:
         self.figures = Figures()
 
     def fail(self, problem: str) -> VerificationError:
-        return VerificationError(f"{problem}; {self.precision.instead}")
+        return VerificationError(f"{problem}; {self.precision.hint}")
 
     def check_size(self, size: int, least_bytes: int, weight_bytes: int) -> None:
         factor, more = _MOST
@@ -241,7 +241,7 @@ class _Gate:
     def _measure(self, where: str, ours: Tensor, theirs: Tensor) -> None:
         for whose, tensor, way_out in (
             (" of the encoder itself", theirs, "export a checkpoint whose weights are sound"),
-            ("", ours, self.precision.instead),
+            ("", ours, self.precision.hint),
         ):
             unfit = tensor.numel() - int(tensor.isfinite().sum())
             if unfit:

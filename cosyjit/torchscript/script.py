@@ -37,7 +37,7 @@ def check_cast(tensors: Mapping[str, Tensor], cast_ones: Mapping[str, Tensor], p
     """
     changed = {name: after for name, after in cast_ones.items() if after.dtype != tensors[name].dtype}
     _refuse_unfit(tensors, "are NaN or infinite", "export a checkpoint whose weights are sound")
-    _refuse_unfit(changed, f"overflow in {precision.dtype}", precision.instead)
+    _refuse_unfit(changed, f"overflow in {precision.dtype}", precision.hint)
     return sum(int(tensors[name].count_nonzero() - after.count_nonzero()) for name, after in changed.items())
 
 

@@ -78,7 +78,7 @@ class Caster:
                     "export a checkpoint whose weights are sound"
                 )
             raise VerificationError(
-                f"{self._path}: {name} has numbers that overflow in {self._precision.dtype}; {self._precision.instead}"
+                f"{self._path}: {name} has numbers that overflow in {self._precision.dtype}; {self._precision.hint}"
             )
         left = int(after.count_nonzero())
         if left < after.numel():

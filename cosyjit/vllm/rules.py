@@ -90,7 +90,7 @@ class Folder:
 
     def size(self, precision: Precision) -> int:
         """What the tensors take at a precision, in bytes."""
-        return sum(math.prod(tensor.shape) * precision.bytes for tensor in self.tensors)
+        return sum(math.prod(tensor.shape) * precision.item_size for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _wanted(component: Component, base: Qwen2Config, rows: int, *, old_head: boo
         **{f"{_PREFIX}{name}": shape for name, shape in text.items()},
         _SPEECH_EMBEDDING: (rows, width),
         _SPEECH_HEAD: (rows, width),
-        **{name: shapes[name] for name in component.beside},
+        **{name: shapes[name] for name in component.extra_tensors},
     }
 
 

@@ -340,6 +340,6 @@ def test_a_source_that_is_not_utf_8_is_told_to_no_server() -> None:
         Server(url).notify(os.fsdecode(b"/models/\xff"), "CosyVoice")
     assert (
         str(error.value)
-        == r"/models/\udcff: is not UTF-8, and cannot be told to a server; give the directory another name"
+        == r"/models/\udcff: is not UTF-8, so a server cannot be told of it; give the directory another name"
     )
     assert asked == []

@@ -98,7 +98,7 @@ def refusal(
     (message,) = caught.value.args
     assert "\n" not in message
     problem, _, last = message.rpartition("; ")
-    assert last == (way_out or PRECISIONS[precision].instead)
+    assert last == (way_out or PRECISIONS[precision].hint)
     return str(problem)
 
 
