@@ -21,7 +21,7 @@ from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import Source, open_source
 from cosyjit.store.store import FORMS, Store
 from cosyjit.weights.fit import PLAIN, EncoderNeed, Reading, check
-from cosyjit.weights.weights_file import changed
+from cosyjit.weights.weights_file import changed_error
 
 _MEMORY_FACTOR: Final = 2.2
 _MEMORY_BASE: Final = 600_000_000
@@ -88,7 +88,7 @@ class Target:
             CheckpointError: the weights file is not the one any more that the fingerprint was taken of.
         """
         if not self.is_unchanged():
-            raise changed(self.weights_file, "after it was planned")
+            raise changed_error(self.weights_file, "after it was planned")
 
     def check_fit(self) -> None:
         """See that the weights are those that the encoder needs.

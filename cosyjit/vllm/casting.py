@@ -11,7 +11,7 @@ from cosyjit.errors import CheckpointError, VerificationError
 from cosyjit.families import Precision
 from cosyjit.fs import files
 from cosyjit.weights.tensors import StoredTensor
-from cosyjit.weights.weights_file import changed
+from cosyjit.weights.weights_file import changed_error
 
 _NUMBERS: Final = 1 << 20
 """How many numbers a block has at most."""
@@ -56,8 +56,8 @@ class Caster:
             yield from whole.flatten().split(_NUMBERS)
             return
         step = _NUMBERS * tensor.item_size
-        for at in range(0, tensor.bytes, step):
-            size = min(step, tensor.bytes - at)
+        for at in range(0, tensor.size, step):
+            size = min(step, tensor.size - at)
             self._fill(memoryview(self._read)[:size], tensor.start + at)
             yield torch.frombuffer(self._read, dtype=dtype, count=size // tensor.item_size)
 
@@ -67,7 +67,7 @@ class Caster:
         except OSError as error:
             raise CheckpointError(f"{self._path}: cannot be read ({error.strerror}); copy it again") from None
         if not whole:
-            raise changed(self._path)
+            raise changed_error(self._path)
 
     def _check(self, name: str, before: Tensor, after: Tensor) -> None:
         # A sum that is finite is of such numbers alone; most are, and looking at each takes ten times as long.

@@ -19,7 +19,7 @@ from cosyjit.weights import safetensors
 from cosyjit.weights.fit import PLAIN, Reading, read_as
 from cosyjit.weights.safetensors import UNSOUND
 from cosyjit.weights.tensors import StoredTensor
-from cosyjit.weights.weights_file import changed, numbers, opened
+from cosyjit.weights.weights_file import changed_error, numbers, opened
 
 
 class _Digest:
@@ -97,7 +97,7 @@ def _located(
         for tensor in folder.tensors:
             stored = entries.get(tensor.source)
             if not isinstance(stored, StoredTensor) or stored.shape != tensor.shape or "float" not in stored.dtype:
-                raise changed(weights, "after it was planned")
+                raise changed_error(weights, "after it was planned")
             found.append((tensor, stored))
         with numbers(file, weights, contents, [stored for _, stored in found]) as source:
             yield source, found

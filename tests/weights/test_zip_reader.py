@@ -82,7 +82,7 @@ def test_a_member_behind_the_first_4_gb_is_read(tmp_path: Path) -> None:
     write_sparse(path, [Part(b"x/large", size=5 << 30, wide=True), replace(B, wide=True)], 1)
     with path.open("rb") as file:
         large, b = members(file).values()
-        assert (large.bytes, b.header > 5 << 30) == (5 << 30, True)
+        assert (large.size, b.header > 5 << 30) == (5 << 30, True)
         assert content(file, b, 100) == B.content
         with pytest.raises(
             UnsupportedFormError, match=r"^has 5368709120 bytes in x/large, more than the 100 that are read"
@@ -130,10 +130,10 @@ HOSTILE: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "on another disk": (part(disk=1), r"has members that are encrypted \(x/a\)"),
     "compressed in another way": (part(method=12), r"has members that are compressed by method 12 \(x/a\)"),
     "marked as a folder": (part(attributes=0x10), "x/a is marked as a folder"),
-    "another name in the header": (part(header_name=b"x/c"), "x/a is another one by its header"),
-    "a longer name in the header": (part(header_name=b"x/abc"), "x/a is another one by its header"),
-    "a shorter name in the header": (part(header_name=b"x/", padding=b"a"), "x/a is another one by its header"),
-    "no header": (part(signature=b"PK\1\2"), "x/a is another one by its header"),
+    "another name in the header": (part(header_name=b"x/c"), "the header of x/a names another member"),
+    "a longer name in the header": (part(header_name=b"x/abc"), "the header of x/a names another member"),
+    "a shorter name in the header": (part(header_name=b"x/", padding=b"a"), "the header of x/a names another member"),
+    "no header": (part(signature=b"PK\1\2"), "the header of x/a names another member"),
     "larger by a byte": (part(size=6), "x/a is cut short"),
     "larger than the file": (part(size=1 << 31), "has 2147483648 bytes in x/a, more than the 1048576"),
     "largest": (part(size=2**64 - 1, wide=True), "has 18446744073709551615 bytes in x/a, more than the 1048576"),
