@@ -98,7 +98,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "a flow alone": (
         without_llm,
-        ("/cosyvoice.yaml: has no node llm, of which llm.", "--component flow.encoder exports what there is"),
+        ("/cosyvoice.yaml: has no node llm, which llm.", "--component flow.encoder exports what there is"),
     ),
     "weights missing": (
         lambda path: (path / "flow.pt").unlink(),
