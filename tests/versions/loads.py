@@ -49,9 +49,9 @@ def compare_zip(directory: Path, component: Component, precision: Precision) -> 
         for call in _calls(encoder, component.methods, whole=whole):
             expected = list(call.run(encoder, torch.float32))
             for mode in modes_of(precision):
-                gate.compare(f"{call.name}, {mode.name}", gate.found(call, module, mode), expected)
+                gate.compare(f"{call.name}, {mode.name}", gate.outputs(call, module, mode), expected)
                 count += 1
-    return count, gate.figures.absolute
+    return count, gate.metrics.absolute
 
 
 def compare_folder(directory: Path, component: Component, precision: Precision) -> tuple[int, float]:
