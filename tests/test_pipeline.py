@@ -19,7 +19,7 @@ import pytest
 from cosyjit import InputError, Outcome, Planned, Store, Target, audit_store, collect, export, history, plan
 from cosyjit.errors import StoreError
 from cosyjit.pipeline import conclude, make, ready
-from cosyjit.provenance.record import SHORT_FORM, load, short_form
+from cosyjit.provenance.record import EMBEDDED_NAME, embedded_provenance, load
 from tests.support.kept import flip, litter, object_of, record_of, retrain, rewrite, unreferenced
 from tests.support.processes import builds, children, ended, shown, snapshot, start, wait_for
 from tests.support.stored import unique_url
@@ -136,8 +136,8 @@ def test_a_record_says_what_an_artifact_was_made_from_and_how_it_came_out(
         assert made.figures["seconds"] > 0
         assert made.started < made.finished
         with zipfile.ZipFile(outcome.path) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{SHORT_FORM}"))
-            assert archive.read(name) == short_form(made.fingerprint)
+            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{EMBEDDED_NAME}"))
+            assert archive.read(name) == embedded_provenance(made.fingerprint)
 
 
 def test_the_run_that_an_artifact_was_built_in_stands_in_its_record(tiny: Path, tmp_path: Path, store: Store) -> None:

@@ -116,7 +116,7 @@ def _build(target: Target, directory: Path, progress: worker.Progress) -> tuple[
     module = optimize(encoder, target.component.methods)
     progress("save")
     try:
-        path = save(module, directory, {record.SHORT_FORM: record.short_form(target.fingerprint)})
+        path = save(module, directory, {record.EMBEDDED_NAME: record.embedded_provenance(target.fingerprint)})
     except RuntimeError as error:  # of torch's, where it does not abort
         raise _unwritable(directory, str(error).splitlines()[0]) from None
     target.check_unchanged()

@@ -299,7 +299,7 @@ def lineage_tree(trace: Trace) -> Tree:
     made = trace.record
     if made is None:
         tree = Tree(_text(f"{trace.sha256} (of no record in this store)"))
-        _branch(tree, "says of itself", trace.short_form or {})
+        _branch(tree, "says of itself", trace.embedded or {})
         return tree
     tree = Tree(_text(made.name if trace.same_bytes else f"{made.name} (the file's own bytes are {trace.sha256})"))
     tree.add(_text(f"sha256 {made.sha256}"))
@@ -317,7 +317,7 @@ def lineage_tree(trace: Trace) -> Tree:
 
 def lineage_json(trace: Trace) -> str:
     """The record as it is kept, or what the artifact says of itself if the store has none."""
-    return _json(trace.record.statement if trace.record else trace.short_form)
+    return _json(trace.record.statement if trace.record else trace.embedded)
 
 
 def faults_json(faults: Sequence[Fault]) -> str:

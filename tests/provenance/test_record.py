@@ -307,9 +307,9 @@ def test_a_later_schema_is_told_apart_whatever_else_it_has() -> None:
     assert str(error).endswith("is of schema 2, and this cosyjit reads up to 1; upgrade cosyjit")
 
 
-def test_the_short_form_has_the_parts_and_no_time_path_or_run() -> None:
+def test_the_embedded_provenance_has_the_parts_and_no_time_path_or_run() -> None:
     made = fingerprint()
-    form = record.short_form(made)
+    form = record.embedded_provenance(made)
     assert json.loads(form) == {"fingerprint": made.key, "parts": made.parts, "schema": documents.SCHEMA}
     found: Mapping[str, Any] = json.loads(form)
     assert found["parts"].keys() == {"tensors", "config", "precision", "device", "recipe", "encoders", "torch"}
@@ -317,7 +317,7 @@ def test_the_short_form_has_the_parts_and_no_time_path_or_run() -> None:
 
 @given(FINGERPRINTS, FINGERPRINTS)
 @settings(max_examples=40, deadline=None)
-def test_short_forms_are_equal_where_fingerprints_are(one: Fingerprint, other: Fingerprint) -> None:
+def test_embedded_provenance_is_equal_where_fingerprints_are(one: Fingerprint, other: Fingerprint) -> None:
     again = Fingerprint(
         dict(reversed(list(one.tensors.items()))),
         dict(reversed(list(one.config.items()))),
@@ -327,8 +327,8 @@ def test_short_forms_are_equal_where_fingerprints_are(one: Fingerprint, other: F
         one.encoders,
         one.torch,
     )
-    assert record.short_form(one) == record.short_form(again)
-    assert (record.short_form(one) == record.short_form(other)) == (one.key == other.key)
+    assert record.embedded_provenance(one) == record.embedded_provenance(again)
+    assert (record.embedded_provenance(one) == record.embedded_provenance(other)) == (one.key == other.key)
 
 
 READ_ONE = """

@@ -16,7 +16,7 @@ from cosyjit.fs.identity import Identity
 from cosyjit.operations.trends import Point
 from cosyjit.provenance.fingerprint import Fingerprint, fingerprint
 from cosyjit.provenance.lineage import Trace
-from cosyjit.provenance.record import Material, short_form
+from cosyjit.provenance.record import Material, embedded_provenance
 from cosyjit.reports import report
 from cosyjit.reports.report import closing, counts, outcomes_json, outcomes_table, summary
 from cosyjit.sources.source import Source
@@ -289,14 +289,14 @@ def test_a_lineage_names_all_that_the_record_does() -> None:
 
 def test_the_lineage_of_a_file_of_other_bytes_says_so() -> None:
     made = record(target("llm.llm"))
-    said = json.loads(short_form(made.fingerprint))
+    said = json.loads(embedded_provenance(made.fingerprint))
     assert f"the file's own bytes are {'9' * 64}" in text_of(report.lineage_tree(Trace(made, said, "9" * 64)))
     assert text_of(report.lineage_tree(Trace(made, said, DIGEST))) == text_of(report.lineage_tree(Trace(made)))
 
 
 def test_a_lineage_without_a_record_is_what_the_file_says_of_itself() -> None:
     made: Fingerprint = target("llm.llm").fingerprint
-    said = json.loads(short_form(made))
+    said = json.loads(embedded_provenance(made))
     text = text_of(report.lineage_tree(Trace(None, said, DIGEST)))
     assert f"{DIGEST} (of no record in this store)" in text
     assert f"fingerprint {made.key}\n" in text
