@@ -202,7 +202,7 @@ def resolve(model: Model, *, download: bool = True) -> Snapshot:
         if known is None:
             raise SourceUnavailableError(f"{error}, or give a model directory that is there") from None
         problem, _, _ = str(error).partition("; ")
-        _LOG.warning("%s; using commit %s, which was current at %s", problem, known.snapshot.revision, known.resolved)
+        _LOG.warning("%s; commit %s is used, which was current at %s", problem, known.snapshot.revision, known.resolved)
         return replace(known.snapshot, download=download)
     return Snapshot(model, listing.revision, listing.endpoint, listing.files, download)
 

@@ -317,7 +317,7 @@ def test_the_last_copy_is_used_with_a_warning(status: int, hub: Hub, caplog: pyt
     assert warning.startswith(
         f"{MODEL}: {hub.endpoint.removeprefix('http://')} cannot be reached, or is busy ({reason})"
     )
-    assert f"; commit {before.directory.name} which was current at 20" in warning
+    assert f"; commit {before.directory.name} is used, which was current at 20" in warning
     assert "\n" not in warning
 
 
