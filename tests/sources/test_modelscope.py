@@ -553,7 +553,10 @@ def test_where_the_client_looks_for_a_faster_way_it_asks_the_hub_alone(
 
 
 def test_the_client_is_imported_by_who_needs_it_alone(hub: Hub, tiny: Path) -> None:
-    code = "import sys, cosyjit; cosyjit.source.open_source(sys.argv[1]); print('modelscope_hub' in sys.modules)"
+    code = (
+        "import sys; from cosyjit.sources.source import open_source; open_source(sys.argv[1]); "
+        "print('modelscope_hub' in sys.modules)"
+    )
     answers = []
     for source in (tiny, MODEL):
         with start(code, source) as process:

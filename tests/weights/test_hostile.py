@@ -336,7 +336,7 @@ COSTLY: Final[dict[str, tuple[int, bytes, str]]] = {
         named_often(tensor([2] * TWOS, [1 << i for i in range(TWOS)], of=numbers_of(1 << TWOS)), 1),
         "has tensors that are not contiguous, in too many rows",
     ),
-    "too many dimensions": (1, sharing(row(*[b"K\1"] * 100_000), 60_000), "of more than 64 dimensions"),
+    "too many dimensions": (1, sharing(row(*[b"K\1"] * 100_000), 60_000), "or more than 64 dimensions"),
     "many pairs, again and again": (
         1,
         named("collections", "OrderedDict")
