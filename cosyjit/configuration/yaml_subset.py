@@ -81,7 +81,8 @@ class Subset:
     """A node, what it refers to, and what that refers to in turn."""
 
     def __init__(self, document: Document, path: Path) -> None:
-        """
+        """Collect the subset that a node needs.
+
         Args:
             document: the whole document.
             path: the path of the node, which exists.

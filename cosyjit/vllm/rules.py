@@ -144,7 +144,8 @@ def plan_folder(component: Component, base: Qwen2Config, weights: Path, entries:
     _check_sizes(base, weights, entries)
     rows = _speech_vocabulary(weights, entries)
     wanted = _wanted(component, base, rows, old_head=f"{_PREFIX}{_HEAD}" in entries)
-    check_tensors(f"{weights}: {component.name}", {name: Parameter(each) for name, each in wanted.items()}, entries)
+    parameters = {name: Parameter(shape) for name, shape in wanted.items()}
+    check_tensors(f"{weights}: {component.name}", parameters, entries)
     if entries[_SPEECH_HEAD] == entries[_SPEECH_EMBEDDING]:
         raise CheckpointError(
             f"{weights}: {_SPEECH_HEAD} is tied to {_SPEECH_EMBEDDING}, the same numbers; "
