@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import costs
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.families import COSYVOICE2_VLLM, PRECISIONS, Precision
 from cosyjit.fs.files import remove
 from cosyjit.processes import worker
@@ -57,7 +57,7 @@ def main(directory: Path, count: int) -> None:
     weights = source / "llm.pt"
     with opened(weights) as file:
         _, entries = read_as(file, weights, PLAIN)
-    folder = plan_folder(COSYVOICE2_VLLM, read_base(source), weights, entries)
+    folder = plan_folder(COSYVOICE2_VLLM, read_qwen2_config(source), weights, entries)
     table = Table(title=f"medians of {count} rounds", title_justify="left")
     for heading in ("", "GB", "s", "of plain", "peak memory, MB"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -1,8 +1,7 @@
 """JSON documents with a schema number, as stores and publications have them.
 
-Publications are named by the digest of their content. What else a store has carries its own: a checksum, by which any
-change of the file shows that was not made on purpose. Against those that are, there are signatures
-(`cosyjit.store.signing`).
+Publications are named by the digest of their content. Every other document of a store carries a checksum, which shows
+accidental changes of the file. Signatures (`cosyjit.store.signing`) show those that were made on purpose.
 """
 
 import hashlib
@@ -14,25 +13,24 @@ from typing import Any, Final
 from cosyjit.errors import LaterSchemaError, RecordError
 
 SCHEMA: Final = 1
-"""Of records, publications and heads. A later version that writes something else raises it."""
-
+"""The schema of records, publications and heads. A version that writes another form raises it."""
 
 MEMBER: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}"
-"""The form of the name of a file in a folder that is an artifact: no path."""
+"""The form of the name of a file in a folder that is an artifact. It cannot be a path."""
 
-_SEAL: Final = "checksum"
+_CHECKSUM: Final = "checksum"
 _END: Final = b"\n}\n"
-_SEAL_LENGTH: Final = len(f',\n "{_SEAL}": "{"0" * 64}"')
+_CHECKSUM_LENGTH: Final = len(f',\n "{_CHECKSUM}": "{"0" * 64}"')
 
 _DEEPEST: Final = 100
-"""How many lists and objects may stand in one another. cosyjit writes 20; of a thousand, Python cannot write one."""
+"""How deep lists and objects may be nested. cosyjit writes 20 levels; Python cannot write a thousand."""
 
 LARGEST: Final = 1 << 63
-"""The numbers of documents are smaller: sizes in bytes, counts, seconds, and what is computed and shown of them."""
+"""Every number in a document is smaller: sizes in bytes, counts, seconds, and what is computed from them."""
 
 
 def now() -> str:
-    """The time, as RFC 3339 has it."""
+    """The current time in the form of RFC 3339, in UTC with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -42,69 +40,74 @@ def dump(document: dict[str, Any]) -> bytes:
 
 
 def is_complete(content: bytes) -> bool:
-    """Whether a content ends as those of all documents do; none does that is a document's beginning."""
+    """Whether a content ends as every document does, so that it was not cut short."""
     return content.endswith(_END)
 
 
-def seal(document: dict[str, Any]) -> bytes:
-    """A document of at least one member as a file's content, with the SHA-256 of what it would be without."""
-    return _sealed(dump(document).removesuffix(_END))
-
-
-def _sealed(content: bytes) -> bytes:
-    """The content of a document, given without its end, with a last member that is its checksum."""
-    checksum = hashlib.sha256(content + _END).hexdigest()
-    return content + f',\n "{_SEAL}": "{checksum}"'.encode("ascii") + _END
-
-
-def unseal(document: dict[str, Any], content: bytes, where: str) -> dict[str, Any]:
-    """What was sealed.
-
-    The checksum is taken of the bytes as they stand: writing the document anew would take ten times as long as reading
-    it, and a store has many.
+def with_checksum(document: dict[str, Any]) -> bytes:
+    """A document as a file's content, with the SHA-256 of the content without it as the last member.
 
     Args:
-        document: from `load` or `read`, of a schema that this version knows: a later one may be sealed otherwise.
-        content: the file's.
+        document: has at least one member.
+    """
+    return _with_checksum(dump(document).removesuffix(_END))
+
+
+def _with_checksum(content: bytes) -> bytes:
+    """A document's content with its checksum; it is given without its end."""
+    checksum = hashlib.sha256(content + _END).hexdigest()
+    return content + f',\n "{_CHECKSUM}": "{checksum}"'.encode("ascii") + _END
+
+
+def without_checksum(document: dict[str, Any], content: bytes, where: str) -> dict[str, Any]:
+    """The document without its checksum, which is verified.
+
+    The checksum is computed over the bytes of the file: writing the document anew would take ten times as long as
+    reading it, and a store has many.
+
+    Args:
+        document: from `load` or `read`, of a schema that this version knows: a later one may have another checksum.
+        content: the file's content.
+        where: the beginning of the error's message.
 
     Raises:
-        RecordError: a byte of it is another than was written; the message begins with `where`.
+        RecordError: the content is not what was written.
     """
-    if _sealed(content[: -_SEAL_LENGTH - len(_END)]) != content:
-        raise damaged(where, "its checksum is missing, or another's")
-    return {name: value for name, value in document.items() if name != _SEAL}
+    if _with_checksum(content[: -_CHECKSUM_LENGTH - len(_END)]) != content:
+        raise damaged_error(where, "its checksum is missing or does not match")
+    return {name: value for name, value in document.items() if name != _CHECKSUM}
 
 
 def load(content: bytes, where: str) -> dict[str, Any]:
     """The object that a file's content describes.
 
     Raises:
-        RecordError: it is no JSON object; the message begins with `where`.
+        RecordError: it is not a JSON object; the message begins with `where`.
     """
     try:
-        document = json.loads(content, parse_constant=no_number)
+        document = json.loads(content, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise damaged(where, str(error)) from None
+        raise damaged_error(where, str(error)) from None
     if not isinstance(document, dict):
-        raise damaged(where, "no object")
+        raise damaged_error(where, "not an object")
     if _is_deep(document):
-        raise damaged(where, f"more than {_DEEPEST} lists and objects stand in one another")
+        raise damaged_error(where, f"lists and objects are nested more than {_DEEPEST} deep")
     return document
 
 
 def _is_deep(document: dict[str, Any]) -> bool:
     level: list[Any] = [document]
     for _ in range(_DEEPEST):
-        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
-        level = [one for each in inside for one in each]
+        nested = [value for value in level if isinstance(value, dict | list)]
+        level = [item for value in nested for item in (value.values() if isinstance(value, dict) else value)]
     return bool(level)
 
 
 def read(content: bytes, where: str) -> dict[str, Any]:
-    """As `load`, for a document that has its schema number at the top.
+    """Load a document that has its schema number at the top.
 
     Raises:
-        LaterSchemaError: a later version has written it.
+        LaterSchemaError: a later version of cosyjit wrote it.
         RecordError: it is damaged.
     """
     document = load(content, where)
@@ -112,24 +115,25 @@ def read(content: bytes, where: str) -> dict[str, Any]:
     return document
 
 
-def read_sealed(content: bytes, where: str) -> dict[str, Any]:
-    """As `read`, for a document that was sealed; without its seal."""
-    return unseal(read(content, where), content, where)
+def read_with_checksum(content: bytes, where: str) -> dict[str, Any]:
+    """Read a document that has a checksum; the document is returned without it."""
+    return without_checksum(read(content, where), content, where)
 
 
 def stem(name: str) -> str:
-    """What a document in a store is named for: a fingerprint, or a digest."""
+    """The fingerprint or digest that a document in a store is named after."""
     return name.rpartition("/")[2].removesuffix(".json")
 
 
 def check_schema(schema: object, where: str) -> None:
-    """
+    """Check that this version reads documents of a schema.
+
     Raises:
-        LaterSchemaError: it is later than this version's.
-        RecordError: it is no schema number.
+        LaterSchemaError: the schema is later than this version's.
+        RecordError: the value is not a schema number.
     """
     if type(schema) is not int or schema < 1:
-        raise damaged(where, "no schema number")
+        raise damaged_error(where, "no schema number")
     if schema > SCHEMA:
         raise LaterSchemaError(
             f"{where}: is of schema {schema}, and this cosyjit reads up to {SCHEMA}; upgrade cosyjit"
@@ -137,45 +141,45 @@ def check_schema(schema: object, where: str) -> None:
 
 
 def digest(value: object, digits: int) -> str:
-    """A digest of so many hexadecimal digits, and so no path.
+    """Check that a value is a digest with a number of hexadecimal digits, so that it cannot be a path.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     return text(value, f"[0-9a-f]{{{digits}}}")
 
 
 def text(value: object, pattern: str | None = None) -> str:
-    """A string, of any form for None.
+    """Check that a value is a string; without a pattern, of any form.
 
     Raises:
-        ValueError: it is none, or has not the form.
+        ValueError: it is not a string, or does not match the pattern.
     """
     if not isinstance(value, str) or (pattern is not None and not re.fullmatch(pattern, value)):
-        raise ValueError(f"{value!r} in place of {pattern or 'a string'}")
+        raise ValueError(f"{value!r} instead of {pattern or 'a string'}")
     return value
 
 
 def count(value: object) -> int:
-    """A number of things.
+    """Check that a value is a count: an integer that is not negative.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if type(value) is not int or not 0 <= value < LARGEST:
-        raise ValueError(f"{str(value)[:100]!r} in place of a number of things")
+        raise ValueError(f"{str(value)[:100]!r} instead of a count")
     return value
 
 
-def damaged(where: str, reason: str) -> RecordError:
-    """The error of a document that is not what it should be."""
+def damaged_error(where: str, reason: str) -> RecordError:
+    """The error of a document that was changed or cut short."""
     return RecordError(f"{where}: is damaged ({reason}); remove it, and export again")
 
 
-def no_number(constant: str) -> Any:
-    """What NaN and Infinity are, which Python's `json` takes and JSON has not.
+def refuse_constant(constant: str) -> Any:
+    """Refuse NaN and Infinity, which Python's `json` reads and JSON does not have.
 
     Raises:
         ValueError: always.
     """
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")

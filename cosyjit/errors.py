@@ -1,30 +1,30 @@
 """All errors that cosyjit raises on purpose, in one tree.
 
     CosyjitError
-    ├── InputError                     what was given cannot be exported as it is; nothing was written
-    │   ├── SourceError                no such directory or model, no configuration in it, or two
+    ├── InputError                     the input cannot be exported as it is; nothing was written
+    │   ├── SourceError                a source that is not a model directory, and not a model of a hub
     │   │   └── SourceUnavailableError a model hub that cannot be reached now, or is busy
-    │   ├── ConfigError                a configuration that is no YAML, or cannot be resolved as data
-    │   │   └── UnsupportedOptionError an encoder option that is unknown, missing, or of an unsupported value
-    │   ├── CheckpointError            a weights file that is missing, damaged, or more than tensors
-    │   │   └── TensorMismatchError    tensors that are missing, unexpected, or of another shape
+    │   ├── ConfigError                a configuration that is not YAML, or cannot be resolved as data
+    │   │   └── UnsupportedOptionError an encoder option that is unknown or missing, or has an unsupported value
+    │   ├── CheckpointError            a weights file that is missing or damaged, or holds more than tensors
+    │   │   └── TensorMismatchError    tensors that are missing or unexpected, or have another shape
     │   ├── FileChangedError           a file that was changed while it was read
-    │   ├── SelectionError             a family, component or precision that there is not
+    │   ├── SelectionError             a family, component or precision that does not exist
     │   ├── OutputError                a directory that cannot be written to
-    │   ├── StoreError                 a store that cannot be read or written, or lacks what is asked of it
-    │   │   ├── StoreUnavailableError  one that cannot be reached now, or is busy
-    │   │   │   └── BusyError          others were waited for as long as asked, and are not done
+    │   ├── StoreError                 a store that cannot be read or written, or lacks what is requested
+    │   │   ├── StoreUnavailableError  a store that cannot be reached now, or is busy
+    │   │   │   └── BusyError          other processes did not finish in the time that cosyjit waits for them
     │   │   └── RecordError            a record or manifest that is damaged
-    │   │       ├── LaterSchemaError   one that a later version of cosyjit has written
-    │   │       └── SignatureError     one without a signature by a required key
-    │   ├── PublicationError           a directory, or a number, under which nothing is published
-    │   └── ServerError                a Prefect server that is not there, too old, or lets nobody in
-    ├── TransientError                 what may pass by itself: the other parent of what is unavailable
-    ├── ResourceError                  memory, processes or what else builds need, which the system does not give
+    │   │       ├── LaterSchemaError   a record or manifest that a later version of cosyjit wrote
+    │   │       └── SignatureError     a record without a signature by one of the required keys
+    │   ├── PublicationError           nothing is published in a directory, or under a number
+    │   └── ServerError                a Prefect server that is missing or too old, or refuses access
+    ├── TransientError                 an error that may pass by itself: the second parent of "unavailable" errors
+    ├── ResourceError                  the system does not give the memory or processes that builds need
     └── BuildError                     one target could not be built; the others can
-        └── VerificationError          what was built is not what its encoder is, or would not be
+        └── VerificationError          what was built does not match its encoder, or would not
 
-Each message is one line that names the thing, the value and the way out. All of them survive pickling: every
+Each message is one line that names the thing, the value and what to do. All of them survive pickling, since every
 constructor passes its own arguments on to `Exception`.
 """
 
@@ -39,21 +39,21 @@ from cosyjit.text import listed, one_line, plain, without_secrets
 _LOG: Final = logging.getLogger("cosyjit")
 
 _LONGEST: Final = 300
-"""The most characters of another error's text in one of ours."""
+"""The most characters that our errors quote of the text of another error."""
 
 
 class CosyjitError(Exception):
-    """The root of all errors that cosyjit raises on purpose. As text, each is one line, whatever names it quotes."""
+    """The root of all errors that cosyjit raises on purpose. The text of each is one line, whatever names it quotes."""
 
     def __str__(self) -> str:
-        return plain(self._text())  # whoever catches it shows it, and so does Python if nobody does
+        return plain(self._text())  # here, since the text is shown by its catcher or by Python itself
 
     def _text(self) -> str:
         return super().__str__()
 
 
 def line(error: BaseException) -> str:
-    """An error's text in one line, or its name if it has none; cut if it is not cosyjit's own and quotes much."""
+    """The text of an error in one line, or its class if it has no text. The text of a foreign error is cut."""
     return one_line(str(error), None if isinstance(error, CosyjitError) else _LONGEST) or type(error).__name__
 
 
@@ -93,15 +93,15 @@ def _traceback(error: BaseException) -> str:
 
 
 class TransientError(CosyjitError):
-    """What may pass by itself: worth another try, later."""
+    """An error that may pass by itself, so that another try later may succeed."""
 
 
 class InputError(CosyjitError):
-    """What was given cannot be exported as it is; nothing was written."""
+    """The input cannot be exported as it is; nothing was written."""
 
 
 class SourceError(InputError):
-    """A source that is no model directory, and no model of a hub."""
+    """A source that is not a model directory, and not a model of a hub."""
 
 
 class SourceUnavailableError(SourceError, TransientError):
@@ -109,17 +109,17 @@ class SourceUnavailableError(SourceError, TransientError):
 
 
 class ConfigError(InputError):
-    """A configuration that is no YAML, or cannot be resolved as data."""
+    """A configuration that is not YAML, or cannot be resolved as data."""
 
 
 class UnsupportedOptionError(ConfigError):
-    """An encoder option that is unknown, missing, or of an unsupported value.
+    """An encoder option that is unknown or missing, or has an unsupported value.
 
     Attributes:
         option: its name.
-        value: its value as the configuration would show it.
-        supported: the values supported, in words.
-        where: the file and the component, once known.
+        value: its value as YAML.
+        supported: the supported values, in words.
+        where: the file and the component; "" until they are known.
     """
 
     def __init__(self, option: str, value: str, supported: str, where: str = "") -> None:
@@ -132,7 +132,7 @@ class UnsupportedOptionError(ConfigError):
 
 
 class CheckpointError(InputError):
-    """A weights file that is missing, damaged, or holds more than tensors."""
+    """A weights file that is missing or damaged, or holds more than tensors."""
 
 
 class TensorMismatchError(CheckpointError):
@@ -141,7 +141,7 @@ class TensorMismatchError(CheckpointError):
     Attributes:
         where: the weights file and the component.
         missing, unexpected: full names of tensors.
-        misshapen: "name (shape found instead of shape wanted)".
+        misshapen: "name (actual shape instead of required shape)".
     """
 
     def __init__(self, where: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]) -> None:
@@ -150,8 +150,8 @@ class TensorMismatchError(CheckpointError):
 
     def _text(self) -> str:
         lists = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
-        found = "; ".join(f"{len(names)} {kind}: {listed(_cut(names))}" for kind, names in lists.items() if names)
-        return f"{self.where}: the tensors do not fit the configuration ({found}); export a matching pair"
+        faults = "; ".join(f"{len(names)} {kind}: {listed(_cut(names))}" for kind, names in lists.items() if names)
+        return f"{self.where}: the tensors do not fit the configuration ({faults}); export a matching pair"
 
 
 _LONGEST_NAME: Final = 200
@@ -167,7 +167,7 @@ class FileChangedError(InputError):
 
 
 class SelectionError(InputError):
-    """A family, component or precision that there is not."""
+    """A family, component or precision that does not exist."""
 
 
 class OutputError(InputError):
@@ -175,7 +175,7 @@ class OutputError(InputError):
 
 
 class StoreError(InputError):
-    """A store that cannot be read or written, or has not what is asked of it."""
+    """A store that cannot be read or written, or lacks what is requested."""
 
 
 class StoreUnavailableError(StoreError, TransientError):
@@ -183,7 +183,7 @@ class StoreUnavailableError(StoreError, TransientError):
 
 
 class BusyError(StoreUnavailableError):
-    """Others were waited for as long as asked, and are not done."""
+    """Other processes did not finish in the time that cosyjit waits for them."""
 
 
 class RecordError(StoreError):
@@ -191,7 +191,7 @@ class RecordError(StoreError):
 
 
 class LaterSchemaError(RecordError):
-    """A record or manifest that a later version of cosyjit has written; it is left alone."""
+    """A record or manifest that a later version of cosyjit wrote. It is left untouched."""
 
 
 class SignatureError(RecordError):
@@ -199,15 +199,15 @@ class SignatureError(RecordError):
 
 
 class PublicationError(InputError):
-    """A directory, or a number, under which nothing is published."""
+    """Nothing is published in a directory, or under a number."""
 
 
 class ServerError(InputError):
-    """A Prefect server that is not there, is too old, or does not let anyone in."""
+    """A Prefect server that is missing or too old, or refuses access."""
 
 
 class ResourceError(CosyjitError):
-    """Memory, processes or what else builds need, which the system does not give; none can be built until it does."""
+    """The system does not give the memory or processes that builds need. No target can be built until it does."""
 
 
 class BuildError(CosyjitError):
@@ -215,4 +215,4 @@ class BuildError(CosyjitError):
 
 
 class VerificationError(BuildError):
-    """What was built is not what its encoder is, or would not be; it is neither stored nor published."""
+    """What was built does not match its encoder, or would not. It is neither stored nor published."""

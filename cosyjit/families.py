@@ -1,4 +1,4 @@
-"""What the model families need, as data: no other module asks for a family by name."""
+"""The model families as data: what each consists of. No other module asks for a family by its name."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,19 @@ from typing import Any, Final, Literal, NamedTuple
 from cosyjit.errors import ConfigError, SelectionError
 
 DEFAULT_PRECISIONS: Final = ("fp32", "fp16")
-"""The two of which the public runtime reads zips."""
+"""The two precisions whose zips the public runtime reads."""
 
 LANGUAGE_MODEL: Final = "llm"
-"""The node of a configuration that the family is told by."""
+"""The node of a configuration whose class identifies the family."""
 
 Kind = Literal["zip", "vllm"]
-"""What is made of a component: a zip of TorchScript, or the folder from which vLLM decodes a language model."""
+"""What a component becomes: a TorchScript zip, or the folder from which vLLM decodes a language model."""
 
 
 class Tolerance(NamedTuple):
-    """How far an artifact may be from its encoder: see `cosyjit.torchscript.gate.Figures`.
+    """How far an artifact may be from its encoder; see `cosyjit.torchscript.gate.Metrics`.
 
-    The absolute error is of outputs with a root mean square of 1 or less; of larger ones it is in units of that.
+    The absolute error applies to outputs with a root mean square of 1 or less; for larger ones it is in units of that.
     """
 
     absolute: float
@@ -33,21 +33,22 @@ class Component:
     """A part of a model that is exported by itself.
 
     Attributes:
-        name: as users write it; unless `at` says otherwise, the path of its node in the configuration, which is the
-            first part of its artifacts' names as well. A folder has no node of its own.
-        class_name: the class that its node names; of a folder, that of the language model.
+        name: as users write it. Unless `at` is given, it is also the path of the component's node in the configuration
+            and the first part of its artifacts' names. A folder does not have a node of its own.
+        class_name: the class that the node names; for a folder, the class of the language model.
         weights: the file that holds its tensors.
-        prefix: what their names there start with.
+        prefix: the beginning of their names in that file.
         methods: the methods that its artifacts keep beside `forward`.
-        tolerances: of the precisions that it can be exported at, by their names.
-        kind: what is made of it.
+        tolerances: those of the precisions that it can be exported at, by their names.
+        kind: what it becomes.
         published: the name of what is published, where it is the same at every precision.
-        defaults: the precisions that it is exported at unless others are asked for.
+        defaults: the precisions that it is exported at unless others are requested.
         configs: the files that it is made from besides the configuration and the weights.
-        beside: what the weights file of a folder has besides the language model, the embedding of speech and the head.
-        at: the path of its node, where another component of that name has it as well.
+        extra_tensors: what the weights file of a folder has besides the language model, the embedding of speech and the
+            head.
+        at: the path of its node, where another component has that path as its name.
         on_request: whether it is exported only where its name is given.
-        overrides: what its encoder's options are whatever the configuration says, by their names in
+        overrides: options of its encoder that replace those of the configuration, by their names in
             `cosyjit.encoders.options.EncoderOptions`.
     """
 
@@ -61,24 +62,24 @@ class Component:
     published: str | None = None
     defaults: tuple[str, ...] = DEFAULT_PRECISIONS
     configs: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    extra_tensors: tuple[str, ...] = ()
     at: str = ""
     on_request: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def node(self) -> str:
-        """The path of the node in the configuration that says how it is built; of a folder, the language model's."""
+        """The path of the configuration's node that describes it; for a folder, the node of the language model."""
         return self.at or (LANGUAGE_MODEL if self.kind == "vllm" else self.name)
 
     def file_name(self, precision: str) -> str:
-        """The name by which the runtime finds what is made of it at a precision."""
+        """The name under which the runtime looks for the artifact of a precision."""
         return self.published or f"{self.node}.{precision}.zip"
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family, told by the class of the configuration's `llm` node, or where there is none by its components.
+    """A model family, identified by the class of the configuration's `llm` node, or without one by its components.
 
     Attributes:
         name: as its publishers write it.
@@ -96,22 +97,23 @@ class Precision(NamedTuple):
 
     Attributes:
         name: as users write it.
-        dtype: the torch type of what is computed.
-        bytes: the size of a weight.
-        instead: what to try where it will not do.
-        quantized: the weights of linear layers alone are of that size, those of positions excepted; others are float32.
+        dtype: the torch type that is computed with.
+        item_size: the size of a weight, in bytes.
+        hint: what messages tell users to do where the precision fails.
+        quantized: whether only the weights of linear layers, those of positions excepted, have that size. The others
+            are float32.
     """
 
     name: str
     dtype: str
-    bytes: int
-    instead: str
+    item_size: int
+    hint: str
     quantized: bool = False
 
     def size(self, name: str, shape: Sequence[int]) -> int:
-        """How many bytes a tensor takes, by its name in a checkpoint."""
+        """The size of a tensor in bytes, by its name in a checkpoint."""
         narrow = len(shape) == 2 and name.endswith(".weight") and not name.endswith("linear_pos.weight")  # noqa: PLR2004
-        return math.prod(shape) * (_FLOAT32_BYTES if self.quantized and not narrow else self.bytes)
+        return math.prod(shape) * (_FLOAT32_BYTES if self.quantized and not narrow else self.item_size)
 
 
 _FLOAT32_BYTES: Final = 4
@@ -149,8 +151,8 @@ _FOLDER_TOLERANCES: Final = {
 }
 
 
-def _folder(class_name: str, beside: tuple[str, ...]) -> Component:
-    """The language model of a family as the folder `vllm`, at the precision that the public runtime writes it at."""
+def _folder(class_name: str, extra_tensors: tuple[str, ...]) -> Component:
+    """The language model of a family as the folder `vllm`; by default at the precision that the public runtime uses."""
     return Component(
         name="llm.vllm",
         class_name=class_name,
@@ -161,7 +163,7 @@ def _folder(class_name: str, beside: tuple[str, ...]) -> Component:
         published="vllm",
         configs=("CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"),
         defaults=("bf16",),
-        beside=beside,
+        extra_tensors=extra_tensors,
     )
 
 
@@ -211,12 +213,12 @@ FAMILIES: Final = (
 )
 
 CONFIG_FILES: Final = ("cosyvoice.yaml", "cosyvoice2.yaml", "cosyvoice3.yaml")
-"""The names under which configurations are published. They do not tell the family: early CosyVoice2 repositories used
-the first."""
+"""The names under which configurations are published. They do not identify the family: early CosyVoice2 repositories
+used the first."""
 
 PRECISIONS: Final = {
-    each.name: each
-    for each in (
+    precision.name: precision
+    for precision in (
         Precision("fp32", "float32", 4, "this is a fault of cosyjit or of torch: report it"),
         Precision("fp16", "float16", 2, "export bf16 or fp32 instead"),
         Precision("bf16", "bfloat16", 2, "export fp16 or fp32 instead"),
@@ -226,10 +228,10 @@ PRECISIONS: Final = {
 
 
 def family_of(language_model: str, where: str) -> Family:
-    """The family whose language model is of this class.
+    """The family whose language model has a class.
 
     Raises:
-        ConfigError: there is none; the message begins with `where`.
+        ConfigError: there is no such family; the message begins with `where`.
     """
     for family in FAMILIES:
         if family.language_model == language_model:
@@ -245,47 +247,47 @@ def nodes_of_components() -> tuple[str, ...]:
 
 
 def family_by_components(classes: Mapping[str, str], where: str) -> Family:
-    """The one family that a configuration without a language model can be of.
+    """The one family that a configuration without a language model can belong to.
 
     Args:
-        classes: of the nodes of components that it has, by their paths.
-        where: what the message of an error begins with.
+        classes: the classes of the nodes of components that it has, by their paths.
+        where: the beginning of the error's message.
 
     Raises:
         ConfigError: no family has a component of such a class at such a node, or several have.
     """
     if not classes:
         nodes = " nor ".join((LANGUAGE_MODEL, *nodes_of_components()))
-        raise ConfigError(f"{where}: has neither {nodes}, by which a family is told; restore the published file")
+        raise ConfigError(f"{where}: has neither {nodes}, which identify the family; restore the published file")
     fitting = [
         family for family in FAMILIES if any(classes.get(part.node) == part.class_name for part in family.components)
     ]
     if len(fitting) == 1:
         return fitting[0]
-    found = " and ".join(f"{node} is a {class_name}" for node, class_name in classes.items())
+    given = " and ".join(f"{node} is a {class_name}" for node, class_name in classes.items())
     known = ", ".join(
         f"{part.class_name} ({family.name})"
         for family in FAMILIES
         for part in family.components
         if part.node in classes
     )
-    raise ConfigError(f"{where}: has no {LANGUAGE_MODEL} node to tell the family by, and {found}; known: {known}")
+    raise ConfigError(f"{where}: has no {LANGUAGE_MODEL} node to identify the family, and {given}; known: {known}")
 
 
 def select(
     family: Family, components: Sequence[str] | None, precisions: Sequence[str] | None
 ) -> tuple[tuple[Component, Precision], ...]:
-    """The family's components of these names at the precisions of these names, in the order of the tables.
+    """Components of a family at precisions, in the order of the tables.
 
     Args:
-        family: whose components.
-        components: for None all that the family has, but for those on request.
-        precisions: the defaults of each component for None; a component that has not all of them is taken at those that
-            it has.
+        family: the family.
+        components: their names; for None, all that the family has but those on request.
+        precisions: their names; for None, the defaults of each component. A component is left out at the precisions
+            that it does not have.
 
     Raises:
-        SelectionError: there is no component or precision of a name, none of the components has a precision, or several
-            things are published under one name.
+        SelectionError: a component or precision does not exist, none of the components has a precision, or two
+            artifacts would be published under one name.
     """
     known = [component.name for component in family.components]
     usual = [component.name for component in family.components if not component.on_request]
@@ -294,9 +296,9 @@ def select(
     parts = [component for component in family.components if component.name in names]
     for name in wanted or ():
         if all(name not in part.tolerances for part in parts):
-            choice = ", ".join(dict.fromkeys(each for part in parts for each in part.tolerances))
-            having_not = ", ".join(part.name for part in parts)
-            raise SelectionError(f"{name!r} is no precision of {having_not}; choose from {choice}")
+            choice = ", ".join(dict.fromkeys(precision for part in parts for precision in part.tolerances))
+            lacking = ", ".join(part.name for part in parts)
+            raise SelectionError(f"{name!r} is not a precision of {lacking}; choose from {choice}")
     for part in parts:
         several = [name for name in wanted or () if name in part.tolerances] if part.published else []
         if len(several) > 1:
@@ -324,5 +326,5 @@ def _checked(names: Sequence[str], known: Sequence[str], kind: str) -> Sequence[
         raise SelectionError(f"no {kind} is selected; choose from {', '.join(known)}")
     for name in names:
         if name not in known:
-            raise SelectionError(f"{name!r} is no {kind}; choose from {', '.join(known)}")
+            raise SelectionError(f"{name!r} is not a {kind}; choose from {', '.join(known)}")
     return names

@@ -1,4 +1,4 @@
-"""What a Prefect server is told, by HTTP alone: that training has written a checkpoint."""
+"""Tells a Prefect server, by HTTP alone, that training has written a checkpoint."""
 
 import re
 import uuid
@@ -13,13 +13,13 @@ from cosyjit.errors import ServerError
 from cosyjit.text import without_password
 
 UPDATED: Final = "cosyjit.checkpoint.updated"
-"""The event that triggers of deployments wait for."""
+"""The name of the event that the triggers of deployments wait for."""
 
 OLDEST: Final = (3, 8)
-"""The release of Prefect from which servers know what the flow and its deployments use."""
+"""The oldest release of Prefect whose servers support the flow and its deployments."""
 
 _TIMEOUT: Final = 10
-"""In s."""
+"""In seconds."""
 
 _RETRIES: Final = Retry(
     total=None,
@@ -31,16 +31,16 @@ _RETRIES: Final = Retry(
     allowed_methods=None,
     raise_on_status=False,
 )
-"""A server says 503 while another request has its database locked. An event that comes twice is one, by its id."""
+"""A server answers 503 while another request locks its database. An event that arrives twice counts once, by its id."""
 
 
 class Server(NamedTuple):
-    """Where a Prefect server is, and what it wants to see before it listens.
+    """The address of a Prefect server, and the credentials for it.
 
     Attributes:
-        url: of its API, such as http://127.0.0.1:4200/api.
-        user: "name:password", where the server has one.
-        key: an API key, where it wants one.
+        url: that of its API, such as http://127.0.0.1:4200/api.
+        user: "name:password", if the server requires it.
+        key: an API key, if the server requires one.
     """
 
     url: str
@@ -51,18 +51,17 @@ class Server(NamedTuple):
         """Send the event that a checkpoint was updated.
 
         Args:
-            source: the model directory or id, as workers can open it.
+            source: the model directory or id; workers open it by this name.
             family: the name of its family, by which deployments choose what they export.
 
         Raises:
-            ServerError: there is no such server, it is too old, or it does not let us in; or the source cannot be named
-                in JSON that others read.
+            ServerError: the server is missing or too old, or refuses access; or the source is not UTF-8.
         """
         try:
             source.encode()
         except UnicodeEncodeError:
             raise ServerError(
-                f"{source}: is not UTF-8, and cannot be told to a server; give the directory another name"
+                f"{source}: is not UTF-8, so a server cannot be told of it; give the directory another name"
             ) from None
         check_version(self.shown, self._call("GET", "admin/version").text.strip('"\n'))
         event = {
@@ -80,7 +79,7 @@ class Server(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The URL for others to see, without a name and a password in it."""
+        """The URL without the user name and the password, for messages."""
         return without_password(self.url)
 
     def _call(self, method: str, path: str, **content: Any) -> requests.Response:
@@ -97,39 +96,42 @@ class Server(NamedTuple):
             response.raise_for_status()
         except requests.HTTPError as error:
             status = error.response.status_code
-            way_out = {
+            hint = {
                 401: "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY",
                 403: "ask for the right to send events",
                 404: "name the API of a Prefect server, such as http://127.0.0.1:4200/api",
             }.get(status, "look into the server's log")
-            raise ServerError(f"{self.shown}: answers {status} {error.response.reason}; {way_out}") from None
+            raise ServerError(f"{self.shown}: answers {status} {error.response.reason}; {hint}") from None
         except (requests.RequestException, ValueError) as error:
-            raise ServerError(f"{self.shown}: {_why(error)}; start it (`prefect server start`), or name one") from None
+            raise ServerError(
+                f"{self.shown}: {_reason(error)}; start it (`prefect server start`), or name one"
+            ) from None
         return response
 
 
 def check_version(url: str, version: str) -> None:
-    """
+    """Check that a server is recent enough.
+
     Args:
-        url: of the server's API, for messages.
-        version: what it says.
+        url: that of the server's API, for messages.
+        version: the server's answer.
 
     Raises:
-        ServerError: a server of this version is too old.
+        ServerError: it is not a Prefect server, or too old.
     """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if not found:
-        raise ServerError(f"{url}: is no Prefect server (its version is {version[:40]!r}); name one's API")
-    if (int(found[1]), int(found[2])) < OLDEST:
+    release = re.match(r"(\d+)\.(\d+)", version)
+    if not release:
+        raise ServerError(f"{url}: is not a Prefect server (its version is {version[:40]!r}); name one's API")
+    if (int(release[1]), int(release[2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise ServerError(
             f"{url}: Prefect {version[:40]} is older than {oldest}, which cosyjit needs; upgrade the server"
         )
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, requests.Timeout):
         return f"no answer within {_TIMEOUT} s"
     if isinstance(error, requests.ConnectionError):
         return "no Prefect server is there"
-    return "is no URL" if isinstance(error, ValueError) else f"is no Prefect server ({type(error).__name__})"
+    return "is not a URL" if isinstance(error, ValueError) else f"is not a Prefect server ({type(error).__name__})"

@@ -1,8 +1,8 @@
-"""Text from outside as it is shown: one function for each medium, called where the text is shown and nowhere before.
+"""Escapes text from outside for each medium. The functions are called where the text is shown, and nowhere before.
 
-Names of files, fields of records and configurations, names of tensors, sources, answers of servers and the texts of
-errors may be anybody's. Until they are shown they stay as they are. JSON needs none of these functions: cosyjit writes
-it in ASCII, and what is no printable ASCII stands in it as JSON's own escapes.
+Anyone may have written the names of files and tensors, the fields of records and configurations, sources, answers of
+servers and the texts of errors. They are kept unchanged until they are shown. JSON does not need these functions:
+cosyjit writes it in ASCII, with JSON's own escapes for everything else.
 """
 
 import re
@@ -14,11 +14,11 @@ from typing import Final
 def plain(text: str) -> str:
     """Text as one line for a terminal, a log, or the message of a state.
 
-    What is no printable character stands as Python escapes it: controls and escape sequences, line breaks, marks that
-    change the direction of writing, and the bytes of names that are not UTF-8. Markup is left as it is: whoever prints
-    the line does not read any.
+    Characters that are not printable become Python's escapes: controls and escape sequences, line breaks, marks that
+    change the direction of writing, and the bytes of names that are not UTF-8. Markup is not escaped, since what prints
+    these lines does not interpret any.
     """
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def one_line(text: str, longest: int | None = None) -> str:
@@ -38,27 +38,27 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text as a part of a paragraph, a heading, a list or a table in Markdown, where it is shown as code.
+    """Text as code in a paragraph, a heading, a list or a table of Markdown.
 
-    Backslashes alone would not do: renderers look for addresses to link in text that is unescaped already, and in code
-    they look for nothing.
+    Backslashes alone are not enough: renderers unescape text before they look for addresses to link. In code they do
+    not look for any.
     """
-    # A table's row is divided at each `|`, also within code, unless a backslash stands before it.
+    # A `|` divides a row of a table, also within code, unless a backslash precedes it.
     return r"\|".join(map(_code, plain(text).split("|")))
 
 
 def _code(text: str) -> str:
-    """A code span (https://spec.commonmark.org/0.31.2/#code-spans), between more backticks than stand in it."""
+    """A code span (https://spec.commonmark.org/0.31.2/#code-spans), between more backticks than it has in a row."""
     if not text:
         return ""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    # One space is taken off each end where both have one, unless there are only spaces.
+    # Renderers take one space off each end where both ends have one, unless there are only spaces.
     pad = " " if text.strip(" ") and (text[0] in "` " or text[-1] in "` ") else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def xml(text: str) -> str:
-    """Text as the content or as an attribute of an element of XML, SVG or HTML, in one line."""
+    """Text as the content or an attribute of an element of XML, SVG or HTML, in one line."""
     return escape(plain(text))
 
 
@@ -93,5 +93,5 @@ def without_secrets(text: str, environment: Mapping[str, str]) -> str:
 
 
 def without_password(url: str) -> str:
-    """A URL without the name and the password that may stand in it."""
+    """A URL without the user name and the password that it may have."""
     return re.sub(r"(?<=//)[^/?#]*@", "", url)

@@ -27,16 +27,18 @@ def test_a_document_comes_back_from_lines_of_ascii(document: dict[str, Any]) -> 
 
 
 @given(st.dictionaries(ODD, VALUES, min_size=1, max_size=4).filter(lambda document: "checksum" not in document))
-def test_a_sealed_document_comes_back_without_its_seal(document: dict[str, Any]) -> None:
-    content = documents.seal(document)
-    assert documents.unseal(documents.load(content, "here"), content, "here") == document
+def test_a_document_comes_back_without_its_checksum(document: dict[str, Any]) -> None:
+    content = documents.with_checksum(document)
+    assert documents.without_checksum(documents.load(content, "here"), content, "here") == document
 
 
-def test_a_document_without_a_seal_is_refused() -> None:
+def test_a_document_without_a_checksum_is_refused() -> None:
     content = documents.dump({"a": 1})
     with pytest.raises(RecordError) as error:
-        documents.unseal(documents.load(content, "here"), content, "here")
-    assert str(error.value) == ("here: is damaged (its checksum is missing, or another's); remove it, and export again")
+        documents.without_checksum(documents.load(content, "here"), content, "here")
+    assert str(error.value) == (
+        "here: is damaged (its checksum is missing or does not match); remove it, and export again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,6 @@ def test_what_is_no_schema_number_is_damage(schema: object) -> None:
 
 @given(st.text())
 def test_messages_are_one_line_whatever_they_quote(text: str) -> None:
-    message = str(documents.damaged(text, text))
+    message = str(documents.damaged_error(text, text))
     assert len(message.splitlines()) <= 1
     assert json.dumps("is damaged")[1:-1] in message

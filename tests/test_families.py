@@ -87,9 +87,9 @@ def test_the_language_models_that_vllm_decodes_are_folders_of_one_name() -> None
     assert {(part.name, part.weights, part.prefix, part.kind, part.published) for part in FOLDERS} == {
         ("llm.vllm", "llm.pt", "", "vllm", "vllm")
     }
-    assert [part.beside for part in FOLDERS] == [("llm_decoder.bias", "llm_embedding.weight"), ()]
+    assert [part.extra_tensors for part in FOLDERS] == [("llm_decoder.bias", "llm_embedding.weight"), ()]
     assert [part.configs for part in FOLDERS] == [FILES, FILES]
-    assert {(part.kind, part.published, part.beside, part.configs) for part in ZIPS} == {("zip", None, (), ())}
+    assert {(part.kind, part.published, part.extra_tensors, part.configs) for part in ZIPS} == {("zip", None, (), ())}
 
 
 @pytest.mark.parametrize("component", [*FOLDERS, *ZIPS])
@@ -112,7 +112,7 @@ def test_each_zip_has_an_encoder_with_its_methods(component: Component) -> None:
 def test_each_precision_is_a_torch_type_of_its_size(precision: Precision) -> None:
     dtype = getattr(torch, precision.dtype)
     assert dtype.is_floating_point
-    assert precision.quantized or dtype.itemsize == precision.bytes
+    assert precision.quantized or dtype.itemsize == precision.item_size
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_without_a_language_model_the_components_tell_the_family(
             FLOW.format("a.Encoder"),
             f"and flow.encoder is a a.Encoder; known: {ENCODER}.ConformerEncoder (CosyVoice), cosyvoice.transformer.up",
         ),
-        ("flow: !new:a.Flow {}\n", "has neither llm nor llm.text_encoder nor llm.llm nor flow.encoder, by which"),
+        ("flow: !new:a.Flow {}\n", "has neither llm nor llm.text_encoder nor llm.llm nor flow.encoder, which identify"),
         ("flow: {encoder: 5}\n", "flow.encoder is missing, or is not a !new: node"),
         (FLOW.format("a.Encoder") + "llm: 5\n", "llm is missing, or is not a !new: node"),
         (FLOW.format("a.Encoder") * 2, "the key flow occurs twice in one mapping"),
@@ -247,7 +247,7 @@ def test_a_precision_that_is_asked_for_is_taken_in_place_of_all_defaults() -> No
     assert pairs(COSYVOICE2, None, ["fp16"]) == [("flow.encoder", "fp16"), ("llm.vllm", "fp16")]
     assert pairs(COSYVOICE2, ["flow.encoder"], ["fp32", "bf16"]) == [("flow.encoder", "fp32"), ("flow.encoder", "bf16")]
     assert refusal(COSYVOICE2, ["llm.vllm"], ["int8"]) == (
-        "'int8' is no precision of llm.vllm; choose from fp32, fp16, bf16"
+        "'int8' is not a precision of llm.vllm; choose from fp32, fp16, bf16"
     )
 
 
@@ -283,22 +283,22 @@ def test_a_component_is_taken_at_the_precisions_that_it_has() -> None:
 @pytest.mark.parametrize("precisions", [["int8"], ["fp32", "int8"]])
 def test_a_precision_that_no_selected_component_has_is_refused(precisions: list[str]) -> None:
     assert refusal(COSYVOICE, ["llm.text_encoder", "flow.encoder"], precisions) == (
-        "'int8' is no precision of llm.text_encoder, flow.encoder; choose from fp32, fp16, bf16"
+        "'int8' is not a precision of llm.text_encoder, flow.encoder; choose from fp32, fp16, bf16"
     )
     assert refusal(COSYVOICE2, None, precisions) == (
-        "'int8' is no precision of flow.encoder, llm.vllm; choose from fp32, fp16, bf16"
+        "'int8' is not a precision of flow.encoder, llm.vllm; choose from fp32, fp16, bf16"
     )
 
 
 @pytest.mark.parametrize("name", ["llm.text_encoder", "flow.Encoder", "flow", ""])
 def test_an_unknown_component_is_refused_with_the_known_ones(name: str) -> None:
     assert refusal(COSYVOICE2, ["flow.encoder", name]) == (
-        f"{name!r} is no component of CosyVoice2; choose from flow.encoder, flow.encoder.chunked, llm.vllm"
+        f"{name!r} is not a component of CosyVoice2; choose from flow.encoder, flow.encoder.chunked, llm.vllm"
     )
 
 
 def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:
-    assert refusal(COSYVOICE, None, ["fp16", "fp8"]) == ("'fp8' is no precision; choose from fp32, fp16, bf16, int8")
+    assert refusal(COSYVOICE, None, ["fp16", "fp8"]) == ("'fp8' is not a precision; choose from fp32, fp16, bf16, int8")
 
 
 def test_an_empty_selection_is_refused() -> None:

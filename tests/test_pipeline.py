@@ -22,7 +22,7 @@ from cosyjit.errors import StoreError
 from cosyjit.operations.gc import gc
 from cosyjit.operations.verify import verify_store
 from cosyjit.pipeline import Export, make
-from cosyjit.provenance.record import SHORT_FORM, load, short_form
+from cosyjit.provenance.record import EMBEDDED_NAME, embedded_provenance, load
 from tests.support.checkpoints import retrain, rewrite
 from tests.support.files import flip
 from tests.support.processes import builds, children, ended, shown, snapshot, start, wait_for
@@ -144,8 +144,8 @@ def test_a_record_says_what_an_artifact_was_made_from_and_how_it_came_out(
         assert made.figures["seconds"] > 0
         assert made.started < made.finished
         with zipfile.ZipFile(outcome.path) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{SHORT_FORM}"))
-            assert archive.read(name) == short_form(made.fingerprint)
+            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{EMBEDDED_NAME}"))
+            assert archive.read(name) == embedded_provenance(made.fingerprint)
 
 
 class Done:

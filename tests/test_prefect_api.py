@@ -69,7 +69,7 @@ def test_where_nothing_listens_there_is_no_server() -> None:
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1/api", "http://[::1"])
 def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
-    assert "is no URL; start it" in refused(url)
+    assert "is not a URL; start it" in refused(url)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_newer_server_will_do(version: str) -> None:
 @pytest.mark.parametrize("content", [b"<html>", b"", b"{}", b"null", b"7"])
 def test_what_tells_no_version_is_no_prefect_server(content: bytes) -> None:
     with answering(lambda _: (200, content)) as (url, _):
-        assert "is no Prefect server" in refused(url)
+        assert "is not a Prefect server" in refused(url)
 
 
 def test_no_password_of_a_url_is_shown(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

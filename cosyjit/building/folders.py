@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cosyjit.building.artifact import Proof, files_of
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.errors import CheckpointError
 from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.planning.target import Target
@@ -67,7 +67,7 @@ def planned_folder(target: Target) -> Folder:
         CheckpointError: a file was changed since.
     """
     target.check_unchanged()
-    base = read_base(target.source.directory)
+    base = read_qwen2_config(target.source.directory)
     if base.digests != target.configs:
         raise CheckpointError(f"{base.path.parent}: was changed after it was planned; run again when it is complete")
     with opened(target.weights_file) as file:

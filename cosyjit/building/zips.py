@@ -37,7 +37,7 @@ def build(target: Target, directory: Path, progress: worker.Progress) -> tuple[P
     module = optimize(encoder, target.component.methods)
     progress("save")
     try:
-        path = save(module, directory, {record.SHORT_FORM: record.short_form(target.fingerprint)})
+        path = save(module, directory, {record.EMBEDDED_NAME: record.embedded_provenance(target.fingerprint)})
     except RuntimeError as error:  # of torch's, where it does not abort
         raise unwritable(directory, str(error).splitlines()[0]) from None
     target.check_unchanged()

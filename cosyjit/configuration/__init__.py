@@ -1,1 +1,1 @@
-"""Reads the configurations that strangers wrote, in bounded time and memory, and runs nothing of them."""
+"""Reads the configurations that strangers wrote, in bounded time and memory, without running anything in them."""

@@ -1,4 +1,4 @@
-"""The base model of a language model: the folder beside the weights that says, as JSON, how Qwen2 is to be built.
+"""The base model of a language model: the folder beside the weights that describes, as JSON, a Qwen2 model.
 
 It is read as inert data, without torch or transformers.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cosyjit.documents import no_number
+from cosyjit.documents import refuse_constant
 from cosyjit.errors import ConfigError
 from cosyjit.fs import files
 from cosyjit.weights.formats import BEGINNING, mistaken_for
@@ -21,49 +21,49 @@ BASE: Final = "CosyVoice-BlankEN"
 CONFIG: Final = "config.json"
 GENERATION: Final = "generation_config.json"
 
+_ARCHITECTURE: Final = "Qwen2ForCausalLM"
+"""The class of transformers that the configuration has to name."""
+
 _LARGEST: Final = 1 << 20
 """In bytes; a published configuration has less than one thousand."""
 
 
 @dataclass(frozen=True)
-class Base:
-    """A base model's configuration.
+class Qwen2Config:
+    """The configuration of a Qwen2 model, checked.
 
     Attributes:
         path: where its `config.json` is.
-        config, generation: the objects in `config.json` and `generation_config.json`.
+        config, generation: the objects in `config.json` and `generation_config.json`, with all their entries.
         digests: the SHA-256 of both files, by their names in a model directory.
+        hidden_size, intermediate_size: widths, in channels.
+        num_hidden_layers: the number of layers.
+        num_attention_heads, num_key_value_heads: the second divides the first.
+        head_dim: the width of a head, in channels.
+        vocab_size: the number of text tokens.
+        tie_word_embeddings: whether the head over text is the embedding of text.
     """
 
     path: Path
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     digests: Mapping[str, str]
-
-    def size(self, name: str) -> int:
-        """A size that the configuration gives.
-
-        Raises:
-            ConfigError: there is none of this name, or it is no positive integer.
-        """
-        if name not in self.config:
-            raise ConfigError(f"{self.path}: has no {name}; take the file that belongs to the base model")
-        value = self.config[name]
-        if type(value) is not int or value < 1:
-            raise self.refused(name, "a positive integer")
-        return value
-
-    def refused(self, name: str, supported: str) -> ConfigError:
-        """The error of a value that is not supported; None for one that is not there."""
-        value = json.dumps(self.config.get(name))
-        return ConfigError(f"{self.path}: {name} is {value[:100]}; supported: {supported}")
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
 
 
-def read_base(directory: Path) -> Base:
-    """Read the base configuration in a model directory.
+def read_qwen2_config(directory: Path) -> Qwen2Config:
+    """Read and check the base model's configuration in a model directory.
 
     Raises:
-        ConfigError: the folder or one of its two files is missing, or a file is no JSON object of less than 1 MB.
+        ConfigError: the folder or one of its two files is missing; a file is not a JSON object of less than 1 MB; or
+            the configuration is not that of a Qwen2 model, or lacks one of its sizes.
     """
     folder = directory / BASE
     if not folder.is_dir():
@@ -74,14 +74,85 @@ def read_base(directory: Path) -> Base:
     contents = {path: _content(folder / path.name) for path in (folder / CONFIG, folder / GENERATION)}
     config, generation = (_parse(content, path) for path, content in contents.items())
     digests = {f"{BASE}/{path.name}": hashlib.sha256(content).hexdigest() for path, content in contents.items()}
-    return Base(folder / CONFIG, config, generation, digests)
+    return _checked(_Fields(folder / CONFIG, config), generation, digests)
+
+
+class _Fields:
+    """The entries of a `config.json`, each checked when it is taken."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    def require(self, name: str, supported: object) -> None:
+        """Check that an entry has the one value that is supported.
+
+        Raises:
+            ConfigError: it has another value, or is missing.
+        """
+        if self.config.get(name) != supported:
+            raise self.unsupported(name, json.dumps(supported))
+
+    def size(self, name: str) -> int:
+        """A size that the configuration gives.
+
+        Raises:
+            ConfigError: the entry is missing, or is not a positive integer.
+        """
+        if name not in self.config:
+            raise ConfigError(f"{self.path}: has no {name}; take the file that belongs to the base model")
+        value = self.config[name]
+        if type(value) is not int or value < 1:
+            raise self.unsupported(name, "a positive integer")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """An entry that is true or false; false where it is missing.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        value = self.config.get(name, False)
+        if type(value) is not bool:
+            raise self.unsupported(name, "true or false")
+        return value
+
+    def unsupported(self, name: str, supported: str) -> ConfigError:
+        """The error of an entry whose value is not supported; a missing one is shown as null."""
+        value = json.dumps(self.config.get(name))
+        return ConfigError(f"{self.path}: {name} is {value[:100]}; supported: {supported}")
+
+
+def _checked(fields: _Fields, generation: Mapping[str, Any], digests: Mapping[str, str]) -> Qwen2Config:
+    fields.require("model_type", "qwen2")
+    fields.require("architectures", [_ARCHITECTURE])
+    tied = fields.flag("tie_word_embeddings")
+    heads, key_value_heads = fields.size("num_attention_heads"), fields.size("num_key_value_heads")
+    if heads % key_value_heads:
+        raise fields.unsupported("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
+    width = fields.size("hidden_size")
+    # transformers derives the width of a head where the configuration does not give it.
+    is_derived = fields.config.get("head_dim") is None
+    return Qwen2Config(
+        path=fields.path,
+        config=fields.config,
+        generation=generation,
+        digests=digests,
+        hidden_size=width,
+        intermediate_size=fields.size("intermediate_size"),
+        num_hidden_layers=fields.size("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=max(1, width // heads) if is_derived else fields.size("head_dim"),
+        vocab_size=fields.size("vocab_size"),
+        tie_word_embeddings=tied,
+    )
 
 
 def _content(path: Path) -> bytes:
     try:
         content = files.beginning(path, _LARGEST)
     except files.NotAFileError:
-        raise ConfigError(f"{path}: is no file; copy or download it again") from None
+        raise ConfigError(f"{path}: is not a file; copy or download it again") from None
     except FileNotFoundError:
         raise ConfigError(f"{path}: does not exist; copy or download it again") from None
     except OSError as error:
@@ -95,10 +166,11 @@ def _content(path: Path) -> bytes:
 
 def _parse(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(content, parse_constant=no_number)
-        json.dumps(found, allow_nan=False)  # what is written from it has no number that JSON has not, such as 1e999
+        document = json.loads(content, parse_constant=refuse_constant)
+        json.dumps(document, allow_nan=False)  # vLLM's folder gets a copy, and JSON has no such number as 1e999
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is no JSON ({error}); copy or download it again") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: holds a {type(found).__name__}, no object; copy or download it again")
-    return found
+        raise ConfigError(f"{path}: is not JSON ({error}); copy or download it again") from None
+    if not isinstance(document, dict):
+        kind = type(document).__name__
+        raise ConfigError(f"{path}: holds a {kind} instead of an object; copy or download it again")
+    return document

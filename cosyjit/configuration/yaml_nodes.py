@@ -15,18 +15,18 @@ LARGEST: Final = 64 << 10
 """The most characters of a document; published configurations have 10,000."""
 
 _DEEPEST: Final = 20
-"""How many brackets may be open at a time: the scanner looks at each of them for every token."""
+"""How many brackets may be open at a time, since the scanner looks at each of them for every token."""
 
 _MOST_MERGED: Final = 10_000
-"""How many keys all mappings together may take from others."""
+"""How many keys all mappings of a document may merge (`<<`) together."""
 
 _MERGE: Final = CORE + "merge"
 
 _VERSION: Final = (1, 2)
-"""Of YAML: the one that documents are of which do not say."""
+"""The version of YAML of documents that do not declare one."""
 
 Path = tuple[str, ...]
-"""Where a node stands: the keys that lead to it."""
+"""The keys that lead to a node."""
 
 
 class _Scanner(RoundTripScanner):
@@ -43,35 +43,35 @@ class _Scanner(RoundTripScanner):
 
 
 def yaml() -> YAML:
-    """What reads and writes nodes."""
-    found = YAML(typ="rt", pure=True)
-    found.Scanner = _Scanner
-    found.composer.warn_double_anchors = False  # YAML allows to use an anchor's name again
-    return found
+    """A reader and writer of nodes."""
+    ruamel = YAML(typ="rt", pure=True)
+    ruamel.Scanner = _Scanner
+    ruamel.composer.warn_double_anchors = False  # YAML allows to use an anchor's name again
+    return ruamel
 
 
 @lru_cache(maxsize=16)  # many checkpoints have the same configuration
 def compose(text: str) -> MappingNode:
-    """The mapping that a document is, not to be changed.
+    """The mapping at the top level of a document; callers must not change it.
 
     Raises:
-        Exception: it is none, or too large or deep; ruamel raises almost anything.
+        Exception: there is none, or the document is too large or deep; ruamel raises almost anything.
     """
     if len(text) > LARGEST:
         raise ValueError(f"more than {LARGEST:,} characters")
     root = yaml().compose(io.StringIO(text))
     if not isinstance(root, MappingNode):
-        raise ValueError("something else is at the top")  # noqa: TRY004  (of the file, not of the caller)
+        raise ValueError("the top level is not a mapping")  # noqa: TRY004  (of the file, not of the caller)
     return root
 
 
 def tag(node: Node) -> str:
-    """A node's tag, in full."""
+    """The tag of a node, in full."""
     return str(node.tag or "")
 
 
 class Document:
-    """The mappings of a document, each looked through once however many aliases lead to it."""
+    """The mappings of a document, each indexed once, however many aliases lead to it."""
 
     def __init__(self, root: MappingNode) -> None:
         self.root = root
@@ -83,15 +83,15 @@ class Document:
         """The node at a path; None if there is none.
 
         Raises:
-            ValueError: a key of the path occurs twice in its mapping; or see `items`.
-            RecursionError: see `items`.
+            ValueError: a key of the path occurs twice in its mapping; or as `items`.
+            RecursionError: as `items`.
         """
         node: Node | None = self.root
         for part in path:
-            found = self._values_of(node).get(part, []) if isinstance(node, MappingNode) else []
-            if len(found) > 1:
+            values = self._values_of(node).get(part, []) if isinstance(node, MappingNode) else []
+            if len(values) > 1:
                 raise ValueError(f"the key {part} occurs twice in one mapping")
-            node = found[0] if found else None
+            node = values[0] if values else None
         return node
 
     def _values_of(self, node: MappingNode) -> dict[Hashable, list[Node]]:
@@ -101,19 +101,19 @@ class Document:
                 values.setdefault(_name(key), []).append(value)
         return self._values[id(node)]
 
-    def twice(self, node: MappingNode) -> str | None:
+    def repeated_key(self, node: MappingNode) -> str | None:
         """A key that occurs twice in a mapping; None if there is none.
 
         Raises:
-            ValueError, RecursionError: see `items`.
+            ValueError, RecursionError: as `items`.
         """
-        return next((str(key) for key, found in self._values_of(node).items() if len(found) > 1), None)
+        return next((str(key) for key, values in self._values_of(node).items() if len(values) > 1), None)
 
     def items(self, node: MappingNode) -> list[tuple[Node, Node]]:
-        """A mapping's keys and values, with those that it merges (`<<`), which HyperPyYAML would leave unresolved.
+        """The keys and values of a mapping, including those that it merges (`<<`), which HyperPyYAML does not resolve.
 
         Raises:
-            ValueError: it merges what is no mapping, or too much, or has two keys `<<`.
+            ValueError: it merges something that is not a mapping, or too many keys, or has two keys `<<`.
             RecursionError: it merges itself.
         """
         if id(node) not in self._items:
@@ -134,14 +134,14 @@ class Document:
 
 
 def _sources(node: Node) -> list[MappingNode]:
-    """The mappings that a merge is of."""
-    found = node.value if isinstance(node, SequenceNode) else [node]
-    mappings = [each for each in found if isinstance(each, MappingNode)]
-    if len(mappings) < len(found):
-        raise ValueError("<< merges what is no mapping")
+    """The mappings that the value of a key `<<` stands for."""
+    merged = node.value if isinstance(node, SequenceNode) else [node]
+    mappings = [source for source in merged if isinstance(source, MappingNode)]
+    if len(mappings) < len(merged):
+        raise ValueError("<< merges something that is not a mapping")
     return mappings
 
 
 def _name(key: Node) -> Hashable:
-    """By what a key is looked up."""
+    """The value by which a key is looked up."""
     return key.value if isinstance(key, ScalarNode) else id(key)

@@ -6,19 +6,19 @@ from typing import Any, Final
 from cosyjit.encoders.options import TABLES
 
 VERSION: Final = 3
-"""Of the code here and in `cosyjit.torchscript.script`. Raised when some artifact made from the same weights would
-come out another one; `version_of` says which."""
+"""The version of the code here and in `cosyjit.torchscript.script`. It is raised when an artifact from the same weights
+would change; `version_of` says for which encoders."""
 
 _BEFORE_CENTRED: Final = 2
-"""Up to here the zeros around a centred convolution stood where those before a causal one stand."""
+"""The version before the zeros around a centred convolution moved behind `pointwise_conv1`."""
 
 
 def version_of(class_name: str, options: Mapping[str, Any]) -> int:
-    """The version that last changed what becomes of such an encoder; a part of every fingerprint.
+    """The version that last changed the artifacts of an encoder. It is part of every fingerprint.
 
     Args:
         class_name: a key of `TABLES`.
-        options: the configuration's for it, whether or not they are supported.
+        options: those of the encoder in the configuration, supported or not.
     """
     known = TABLES[class_name]
     use_cnn_module, causal = (

@@ -17,7 +17,7 @@ class RelPositionMultiHeadedAttention(nn.Module):
     """Attention of n new frames over C cached ones and themselves.
 
     The published parameters are `linear_q`, `linear_k` (its bias is optional), `linear_v`, `linear_out`, `linear_pos`,
-    `pos_bias_u` and `pos_bias_v`; `state_dict` and `load_state_dict` speak these. Inside, the three projections of the
+    `pos_bias_u` and `pos_bias_v`; `state_dict` and `load_state_dict` use these. Inside, the three projections of the
     input are one product, `linear_qkv`.
     """
 
@@ -36,7 +36,7 @@ class RelPositionMultiHeadedAttention(nn.Module):
         self._register_load_state_dict_pre_hook(_join_projections, True)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """(B, n, D) to (B, n, D), and the keys and values of these frames into `context.att_cache`."""
+        """Map (B, n, D) to (B, n, D), and write the keys and values of these frames into `context.att_cache`."""
         batch, frames = x.size(0), x.size(1)
         q, k, v = self.linear_qkv(x).view(batch, frames, 3, self.heads, self.head_size).unbind(2)
         keys = context.att_cache.narrow(3, 0, self.head_size)
@@ -55,14 +55,14 @@ class RelPositionMultiHeadedAttention(nn.Module):
         return self.linear_out(torch.matmul(weights, values).transpose(1, 2).flatten(2))
 
     def position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
-        """(B, H, n, d) queries and the table (L, D), L = C + 2n - 1, to (B, H, n, C + n) scores."""
+        """Map queries (B, H, n, d) and the table (L, D), L = C + 2n - 1, to scores (B, H, n, C + n)."""
         batch, frames = query.size(0), query.size(2)
         rows, size = positions.size(0), positions.size(1)
         weight = self.linear_pos.weight.view(self.heads, self.head_size, size)
         if batch * frames * self.heads < size:
             # With few queries, (P' (q + v)) . pe is cheaper than (q + v) . (P pe): B n H L D products, not L D D.
             queries = torch.matmul(query, weight).flatten(0, 2)
-            # The long factor first: MKL is twice as fast so.
+            # The long factor comes first, which makes MKL twice as fast.
             scores = torch.mm(positions, queries.t()).t().contiguous().view(batch, self.heads, frames, rows)
         else:
             scores = torch.matmul(query, torch.matmul(weight, positions.t()))
@@ -76,7 +76,7 @@ class RelPositionMultiHeadedAttention(nn.Module):
 
 
 def _parts(module: RelPositionMultiHeadedAttention, prefix: str) -> dict[str, list[str]]:
-    """The published names that make up each inner one."""
+    """The published names that make up each inner name."""
     biased = "qkv" if module.key_bias else "qv"
     return {
         f"{prefix}linear_qkv.weight": [f"{prefix}linear_{name}.weight" for name in "qkv"],

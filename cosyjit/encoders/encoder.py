@@ -30,7 +30,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(size, eps=1e-12)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """(B, n, D) to (B, n, D) and the next `cnn_cache`, which, for want of a convolution, is the one given."""
+        """Map (B, n, D) to (B, n, D); also return the given `cnn_cache`, since there is no convolution."""
         if self.normalize_before:
             x = x + self.self_attn(self.norm1(x), context)
             x = x + self.feed_forward(self.norm2(x))
@@ -43,7 +43,7 @@ class TransformerBlock(nn.Module):
 class ConformerBlock(nn.Module):
     """Half-step feed-forward (macaron style), attention, convolution, feed-forward; the first and third optional."""
 
-    # Constants, so that TorchScript compiles no branch whose modules are not there.
+    # Constants, so that TorchScript does not compile branches whose modules are missing.
     macaron_style: Final[bool]
     use_cnn_module: Final[bool]
 
@@ -69,7 +69,7 @@ class ConformerBlock(nn.Module):
             self.norm_final = nn.LayerNorm(size, eps=1e-12)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """(B, n, D) to (B, n, D) and the next `cnn_cache`; `context.att_cache` is written to."""
+        """Map (B, n, D) to (B, n, D) and the next `cnn_cache`, and write to `context.att_cache`."""
         cnn_cache = context.cnn_cache
         if self.macaron_style:
             if self.normalize_before:
@@ -117,7 +117,7 @@ class StreamingEncoder(nn.Module):
         Args:
             xs: (B, T, input_size).
             xs_lens: (B,) int32 or int64, frames.
-            decoding_chunk_size, num_decoding_left_chunks: for callers; they have a meaning only with dynamic chunks.
+            decoding_chunk_size, num_decoding_left_chunks: accepted for callers; they matter only with dynamic chunks.
 
         Returns:
             ys (B, T, D), and the pad mask (B, 1, T) bool, true where the frame is real.
@@ -144,8 +144,8 @@ class StreamingEncoder(nn.Module):
 
         Args:
             xs: (1, n, input_size).
-            offset: for callers; positions follow from the cache alone.
-            required_cache_size: entries of the attention cache to return: all (< 0), none (0), the last so many (> 0).
+            offset: accepted for callers; positions follow from the cache alone.
+            required_cache_size: entries of the attention cache to return: all (< 0), none (0), or so many of the last.
             att_cache: (L, H, C, 2d), keys then values; (0, 0, 0, 0) at the start.
             cnn_cache: (L, 1, D, kernel - 1); (0, 0, 0, 0) at the start.
             att_mask: (1, n, C + n) bool, or what broadcasts to it; a last axis of 0 means no mask.

@@ -32,10 +32,10 @@ class Linear(nn.Linear):
     copy of its weight, one copy per preserved method. An `addmm` or `baddbmm` is left alone, so that all methods of an
     artifact share the one stored weight.
 
-    On a CPU in float32 the weight is taken in slices, as a batch of products: MKL spreads a batch over threads, and a
-    single product with one row not at all. One row that is not too long is the second factor, for so MKL reads weights
-    at memory speed. (Measured on an AMD EPYC with torch 2.13: 16 GB/s as an `addmm`, 25 with the row first, 31 with it
-    second, of the 32 that a sum reads; rows of 4,096 were slower so.)
+    On a CPU in float32 the product is a batch of products with slices of the weight: MKL spreads a batch over threads,
+    but not a single product with one row. One row that is not too long is the second factor, since MKL then reads the
+    weights at memory speed. (Measured on an AMD EPYC with torch 2.13: 16 GB/s as an `addmm`, 25 with the row first, 31
+    with the row second; a sum reads 32. Rows of 4,096 were slower as the second factor.)
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -74,8 +74,8 @@ class PositionwiseFeedForward(nn.Module):
 class ConvolutionModule(nn.Module):
     """The Conformer's convolution over time, causal (with a cache) or centred.
 
-    What stands beside the frames differs: before a causal one come kernel - 1 frames of the input, or zeros, which pass
-    through `pointwise_conv1`, whose bias they so take on; around a centred one come zeros of `depthwise_conv`'s own.
+    The padding differs. A causal convolution is preceded by kernel - 1 frames of the input, or zeros, which pass
+    through `pointwise_conv1` and get its bias. A centred convolution is surrounded by the zeros of `depthwise_conv`.
 
     Source: Gulati et al., Conformer, https://arxiv.org/abs/2005.08100, section 2.2.
     """
@@ -92,7 +92,7 @@ class ConvolutionModule(nn.Module):
         self.context = kernel - 1
 
     def forward(self, x: Tensor, pad: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D), with `pad` and `cache` as in `Context`, to (B, T, D) and the next cache, (0, 0, 0) if centred."""
+        """Map (B, T, D) to (B, T, D) and the next cache, (0, 0, 0) if centred. `pad` and `cache`: see `Context`."""
         x = x.transpose(1, 2)
         if pad.size(2) > 0:
             x = x.masked_fill(~pad, 0.0)
@@ -110,7 +110,7 @@ class ConvolutionModule(nn.Module):
 
 
 class LinearInput(nn.Module):
-    """The input layers "linear" and, with a ReLU behind the norm, "linear_legacy"; both times sqrt(D)."""
+    """The input layers "linear" and "linear_legacy", which has a ReLU behind the norm; both scale by sqrt(D)."""
 
     def __init__(self, input_size: int, size: int, kind: str) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class LinearInput(nn.Module):
 
 
 class Context(NamedTuple):
-    """What a block is given beside its frames.
+    """The inputs of a block besides its frames.
 
     Shapes, for n new frames behind C cached ones:
         positions: (C + 2n - 1, D), from `relative_positions`.
@@ -163,20 +163,20 @@ def whole_sequence(lengths: Tensor, frames: int, chunk: int, heads: int, like: T
 
 
 def pad_mask(lengths: Tensor, frames: int) -> Tensor:
-    """(B,) lengths to a (B, 1, frames) bool mask, true where the frame is real."""
+    """Map lengths (B,) to a bool mask (B, 1, frames), true where the frame is real."""
     return (torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)).unsqueeze(1)
 
 
 def attention_mask(pad: Tensor, chunk: int) -> Tensor:
-    """What each query of a whole sequence may see.
+    """The keys that each query of a whole sequence may see.
 
     Args:
         pad: (B, 1, T) bool.
         chunk: frames per chunk; query i sees the keys of its own chunk and of all before it. 0: no limit.
 
     Returns:
-        (B, 1 or T, T) bool. A query that would see nothing, as those past a sequence's end may, sees everything, so
-        that no softmax is taken over nothing.
+        (B, 1 or T, T) bool. A query that would see nothing, such as one past the end of its sequence, sees everything,
+        so that no softmax is empty.
     """
     mask = pad
     if chunk > 0:
@@ -189,12 +189,12 @@ def attention_mask(pad: Tensor, chunk: int) -> Tensor:
 def relative_positions(cached: int, queries: int, like: Tensor, device: torch.device) -> Tensor:
     """The sinusoidal table for `queries` new frames behind `cached` earlier ones.
 
-    Row m stands for the relative distance `cached + queries - 1 - m` (query position minus key position), from the last
-    query seen from the first key, down to `1 - queries`. It is computed at each call: it is in no checkpoint, has no
-    longest length, and takes a small part of the time of one block.
+    Row m is for the relative distance `cached + queries - 1 - m` (query position minus key position): from that of the
+    last query and the first key down to `1 - queries`. The table is computed at each call, since checkpoints do not
+    have it and its length is not bounded. That takes a small part of the time of one block.
 
-    The device has to be an input's: freezing writes a parameter's device into the graph as a constant, and an artifact
-    exported on one device is loaded on another.
+    The device has to be that of an input: freezing writes the device of a parameter into the graph as a constant, but
+    an artifact may be loaded on another device than it was exported on.
 
     Returns:
         (cached + 2 * queries - 1, D), computed in float32, in the type of `like`, a (D,) parameter.

@@ -1,4 +1,4 @@
-"""The options that a configuration may give an encoder: which there are, their defaults, what is supported."""
+"""The options that a configuration may give an encoder: their names, defaults and supported values."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from cosyjit.errors import UnsupportedOptionError
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """The options of one encoder that decide what it computes, checked. Sizes are in channels, chunks in frames."""
+    """The checked options of an encoder that decide what it computes. Sizes are in channels, chunks in frames."""
 
     input_size: int
     output_size: int
@@ -28,11 +28,11 @@ class EncoderOptions:
     cnn_module_norm: str = "batch_norm"
     causal: bool = False
     always_streaming: bool = False
-    """Of no configuration: see `cosyjit.families.Component.overrides`."""
+    """Configurations do not have this one; see `cosyjit.families.Component.overrides`."""
 
 
 class Option(NamedTuple):
-    """One option: its default (`REQUIRED` for none), what is supported in words, and the test for it."""
+    """An option: its default (`REQUIRED` for none), its supported values in words, and the test for them."""
 
     default: Any
     supported: str
@@ -43,11 +43,11 @@ REQUIRED: Final = object()
 _SHOWN: Final = 100
 """How much of a value a message quotes, in characters."""
 _AMBIGUOUS: Final = re.compile(r"|[-+.]?[0-9].*|true|false|null|~", re.IGNORECASE)
-"""A text that would be something else if it were not quoted."""
+"""A text that YAML would not read as a text without quotes."""
 
 
 def _yaml(value: Any) -> str:
-    """The value as a configuration would show it, in a line."""
+    """The value in the form of YAML, in one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, dict)):
@@ -61,7 +61,7 @@ def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def _integer(default: Any, least: int, most: int = 65_536) -> Option:
-    """A number; of any size, one could ask for an encoder that no machine builds."""
+    """An option that is an integer. It is bounded, so that the encoder can be built."""
     words = f"an integer from {least} to {most}"
     return Option(default, words, lambda value: _is_number(value, int) and least <= value <= most)
 
@@ -142,7 +142,7 @@ def parse_options(known: Mapping[str, Option], given: Mapping[str, Any]) -> Enco
         given: option names to values, as the configuration has them.
 
     Raises:
-        UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
+        UnsupportedOptionError: an option is unknown or missing, or has an unsupported value.
     """
     for name, value in given.items():
         if name not in known:

@@ -1,4 +1,4 @@
-"""The tensors of an encoder by their published names, from its options alone: without torch."""
+"""The tensors of an encoder by their published names, derived from its options without torch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -7,7 +7,7 @@ from cosyjit.encoders.options import TABLES, EncoderOptions, parse_options
 
 
 class Parameter(NamedTuple):
-    """A parameter or buffer: its shape, and its type by torch's name; "" where any floating-point type will do."""
+    """A parameter or buffer: its shape, and its type by torch's name, or "" for any floating-point type."""
 
     shape: tuple[int, ...]
     dtype: str = ""
@@ -17,14 +17,14 @@ Parameters = Iterator[tuple[str, Parameter]]
 
 
 def parameters(class_name: str, options: Mapping[str, Any]) -> dict[str, Parameter]:
-    """The tensors that the `state_dict` of an encoder has.
+    """The tensors in the `state_dict` of an encoder.
 
     Args:
         class_name: a key of `TABLES`.
         options: the configuration's options for it.
 
     Raises:
-        UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
+        UnsupportedOptionError: an option is unknown or missing, or has an unsupported value.
     """
     describe = _ENCODERS[class_name.rpartition(".")[2]]
     return dict(describe(parse_options(TABLES[class_name], options)))
@@ -131,4 +131,4 @@ _ENCODERS: Final = {
     "ConformerEncoder": _conformer,
     "UpsampleConformerEncoder": _upsample_conformer,
 }
-"""What describes an encoder, by the last part of its class's name."""
+"""The functions that describe encoders, by the last part of the class's name."""

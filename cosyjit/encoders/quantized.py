@@ -1,7 +1,7 @@
 """Linear maps with weights of 8 bits, for a CPU: dynamic quantization, as torch's quantized kernels compute it.
 
-Source: Jacob et al., https://arxiv.org/abs/1712.05877; the weights symmetric and per output channel, the inputs by the
-range that they have at each call.
+Source: Jacob et al., https://arxiv.org/abs/1712.05877. Weights are quantized symmetrically per output channel, inputs
+by their range at each call.
 """
 
 import warnings
@@ -21,23 +21,23 @@ class QuantizedLinear(nn.Module):
         self.packed = pack(weight, bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        # Of 8 bits, inputs use 7: without instructions for it (VNNI) the kernels add in 16 bits, which would overflow.
+        # Inputs use 7 of the 8 bits: without VNNI instructions the kernels add in 16 bits, which would overflow.
         return torch.ops.quantized.linear_dynamic(input, self.packed, True)
 
 
 def pack(weight: Tensor, bias: Tensor) -> Any:
-    """A weight (out_features, in_features), rounded to 8 bits, and a bias, as the kernels take them."""
+    """Pack a weight (out_features, in_features), rounded to 8 bits, and a bias in the form of the kernels."""
     scales = (weight.abs().amax(dim=1).double() / 127).clamp_min(torch.finfo(torch.float32).tiny)
     zeros = torch.zeros(weight.size(0), dtype=torch.long)
     with warnings.catch_warnings():
-        # A later torch will have no quantized tensors; of this one's kernels they are the only weights.
+        # A later torch will drop quantized tensors, but the kernels of this one take no other weights.
         warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, .* are deprecated", UserWarning)
         quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
     return torch.ops.quantized.linear_prepack(quantized, bias)
 
 
 def quantize(encoder: nn.Module) -> None:
-    """Replace every `Linear` of a filled encoder. `linear_pos` is none: the query is projected through its columns."""
+    """Replace every `Linear` of a filled encoder. `linear_pos` is an `nn.Linear` and stays: its weight is read."""
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):

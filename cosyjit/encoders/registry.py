@@ -1,4 +1,4 @@
-"""From a configuration's class name to an encoder."""
+"""Builds encoders by the class names that configurations use."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,17 +29,17 @@ ENCODERS: Final = {name: _Entry(_CLASSES[name.rpartition(".")[2]], options) for 
 def build_encoder(
     class_name: str, options: Mapping[str, Any], overrides: Mapping[str, Any] = MappingProxyType({})
 ) -> nn.Module:
-    """An encoder in eval mode on the meta device: names and shapes, no memory.
+    """Build an encoder in eval mode on the meta device: names and shapes, without memory.
 
     Fill it with `encoder.load_state_dict(tensors, strict=True, assign=True)`.
 
     Args:
         class_name: a key of `ENCODERS`.
         options: the configuration's options for it.
-        overrides: fields of `EncoderOptions` to have these values, whatever the configuration says.
+        overrides: values of fields of `EncoderOptions` that replace those of the configuration.
 
     Raises:
-        UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
+        UnsupportedOptionError: an option is unknown or missing, or has an unsupported value.
     """
     entry = ENCODERS[class_name]
     with torch.device("meta"):

@@ -24,7 +24,7 @@ class PreLookaheadLayer(nn.Module):
         self.conv2 = nn.Conv1d(CHANNELS, CHANNELS, 3)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, T, 512); context (B, 3, 512), the frames behind x, or (0, 0, 0) for zeros. Returns (B, T, 512)."""
+        """Map (B, T, 512) to (B, T, 512); context is (B, 3, 512), the frames after x, or (0, 0, 0) for zeros."""
         y = x.transpose(1, 2)
         y = F.pad(y, (0, self.lookahead)) if context.size(1) == 0 else torch.cat([y, context.transpose(1, 2)], dim=2)
         y = F.leaky_relu(self.conv1(y), 0.01)
@@ -41,7 +41,7 @@ class Upsample1D(nn.Module):
         self.conv = nn.Conv1d(CHANNELS, CHANNELS, 2 * STRIDE + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, 512) to (B, 2T, 512)."""
+        """Map (B, T, 512) to (B, 2T, 512)."""
         y = x.transpose(1, 2).repeat_interleave(self.stride, dim=2)
         return self.conv(F.pad(y, (2 * self.stride, 0))).transpose(1, 2)
 
@@ -78,10 +78,10 @@ class UpsampleConformerEncoder(nn.Module):
         Args:
             xs: (B, T, input_size).
             xs_lens: (B,) int32 or int64, frames.
-            context: (B, 3, input_size), the frames behind xs; (0, 0, 0) for none.
-            decoding_chunk_size, num_decoding_left_chunks: for callers; they have a meaning only with dynamic chunks.
-            streaming: limits attention to chunks of `static_chunk_size` frames, twice that after upsampling; with the
-                option `always_streaming` every call does.
+            context: (B, 3, input_size), the frames after xs; (0, 0, 0) for none.
+            decoding_chunk_size, num_decoding_left_chunks: accepted for callers; they matter only with dynamic chunks.
+            streaming: whether attention is limited to chunks of `static_chunk_size` frames, and twice that after
+                upsampling. With the option `always_streaming` it always is.
 
         Returns:
             ys (B, 2T, 512), and the pad mask (B, 1, 2T) bool, true where the frame is real.

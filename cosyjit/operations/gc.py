@@ -164,7 +164,7 @@ class _Search:
         found = publication.load(self._store, documents.stem(name))
         gone = found is None and self._store.read(name) is None  # another machine has just deleted it
         if found is None and not gone:  # the publications before it would look like garbage
-            raise documents.damaged(f"{self._store}/{name}", "other content than its name says")
+            raise documents.damaged_error(f"{self._store}/{name}", "other content than its name says")
         return found
 
     def _objects(self, key: str) -> Collection[str] | None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.errors import UnsupportedOptionError
 from cosyjit.families import Component
 from cosyjit.fs.digests import Digests
@@ -55,7 +55,7 @@ def read_inputs(
     source = checkpoint.source
     options = {part: checkpoint.options(part) for part in parts if part.kind == "zip"}
     source.obtain({name for part in parts for name in (source.weights(part.weights), *part.configs)})
-    folders = {part: FolderNeed(part, read_base(source.directory)) for part in parts if part.kind == "vllm"}
+    folders = {part: FolderNeed(part, read_qwen2_config(source.directory)) for part in parts if part.kind == "vllm"}
     found = _digests_of(checkpoint, {**_encoders(checkpoint, options), **folders}, parts, digests, ready)
     return {part: _encoder(checkpoint, part, given, found[part.weights]) for part, given in options.items()} | {
         part: _folder(checkpoint, need, found[part.weights]) for part, need in folders.items()

@@ -10,7 +10,7 @@ from cosyjit.fs.identity import Identity
 from cosyjit.provenance.fingerprint import Fingerprint
 from cosyjit.sources.source import Source
 from cosyjit.weights.fit import PLAIN, EncoderNeed, Reading, check
-from cosyjit.weights.weights_file import changed
+from cosyjit.weights.weights_file import changed_error
 
 _MEMORY_FACTOR: Final = 2.2
 _MEMORY_BASE: Final = 600_000_000
@@ -74,7 +74,7 @@ class Target:
             CheckpointError: it is not.
         """
         if not self.is_unchanged():
-            raise changed(self.weights_file, "after it was planned")
+            raise changed_error(self.weights_file, "after it was planned")
 
     def check_fit(self) -> None:
         """Check that the weights are those that the encoder needs.

@@ -1,4 +1,4 @@
-"""What decides the bytes of an artifact, and the key that stands for it."""
+"""Fingerprints: what decides the bytes of an artifact, and the key of that."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +17,11 @@ from cosyjit.vllm import rules
 from cosyjit.weights.tensor_digests import TensorDigest
 
 _DOMAIN: Final = b"cosyjit fingerprint 1\n"
-"""What all keys are taken over first; another form of the parts gets another number."""
+"""The beginning of what is hashed for a key. Another form of the parts gets another number."""
 
 
 class _Recipe(NamedTuple):
-    """What an artifact goes through, and the version of the code that does it, by its class and options."""
+    """The stages of a build, and the version of their code for a class and its options."""
 
     stages: tuple[str, ...]
     version: Callable[[str, Mapping[str, Any]], int]
@@ -38,12 +38,11 @@ class Fingerprint:
     """What decides an artifact's bytes.
 
     Attributes:
-        tensors: what the component's weights are, by their names without its prefix.
-        config: the class and the options that the configuration gives, as JSON has them; and the component's overrides,
-            if it has any.
-        precision, device: by their names.
-        recipe: the methods kept, and the stages that the encoder goes through.
-        encoders: the version of the code that makes it: of such an encoder's, or of vLLM's folder.
+        tensors: the digests of the component's tensors, by their names without its prefix.
+        config: the class and options of the configuration, as JSON has them; and the component's overrides, if any.
+        precision, device: their names.
+        recipe: the methods that are kept, and the stages of the build.
+        encoders: the version of the code that makes it: that of the encoder, or of vLLM's folder.
         torch: the version of torch.
     """
 
@@ -57,7 +56,7 @@ class Fingerprint:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """All of it as JSON has it, the tensors by their number and one digest."""
+        """All attributes as JSON has them; the tensors as their count and one digest."""
         return {
             "tensors": {"count": len(self.tensors), "xxh3_128": self._tensors_digest},
             "config": self.config,
@@ -79,13 +78,17 @@ class Fingerprint:
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """The key that parts have: what `Fingerprint.key` is, for parts that were read from somewhere."""
+    """The key of parts that were read from a file: what `Fingerprint.key` is for a fingerprint."""
     return xxhash.xxh3_128_hexdigest(_DOMAIN + canonical(parts))
 
 
 def canonical(value: Any) -> bytes:
-    """JSON in one form for equal values: keys sorted, no spaces, ASCII. What holds itself is a RecursionError."""
-    # The usual look for circles would take a fifth of the time.
+    """JSON in the same form for equal values: sorted keys, no spaces, ASCII.
+
+    Raises:
+        RecursionError: the value contains itself.
+    """
+    # The usual search for circles would take a fifth of the time.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), check_circular=False).encode("ascii")
 
 
@@ -101,8 +104,8 @@ def fingerprint(
     Args:
         component: one of its family's.
         options: from `Checkpoint.options`.
-        precision, device: what it is built for.
-        tensors: those that go into it, by their names in the weights file, which begin with its prefix.
+        precision, device: those that it is built for.
+        tensors: the digests of its tensors, by their names in the weights file, which begin with its prefix.
     """
     recipe = _RECIPES[component.kind]
     return Fingerprint(
@@ -122,32 +125,32 @@ def fingerprint(
 
 @cache
 def _torch_version() -> str:
-    """Without importing it, which takes seconds."""
+    """The version of torch, without importing torch, which takes seconds."""
     return version("torch")
 
 
 def plain(value: Any) -> Any:
-    """A value of a configuration as JSON has it, with a mark for what JSON has not; different ones stay different."""
+    """A value of a configuration as JSON has it. What JSON lacks gets a mark, so that different values differ."""
     if value is None or isinstance(value, bool | int | float | str):
-        # Python writes no integer of thousands of digits.
+        # Python refuses to write integers of thousands of digits.
         return {"!int": hex(value)} if isinstance(value, int) and abs(value) >= 1 << 64 else value
     if isinstance(value, Instance):
         return {f"!new:{value.class_name}": plain(value.options)}
     if isinstance(value, Mapping):
         return _plain_mapping(value)
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return {f"!{type(value).__name__}": str(value)}
 
 
 def _plain_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     if all(isinstance(key, str) and not key.startswith("!") for key in value):
-        return {key: plain(each) for key, each in value.items()}
-    return {"!map": sorted(([plain(key), plain(each)] for key, each in value.items()), key=canonical)}
+        return {key: plain(item) for key, item in value.items()}
+    return {"!map": sorted(([plain(key), plain(item)] for key, item in value.items()), key=canonical)}
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """In words, what differs between what an artifact was made from and what it would be made from now."""
+    """In words, how the fingerprint of now differs from that of before."""
     return [
         *_tensors(before.tensors, now.tensors),
         *_values("", _flat(before.config), _flat(now.config)),
@@ -184,7 +187,7 @@ def _values(label: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> It
             yield f"{label}{name} {_word(now[name])} added"
         elif canonical(before[name]) != canonical(now[name]):
             words = [_word(before[name]), _word(now[name])]
-            if words[0] == words[1]:  # a string and what it looks like
+            if words[0] == words[1]:  # a string and a value that look the same
                 words = [json.dumps(before[name]), json.dumps(now[name])]
             yield f"{label}{name} {words[0]} -> {words[1]}"
 

@@ -1,4 +1,4 @@
-"""Which record a target was last exported with: what a plan compares with."""
+"""References from targets to the fingerprints of their last exports, with which plans compare."""
 
 import os
 
@@ -10,7 +10,7 @@ from cosyjit.store.store import Store
 
 
 def name_of(source: str, target: str) -> str:
-    """The name, in a store, of the reference that a target of a source has.
+    """The name, in a store, of the reference of a target.
 
     Args:
         source: the model directory.
@@ -21,16 +21,16 @@ def name_of(source: str, target: str) -> str:
 
 
 def read(store: Store, name: str) -> str | None:
-    """The key of the fingerprint that a reference leads to; None if there is none, or it is damaged or another's.
+    """The key of the fingerprint that a reference names; None if it is missing, damaged or another target's.
 
     Raises:
-        LaterSchemaError: a later version has written it.
+        LaterSchemaError: a later version of cosyjit wrote it.
     """
     try:
         content = store.read(name)
         if content is None:
             return None
-        document = documents.read_sealed(content, f"{store}/{name}")
+        document = documents.read_with_checksum(content, f"{store}/{name}")
         if name_of(document["source"], document["target"]) != name:
             return None
         return documents.digest(document["fingerprint"], 32)
@@ -41,8 +41,8 @@ def read(store: Store, name: str) -> str | None:
 
 
 def write(store: Store, source: str, target: str, key: str) -> None:
-    """Let a target lead to the record of a fingerprint."""
+    """Make the reference of a target name a fingerprint, by its key."""
     name = name_of(source, target)
     if read(store, name) != key:
         document = {"schema": documents.SCHEMA, "source": source, "target": target, "fingerprint": key}
-        store.write(name, documents.seal(document))
+        store.write(name, documents.with_checksum(document))

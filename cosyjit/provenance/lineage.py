@@ -1,4 +1,4 @@
-"""From an artifact, a digest or a fingerprint to the record of what it was made from."""
+"""Finds the record of an artifact, of a digest, or of a fingerprint."""
 
 import re
 import struct
@@ -19,67 +19,66 @@ from cosyjit.weights import zip_reader
 from cosyjit.weights.formats import UnsupportedFormError
 
 _LARGEST: Final = 1 << 20
-"""In bytes, of what an artifact says of itself; a published encoder's says 2,000."""
+"""The most bytes of embedded provenance; that of a published encoder has 2,000."""
 
 _MOST_FILES: Final = 100
-"""A folder with so many files is no artifact."""
+"""A folder with this many files is not an artifact."""
 
 
 class Lineage(NamedTuple):
     """What is known of an artifact.
 
     Attributes:
-        record: that of its fingerprint; None if the store has none.
-        short_form: what the file says of itself, where a file was asked about.
-        sha256: the digest of that file.
+        record: that of its fingerprint; None if the store does not have one.
+        embedded: the provenance embedded in the file; None if the reference was not a file.
+        sha256: the digest of the file; None if the reference was not a file.
     """
 
     record: Record | None
-    short_form: dict[str, Any] | None = None
+    embedded: dict[str, Any] | None = None
     sha256: str | None = None
 
     @property
     def same_bytes(self) -> bool:
-        """Whether the file asked about, if one was, is the one that the record names."""
+        """Whether the file has the bytes that the record names; true if the reference was not a file."""
         return self.sha256 is None or (self.record is not None and self.record.sha256 == self.sha256)
 
 
 def lineage(artifact: str | Path, *, store: Store | None = None) -> Lineage:
-    """What an artifact was made from.
+    """Find out what an artifact was made from.
 
     Args:
-        artifact: the path of an artifact, a zip or a folder; its SHA-256, or the key of its fingerprint.
-
+        artifact: the path of an artifact, a zip or a folder; its SHA-256; or the key of its fingerprint.
         store: the one that has its record; that of this user for None.
 
     Raises:
-        StoreError: there is no store, and it is no file that was asked about.
-        SelectionError: the store knows no such digest or fingerprint, and there is no such file.
-        SignatureError: it has not the signature that the store requires.
-        RecordError: the file is none of cosyjit's artifacts, or a record is damaged or of a later version.
+        StoreError: there is no store, and the reference is not a file.
+        SelectionError: the store does not have a record of the digest or fingerprint, and there is no such file.
+        SignatureError: the record lacks the signature that the store requires.
+        RecordError: the file is not an artifact of cosyjit; or a record is damaged, or a later version wrote it.
     """
     store, path = store or Store(), absolute(Path(artifact))
     if not _is_file(path):
-        found = _find(store, _digest_of_folder(path) or str(artifact))
-        if found is None:
+        recorded = _find(store, _digest_of_folder(path) or str(artifact))
+        if recorded is None:
             raise SelectionError(
-                f"{artifact}: is no artifact, and no SHA-256 or fingerprint that {store} has a record of"
+                f"{artifact}: is not an artifact, and not a SHA-256 or fingerprint that {store} has a record of"
             )
-        return Lineage(found)
-    said = _short_form(path)
-    found = record.load(store, said["fingerprint"])
-    if found is None and store.trusted is not None:
+        return Lineage(recorded)
+    embedded = _embedded(path)
+    recorded = record.load(store, embedded["fingerprint"])
+    if recorded is None and store.trusted is not None:
         raise SignatureError(f"{path}: has no record in {store}, and {store.trusted.path} requires a signature")
-    return Lineage(found, said, _sha256(path))
+    return Lineage(recorded, embedded, _sha256(path))
 
 
 def _digest_of_folder(path: Path) -> str | None:
-    """What a folder with a few files would be known by; None if there is none."""
+    """The digest of a folder with a few files; None if the path is not one."""
     try:
         files = list(islice(path.iterdir(), _MOST_FILES)) if path.is_dir() else []
-        if not files or len(files) == _MOST_FILES or not all(each.is_file() for each in files):
+        if not files or len(files) == _MOST_FILES or not all(file.is_file() for file in files):
             return None
-        return sha256_of_folder({each.name: _sha256(each) for each in files})
+        return sha256_of_folder({file.name: _sha256(file) for file in files})
     except (OSError, ValueError):
         return None
 
@@ -94,14 +93,14 @@ def _find(store: Store, reference: str) -> Record | None:
     if not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", reference):
         return None
     store.check_there()
-    found = record.load(store, reference)
-    if found is not None:
-        return found
+    recorded = record.load(store, reference)
+    if recorded is not None:
+        return recorded
     for entry in store.entries("records"):
         if reference.encode() in record.statement_in(store.read(entry.name) or b""):
-            found = record.load(store, documents.stem(entry.name))
-            if found is not None and found.sha256 == reference:
-                return found
+            recorded = record.load(store, documents.stem(entry.name))
+            if recorded is not None and recorded.sha256 == reference:
+                return recorded
     return None
 
 
@@ -112,30 +111,30 @@ def _is_file(path: Path) -> bool:
         raise RecordError(
             f"{path}: cannot be read ({error.strerror}); let this user read it, or run as one who may"
         ) from None
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+    except (OSError, ValueError):  # the name is too long, or has a NUL
         return False
 
 
-def _said(path: Path) -> bytes:
-    """The document that a zip holds on itself; no more of its directory is read than that of an artifact could have."""
+def _embedded_content(path: Path) -> bytes:
+    """The bytes of the provenance in a zip. Its directory is read only if it is as small as that of an artifact."""
     with path.open("rb") as file:
-        wanted = f"extra/{record.SHORT_FORM}"
-        member = zip_reader.members(file).get(wanted)
+        name = f"extra/{record.EMBEDDED_NAME}"
+        member = zip_reader.members(file).get(name)
         if member is None:
-            raise ValueError(f"it has no member {wanted}")
+            raise ValueError(f"it has no member {name}")
         return zip_reader.content(file, member, _LARGEST)
 
 
-def _short_form(path: Path) -> dict[str, Any]:
-    """What an artifact says of itself: schema, fingerprint and parts."""
+def _embedded(path: Path) -> dict[str, Any]:
+    """The provenance embedded in a zip: schema, fingerprint and parts."""
     try:
-        document = documents.read(_said(path), str(path))
+        document = documents.read(_embedded_content(path), str(path))
     except RecordError:
         raise
     except (OSError, ValueError, UnsupportedFormError, struct.error, zlib.error) as error:
         raise RecordError(
-            f"{path}: is no artifact of cosyjit ({line(error).partition(';')[0]}); name one that it has built"
+            f"{path}: is not an artifact of cosyjit ({line(error).partition(';')[0]}); name one that it has built"
         ) from None
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
-        raise documents.damaged(str(path), "the fingerprint is not that of its parts")
+        raise documents.damaged_error(str(path), "the fingerprint is not that of its parts")
     return document

@@ -1,8 +1,8 @@
-"""The lineage of an artifact: what it was made from, by what, and how it came out.
+"""The provenance of an artifact: what it was made from, by what, and what was measured of it.
 
 A record is an in-toto Statement v1 (https://in-toto.io/Statement/v1) with the SLSA provenance v1 predicate
-(https://slsa.dev/spec/v1.0/provenance). A short form of it, which names no time, path or run, stands in the artifact
-itself, so that equal inputs keep equal bytes and a stray file can be traced.
+(https://slsa.dev/spec/v1.0/provenance). A part of it is embedded in the artifact itself, so
+that a stray file can be traced. That part has no time, path or run, so that equal inputs give equal bytes.
 """
 
 import json
@@ -27,18 +27,18 @@ PREDICATE: Final = "https://slsa.dev/provenance/v1"
 BUILD: Final = "urn:cosyjit:torchscript:v1"
 BUILDER: Final = "urn:cosyjit:builder"
 
-_SHORT_FORM_SCHEMA: Final = 1
-"""A part of every artifact's bytes, and so no other number's."""
+_EMBEDDED_SCHEMA: Final = 1
+"""The schema of the embedded provenance. It is part of every artifact's bytes, so it has a number of its own."""
 
-SHORT_FORM: Final = "cosyjit.json"
-"""The name of the short form among a TorchScript archive's extra files."""
+EMBEDDED_NAME: Final = "cosyjit.json"
+"""The name of the embedded provenance among the extra files of a TorchScript archive."""
 
 
 class Material(NamedTuple):
-    """A file that an artifact was made from: its name, where it was, and the SHA-256 of its bytes.
+    """A file that an artifact was made from: its name, its URI, and the SHA-256 of its bytes.
 
     Attributes:
-        reading: how the names of tensors in it were read, where not as they stand; see `cosyjit.weights.fit.Reading`.
+        reading: how the names of tensors in it were read, unless unchanged; see `cosyjit.weights.fit.Reading`.
     """
 
     name: str
@@ -54,28 +54,28 @@ class Material(NamedTuple):
 
 
 def current_versions() -> dict[str, str]:
-    """Of what builds here."""
+    """The versions of cosyjit, torch and Python in this process."""
     return {"cosyjit": version("cosyjit"), "torch": version("torch"), "python": platform.python_version()}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What an artifact was made from.
+    """The provenance of an artifact.
 
     Attributes:
         name: the file name by which the runtime finds it.
         sha256: the digest of its bytes.
-        fingerprint: all that decides these.
-        component: what it is.
+        fingerprint: all that decides its bytes.
+        component: the name of the component that it is of.
         source: the model directory.
         materials: the files that were read.
-        started, finished: when, as RFC 3339 has it.
-        figures: what was measured: bytes, weight_bytes, seconds.
-        run: the identifiers of the Prefect run, where there was one.
-        versions: of cosyjit, torch and Python.
-        files: of a folder, the digests of its files by their names.
-        signed_by: the identifiers of the keys that have signed it, as it says; only `load` with a store that requires
-            signatures has checked one.
+        started, finished: the times of the build, in the form of RFC 3339.
+        figures: what was measured, such as bytes, weight_bytes and seconds.
+        run: the identifiers of the Prefect run, if there was one.
+        versions: those of cosyjit, torch and Python.
+        files: the digests of a folder's files by their names; None for a zip.
+        signed_by: the identifiers of the keys that signed it, as the file claims. Only `load` with a store that
+            requires signatures verifies one of them.
     """
 
     name: str
@@ -94,17 +94,17 @@ class Record:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """The digests of the store's objects that the artifact consists of."""
+        """The digests of the objects in the store that the artifact consists of."""
         return (self.sha256,) if self.files is None else tuple(self.files.values())
 
     @property
     def size(self) -> int:
-        """The artifact's size."""
+        """The size of the artifact, in bytes."""
         return int(self.figures["bytes"])
 
     @property
     def _subjects(self) -> list[tuple[str, str]]:
-        """The artifact; and of a folder, its files behind it."""
+        """The name and digest of the artifact; for a folder, those of its files follow."""
         files = sorted((self.files or {}).items())
         return [(self.name, self.sha256), *((f"{self.name}/{name}", digest) for name, digest in files)]
 
@@ -114,11 +114,11 @@ class Record:
         return self._statement(self.fingerprint.tensors)
 
     def _statement(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """The same with its fingerprint's tensors as they are given."""
+        """The statement with given values as the tensors of its fingerprint."""
         fingerprint = self.fingerprint
         return {
             "_type": STATEMENT,
-            "subject": [{"name": name, "digest": {"sha256": each}} for name, each in self._subjects],
+            "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in self._subjects],
             "predicateType": PREDICATE,
             "predicate": {
                 "buildDefinition": {
@@ -134,7 +134,7 @@ class Record:
                         "parts": fingerprint.parts,
                         "tensors": tensors,
                     },
-                    "resolvedDependencies": [each.descriptor for each in self.materials],
+                    "resolvedDependencies": [material.descriptor for material in self.materials],
                 },
                 "runDetails": {
                     "builder": {"id": BUILDER, "version": dict(self.versions)},
@@ -151,31 +151,32 @@ class Record:
         }
 
     def agrees_with(self, document: Mapping[str, Any]) -> bool:
-        """Whether the document that it was read from says what its statement does, and nothing else.
+        """Whether the document that the record was read from equals its statement.
 
-        Writing both to compare them would take as long as all other checks. A record has the texts and values of its
-        document themselves, for which Python's `==` is exact, but for the number and the lists that are looked at here.
+        To compare them as JSON would take as long as all other checks, so they are compared as Python values. For the
+        texts and values that a record takes from its document, Python's `==` is exact, except for the count and the
+        lists that are checked here.
 
         Args:
-            document: has what a record is read from.
+            document: the document that the record was read from.
         """
         internal = document["predicate"]["buildDefinition"]["internalParameters"]
         counted = type(internal["parts"]["tensors"]["count"]) is int
-        listed = all(type(each) is list and type(each[1]) is list for each in internal["tensors"].values())
+        listed = all(type(tensor) is list and type(tensor[1]) is list for tensor in internal["tensors"].values())
         return counted and listed and self._statement(internal["tensors"]) == document
 
 
 def parse(content: bytes, where: str, trusted: TrustedKeys | None = None) -> Record:
-    """The record that a file describes.
+    """The record in a file.
 
     Args:
-        content: the file's.
-        where: what messages begin with.
-        trusted: the keys of which one has to have signed it; none has to for None.
+        content: the content of the file.
+        where: the beginning of messages.
+        trusted: the keys of which one must have signed the record; for None, a signature is not required.
 
     Raises:
-        LaterSchemaError: a later version has written it.
-        SignatureError: none of the keys has signed it.
+        LaterSchemaError: a later version of cosyjit wrote it.
+        SignatureError: none of the keys signed it.
         RecordError: it is damaged.
     """
     with _reading(where):
@@ -184,38 +185,38 @@ def parse(content: bytes, where: str, trusted: TrustedKeys | None = None) -> Rec
 
 
 def _opened(content: bytes, where: str, trusted: TrustedKeys | None) -> tuple[dict[str, Any], Envelope | None]:
-    """The statement in a record's file, and the envelope that it is in."""
+    """The statement in the file of a record, and the envelope around it, if there is one."""
     stored = documents.load(content, where)
     envelope = signing.Envelope.parse(stored) if signing.is_envelope(stored) else None
     document = documents.load(envelope.payload, where) if envelope else stored
     documents.check_schema(document["predicate"]["cosyjit_schema"], where)
-    kept = documents.unseal(stored, content, where)
+    content_of_file = documents.without_checksum(stored, content, where)
     if trusted is not None:
         trusted.check(envelope, where)
     if envelope is None:
-        return kept, None
-    _check_as_written(envelope, kept, document)
+        return content_of_file, None
+    _check_as_written(envelope, content_of_file, document)
     return document, envelope
 
 
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
-    """Let what is missing in a document, or of another type, be told as damage."""
+    """Translate errors of the block, such as missing entries or wrong types, into RecordError."""
     try:
         yield
     except RecordError:
         raise
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+        raise documents.damaged_error(where, f"{type(error).__name__}: {error}") from None
 
 
-def _check_as_written(envelope: Envelope, kept: Mapping[str, Any], document: Mapping[str, Any]) -> None:
-    if (envelope.document, envelope.payload) != (kept, canonical(document)):
+def _check_as_written(envelope: Envelope, content_of_file: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    if (envelope.document, envelope.payload) != (content_of_file, canonical(document)):
         raise ValueError("not as cosyjit writes it")
 
 
 def statement_in(content: bytes) -> bytes:
-    """The text of the statement in a record's file, unchecked; what is none is given as it is."""
+    """The text of the statement in the file of a record, unchecked; any other content is returned unchanged."""
     try:
         document = json.loads(content)
         return signing.Envelope.parse(document).payload if signing.is_envelope(document) else content
@@ -224,10 +225,9 @@ def statement_in(content: bytes) -> bytes:
 
 
 def _subjects(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The artifact's name and digest; and of a folder, those of its files behind it."""
-    return [
-        (documents.text(each["name"]), documents.digest(each["digest"]["sha256"], 64)) for each in document["subject"]
-    ]
+    """The name and digest of the artifact; for a folder, those of its files follow."""
+    subjects = document["subject"]
+    return [(documents.text(one["name"]), documents.digest(one["digest"]["sha256"], 64)) for one in subjects]
 
 
 def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
@@ -257,19 +257,19 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
         source=documents.text(external["source"]),
         materials=tuple(
             Material(
-                documents.text(each["name"]),
-                documents.text(each["uri"]),
-                documents.digest(each["digest"]["sha256"], 64),
-                documents.text(each.get("annotations", {}).get("reading", "")),
+                documents.text(material["name"]),
+                documents.text(material["uri"]),
+                documents.digest(material["digest"]["sha256"], 64),
+                documents.text(material.get("annotations", {}).get("reading", "")),
             )
-            for each in definition["resolvedDependencies"]
+            for material in definition["resolvedDependencies"]
         ),
         started=documents.text(metadata["startedOn"]),
         finished=documents.text(metadata["finishedOn"]),
         figures={name: _number(value) for name, value in metadata["cosyjit_figures"].items()},
         run={name: documents.text(value) for name, value in metadata["cosyjit_run"].items()},
         versions={name: documents.text(value) for name, value in details["builder"]["version"].items()},
-        files={documents.text(name.removeprefix(f"{subject[0]}/"), documents.MEMBER): each for name, each in others}
+        files={documents.text(name.removeprefix(f"{subject[0]}/"), documents.MEMBER): digest for name, digest in others}
         or None,
         signed_by=signed_by,
     )
@@ -283,12 +283,12 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
 
 
 def _check_parts(parts: Mapping[str, Any]) -> None:
-    """See that what plans compare part by part has the form that they rely on."""
+    """Check the form of the parts that plans compare one by one."""
     config = parts["config"]
     documents.text(config["class"])
     mappings = config["options"], config.get("overrides", {}), parts["recipe"]
-    if not all(isinstance(each, dict) for each in mappings):
-        raise TypeError("options, overrides or a recipe that are no objects")
+    if not all(isinstance(mapping, dict) for mapping in mappings):
+        raise TypeError("the options, overrides or recipe are not objects")
     for name in ("precision", "device", "torch"):
         documents.text(parts[name])
     documents.count(parts["encoders"])
@@ -300,12 +300,12 @@ def _number(value: object) -> int | float:
         or isinstance(value, bool)
         or not -documents.LARGEST < value < documents.LARGEST
     ):
-        raise TypeError(f"{str(value)[:100]!r} is no number")
+        raise TypeError(f"{str(value)[:100]!r} is not a number")
     return value
 
 
 def name_of(key: str) -> str:
-    """The name of the record of a fingerprint in a store."""
+    """The name, in a store, of the record of a fingerprint."""
     return f"records/{key}.json"
 
 
@@ -313,9 +313,9 @@ def load(store: Store, key: str) -> Record | None:
     """The record of a fingerprint; None if there is none.
 
     Raises:
-        LaterSchemaError: a later version has written it.
-        SignatureError: it has not the signature that the store requires.
-        RecordError: it is damaged, or another fingerprint's.
+        LaterSchemaError: a later version of cosyjit wrote it.
+        SignatureError: it lacks the signature that the store requires.
+        RecordError: it is damaged, or belongs to another fingerprint.
     """
     content = store.read(name_of(key))
     if content is None:
@@ -327,8 +327,8 @@ def load(store: Store, key: str) -> Record | None:
 def objects(store: Store, key: str) -> tuple[str, ...] | None:
     """The digests of the objects that the record of a fingerprint names; None if there is no record.
 
-    What `load` refuses for its statement alone, this may read: it takes a third of the time, and a collection, which
-    keeps what it names, asks it of every record.
+    It checks less of the statement than `load`, in a third of the time, since a collection calls it for every record.
+    Whatever it names is kept.
 
     Raises:
         LaterSchemaError, SignatureError, RecordError: as `load`.
@@ -346,22 +346,22 @@ def objects(store: Store, key: str) -> tuple[str, ...] | None:
 
 
 def _of_another(where: str) -> RecordError:
-    return documents.damaged(where, "another fingerprint's")
+    return documents.damaged_error(where, "another fingerprint's")
 
 
 def save(store: Store, record: Record) -> Record:
-    """Write a record, after the object that it names; signed, where the store has a key for that.
+    """Write a record after the object that it names, signed if the store has a key.
 
-    Without a key, a signed record stays: that of an equal artifact says all that there is to say, and that of another
-    artifact is not given up for one that nobody has signed. A damaged record is set aside. To be called within
-    `Store.build_lock`, in which nobody else writes a record of the same fingerprint.
+    Without a key, a signed record is not replaced: for an equal artifact it is as good, and for another artifact an
+    unsigned record must not replace it. A damaged record is set aside. Callers hold `Store.build_lock`, so that no
+    other process writes a record of the same fingerprint.
 
     Returns:
-        The record that the store has then.
+        The record that the store has now.
 
     Raises:
-        LaterSchemaError: a later version has written the record that is there.
-        SignatureError: a key has signed the record that is there, of another artifact, and the store has no key.
+        LaterSchemaError: a later version of cosyjit wrote the present record.
+        SignatureError: the present record is signed and belongs to another artifact, and the store does not have a key.
     """
     name = name_of(record.fingerprint.key)
     before = _before(store, record.fingerprint.key)
@@ -375,12 +375,12 @@ def save(store: Store, record: Record) -> Record:
         )
     statement = record.statement
     document = store.signer.sign(canonical(statement)).document if store.signer else statement
-    store.write(name, documents.seal(document))
+    store.write(name, documents.with_checksum(document))
     return record
 
 
 def _before(store: Store, key: str) -> Record | None:
-    """The record that another one is going to replace, whoever signed it; None if there is none, or a damaged one."""
+    """The present record of a fingerprint, whoever signed it; None if there is none, or it is damaged."""
     name = name_of(key)
     try:
         content = store.read(name)
@@ -393,35 +393,35 @@ def _before(store: Store, key: str) -> Record | None:
 
 
 def _named(record: Record, key: str, where: str) -> Record:
-    """A record, which has to be that of a fingerprint."""
+    """The record, after a check that it belongs to a fingerprint."""
     if record.fingerprint.key != key:
         raise _of_another(where)
     return record
 
 
 def check_signed(store: Store, name: str, sha256: str, size: int, key: str) -> None:
-    """Make sure, where the store requires signatures, that an artifact is what a signed record says.
+    """Check, if the store requires signatures, that an artifact is the one of its signed record.
 
     Args:
-        name: the file name that it is to be shown by.
+        name: the file name that it is published under.
         sha256: the digest of its bytes.
-        size: how many there are.
-        key: its fingerprint's.
+        size: the number of its bytes.
+        key: that of its fingerprint.
 
     Raises:
-        SignatureError: the record has no such signature, there is none, or it is of another artifact.
+        SignatureError: the record lacks the signature, is missing, or belongs to another artifact.
     """
     if store.trusted is None:
         return
-    found = load(store, key)
-    if found is None or (found.name, found.sha256, found.size) != (name, sha256, size):
-        problem = "missing" if found is None else f"of {found.name}, sha256 {found.sha256}"
+    record = load(store, key)
+    if record is None or (record.name, record.sha256, record.size) != (name, sha256, size):
+        problem = "missing" if record is None else f"of {record.name}, sha256 {record.sha256}"
         raise SignatureError(
             f"{store}/{name_of(key)}: is {problem}, and {store.trusted.path} requires a signature for {name}, "
             f"sha256 {sha256}; export its checkpoint again where that key is, with --sign"
         )
 
 
-def short_form(fingerprint: Fingerprint) -> bytes:
-    """What an artifact says of itself."""
-    return canonical({"fingerprint": fingerprint.key, "parts": fingerprint.parts, "schema": _SHORT_FORM_SCHEMA})
+def embedded_provenance(fingerprint: Fingerprint) -> bytes:
+    """The provenance that is embedded in a zip: the fingerprint and its parts, as canonical JSON."""
+    return canonical({"fingerprint": fingerprint.key, "parts": fingerprint.parts, "schema": _EMBEDDED_SCHEMA})

@@ -110,9 +110,9 @@ def parse(content: bytes, where: str) -> Publication:
     try:
         publication = _publication(document)
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+        raise documents.damaged_error(where, f"{type(error).__name__}: {error}") from None
     if publication.content != content:
-        raise documents.damaged(where, "not as cosyjit writes it")
+        raise documents.damaged_error(where, "not as cosyjit writes it")
     return publication
 
 
@@ -171,7 +171,7 @@ def save(store: Store, publication: Publication, directory: Path, *, shown: bool
         store.write(name_of(publication.identity), publication.content)
     if known != head:
         document = {**head._asdict(), "directory": str(head.directory), "schema": documents.SCHEMA}
-        store.write(_head(directory), documents.seal(document))
+        store.write(_head(directory), documents.with_checksum(document))
 
 
 def _head(directory: Path) -> str:
@@ -228,15 +228,15 @@ def parse_head(content: bytes, store: Store, name: str) -> Head:
         RecordError: it is damaged, or another directory's.
     """
     where = f"{store}/{name}"
-    document = documents.read_sealed(content, where)
+    document = documents.read_with_checksum(content, where)
     try:
         directory = Path(documents.text(document["directory"], r"(?s)/[^\0]*"))
         found = Head(directory, documents.digest(document["publication"], 64), document["shown"] is True)
         named = _head(directory)
     except (LookupError, ValueError) as error:
-        raise documents.damaged(where, f"{type(error).__name__}: {error}") from None
+        raise documents.damaged_error(where, f"{type(error).__name__}: {error}") from None
     if named != name:
-        raise documents.damaged(where, "another directory's")
+        raise documents.damaged_error(where, "another directory's")
     return found
 
 

@@ -84,7 +84,7 @@ def _publication_object(publication: Publication) -> dict[str, Any]:
 
 def lineage(trace: Lineage) -> str:
     """The record as it is kept, or what the artifact says of itself if the store has none."""
-    return _indented(trace.record.statement if trace.record else trace.short_form)
+    return _indented(trace.record.statement if trace.record else trace.embedded)
 
 
 def faults(found: Sequence[Fault]) -> str:

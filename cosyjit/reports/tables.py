@@ -149,7 +149,7 @@ def lineage_tree(trace: Lineage) -> Tree:
     record = trace.record
     if record is None:
         tree = Tree(_printable_lines(f"{trace.sha256} (of no record in this store)"))
-        _add_branch(tree, "says of itself", trace.short_form or {})
+        _add_branch(tree, "says of itself", trace.embedded or {})
         return tree
     tree = Tree(
         _printable_lines(

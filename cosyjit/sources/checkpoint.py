@@ -1,4 +1,4 @@
-"""A model directory with its configuration read: which family it is, and the options of each component."""
+"""Opens a model directory: reads its configuration, and identifies its family."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cosyjit.sources.source import Source
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model directory, its configuration read and its family known."""
+    """A model directory with its configuration and its family."""
 
     source: Source
     config: Config
@@ -23,31 +23,31 @@ class Checkpoint:
         return self.config.has(component.node)
 
     def check_nodes(self, components: Iterable[Component]) -> None:
-        """See that the configuration has the nodes of components; published files may have those of the flow alone.
+        """Check that the configuration has the nodes of components; published files may lack some.
 
         Raises:
-            ConfigError: it has not.
+            ConfigError: nodes are missing.
         """
         missing = [part for part in dict.fromkeys(components) if not self.has(part)]
         if missing:
             nodes = " and ".join(dict.fromkeys(self._missing_node(part.node) for part in missing))
             parts = ", ".join(part.name for part in missing)
             usual = [part for part in self.family.components if not part.on_request]
-            there = [f"--component {part.name}" for part in usual if self.has(part)]
-            way = f"{' '.join(there)} exports what there is" if there else "restore the published file"
-            raise ConfigError(f"{self.source.config}: has no node {nodes}, of which {parts} would be made; {way}")
+            present = [f"--component {part.name}" for part in usual if self.has(part)]
+            hint = f"{' '.join(present)} exports what there is" if present else "restore the published file"
+            raise ConfigError(f"{self.source.config}: has no node {nodes}, which {parts} would be made from; {hint}")
 
     def _missing_node(self, path: str) -> str:
         """The uppermost node on a path that is missing."""
         parts = path.split(".")
         paths = [".".join(parts[: length + 1]) for length in range(len(parts))]
-        return next(each for each in paths if not self.config.has(each))
+        return next(path for path in paths if not self.config.has(path))
 
     def options(self, component: Component) -> dict[str, Any]:
-        """The options that the configuration gives the component's encoder, resolved.
+        """The options of the component's encoder in the configuration, resolved.
 
         Raises:
-            ConfigError: the component is missing, is of another class, or cannot be resolved.
+            ConfigError: the node is missing, has another class, or cannot be resolved.
         """
         instance = self.config.instance(component.node)
         if instance.class_name != component.class_name:
@@ -61,7 +61,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     """Read the configuration of a model directory.
 
     Raises:
-        ConfigError: it is not YAML, or its family cannot be told.
+        ConfigError: the configuration is not YAML, or does not identify the family.
     """
     config = Config.read(source.config)
     return Checkpoint(source, config, _family(config))

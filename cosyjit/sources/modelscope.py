@@ -1,8 +1,8 @@
-"""ModelScope, through its own client: which files a model has at a revision, and the bytes of one.
+"""Lists and downloads the files of models of ModelScope, through its own client.
 
-The client is imported where it is used, for that takes 0.3 s. It finds its endpoint and its token by itself, in the
-environment or in the file of a login; no token passes through here. Of what it says when something fails only kinds
-and numbers go on, for its texts quote requests and answers.
+The client is imported where it is used, since the import takes 0.3 s. It finds its endpoint and its token by itself, in
+the environment or in the file of a login; no token passes through here. Our messages have only the kinds and numbers of
+its errors, since the texts of these quote requests and answers.
 """
 
 import errno
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     from modelscope_hub import HubApi
 
 _BRANCH: Final = "master"
-"""Which revision the hub takes where none is asked for."""
+"""The revision that the hub uses by default."""
 
 _PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 _REVISION: Final = r"[A-Za-z0-9][A-Za-z0-9_.+-]*(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]*)*"
 _LONGEST: Final = 96
-"""The most characters of a revision: a name with it is part of a path."""
+"""The most characters of a revision, since it becomes part of a file name."""
 
 _TOO_LARGE: Final = 1 << 60
-"""In bytes: no disk has room for it."""
+"""In bytes; no disk has room for such a file."""
 
 _NAMED: Final = 10
 """How many revisions of a model a message names."""
 
 _DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""What is wrong with this machine's disk, also where the client takes it for the hub's fault, after many tries."""
+"""Errors of this machine's disk. After many tries the client reports them as errors of the hub."""
 
 _LOG: Final = logging.getLogger("cosyjit")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it is asked for.
+    """A model as the user names it.
 
     Attributes:
         id: owner and name, such as "iic/CosyVoice-300M".
-        revision: a branch, tag or commit; the hub's default branch for None.
+        revision: a branch, tag or commit; for None, the hub's default branch.
     """
 
     id: str
@@ -75,7 +75,7 @@ class Listing(NamedTuple):
     Attributes:
         revision: the commit.
         endpoint: the URL of the hub that listed them, without credentials.
-        files: those that were asked for, as far as there are any.
+        files: those of the requested files that exist.
     """
 
     revision: str
@@ -84,18 +84,18 @@ class Listing(NamedTuple):
 
 
 def parse(text: str) -> Model | None:
-    """The model that a text such as "iic/CosyVoice-300M@v1.0" names; None if it can name none.
+    """The model that a text such as "iic/CosyVoice-300M@v1.0" names; None if the text is not of that form.
 
-    Neither part of it, as a name in a directory, leads out of that directory. A revision may have a / in it.
+    As file names, its parts cannot lead out of a directory. A revision may contain a /.
     """
-    found = re.fullmatch(rf"(?P<id>{_PART}/{_PART})(@(?P<revision>{_REVISION}))?", text)
-    if found is None or ".." in text or not is_revision(found["revision"] or _BRANCH):
+    match = re.fullmatch(rf"(?P<id>{_PART}/{_PART})(@(?P<revision>{_REVISION}))?", text)
+    if match is None or ".." in text or not is_revision(match["revision"] or _BRANCH):
         return None
-    return Model(found["id"], found["revision"])
+    return Model(match["id"], match["revision"])
 
 
 def is_revision(value: object) -> bool:
-    """Whether something is what a revision may be called: a text that leads out of no directory."""
+    """Whether a value may be the name of a revision: a text that cannot lead out of a directory."""
     return (
         isinstance(value, str)
         and len(value) <= _LONGEST
@@ -105,17 +105,17 @@ def is_revision(value: object) -> bool:
 
 
 def listing(model: Model, names: Collection[str]) -> Listing:
-    """The files of these names that a model has at a revision, as the hub lists them now.
+    """The named files that a model has at a revision, as the hub lists them now.
 
-    Each has the commit that last changed it, and is downloaded at that one: if the branch moves on meanwhile, what
-    comes is still what was listed. The commit of the whole is the one of the newest change to anything in the model's
-    top directory. (Where a model's history has merges, that commit's own tree may have older versions of other files;
-    this is why each file keeps its own.) Where the hub names no commits, it is the revision that was asked for.
+    Each file has the commit that last changed it, and is downloaded at that commit. So the bytes are those that were
+    listed, even if the branch moves in the meantime. The commit of the listing is that of the newest change in the
+    model's top directory. (If the history has merges, the tree of that commit may have older versions of other files.
+    This is why each file has its own commit.) If the hub does not name commits, the requested revision is used.
 
     Raises:
-        SourceUnavailableError: the hub cannot be reached, or is busy, also after the client's own tries: after some
-            seconds, or about a minute where nothing answers at all.
-        SourceError: no such model or revision, no access to it, or a file without the digest to check it by.
+        SourceUnavailableError: the hub cannot be reached, or is busy, even after the client's own tries, which take
+            some seconds, or about a minute if nothing answers.
+        SourceError: there is no such model or revision, access is refused, or a file is listed without its digest.
     """
     with _client(str(model)) as api:
         from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see above)
@@ -127,8 +127,8 @@ def listing(model: Model, names: Collection[str]) -> Listing:
         except NotExistError:
             raise _unknown(api, model) from None
         commits = [(_date(entry), entry["Revision"]) for entry in entries if is_revision(entry.get("Revision"))]
-        found = {entry.get("Path"): entry for entry in entries if entry.get("Type") != "tree"}
-        files = tuple(_file(model, name, found[name], asked) for name in names if name in found)
+        by_name = {entry.get("Path"): entry for entry in entries if entry.get("Type") != "tree"}
+        files = tuple(_file(model, name, by_name[name], asked) for name in names if name in by_name)
         return Listing(max(commits)[1] if commits else asked, without_password(endpoint), files)
 
 
@@ -142,19 +142,19 @@ def _file(model: Model, name: str, entry: Mapping[str, Any], asked: str) -> File
     digest = digest.lower() if isinstance(digest, str) else ""
     if type(size) is not int or not 0 <= size < _TOO_LARGE or not re.fullmatch("[0-9a-f]{64}", digest):
         raise SourceError(
-            f"{model}: the hub lists {name} without its size and SHA-256, and what cannot be checked is not exported; "
+            f"{model}: the hub lists {name} without its size and SHA-256, so it cannot be checked; "
             "download it yourself, and give the directory"
         )
     return File(name, size, digest, str(revision) if is_revision(revision) else asked)
 
 
 def _unknown(api: "HubApi", model: Model) -> SourceError:
-    """Whether there is no such model, or no such revision of it."""
+    """The error of a model, or a revision of it, that does not exist."""
     from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see above)
 
     host = _host(api.legacy.endpoint)
     try:
-        known = [str(each["Revision"]) for each in api.legacy.list_revisions(model.id, "model")]
+        known = [str(revision["Revision"]) for revision in api.legacy.list_revisions(model.id, "model")]
     except NotExistError:
         return SourceError(
             f"{model}: no such model on {host}, or a private one; give a model directory, "
@@ -171,15 +171,14 @@ _LOGIN: Final = "set MODELSCOPE_API_TOKEN, or use `modelscope login`"
 
 
 def download(model: Model, file: File, directory: Path) -> Path:
-    """Download a file of a model into a directory of its own, and see that its bytes are the ones listed.
+    """Download a file of a model into a directory of its own, and check that its bytes are those that were listed.
 
-    What has come stays there if the connection breaks for good, or the process is killed: the next call goes on from
-    there. The client gives up after five tries without an answer, and after an hour for any one file; it is called
-    again as long as something comes.
+    If the download fails or the process is killed, the next call resumes it. The client gives up after five tries
+    without an answer, and after an hour for one file. It is called again as long as bytes arrive.
 
     Raises:
         SourceUnavailableError: the hub cannot be reached, or is busy.
-        SourceError: it has other bytes than it listed, or refuses.
+        SourceError: the hub sends other bytes than it listed, or refuses.
         OutputError: the directory cannot be written to.
     """
     _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
@@ -204,14 +203,14 @@ def download(model: Model, file: File, directory: Path) -> Path:
                     raise
             except FileIntegrityError:
                 raise SourceError(
-                    f"{model}: {file.name} of commit {file.revision} does not come as {_host(api.legacy.endpoint)} "
+                    f"{model}: {file.name} of commit {file.revision} does not arrive as {_host(api.legacy.endpoint)} "
                     f"lists it ({file.size:,} bytes, SHA-256 {file.sha256}), also when it is downloaded again; "
                     "try again later, or tell the model's owner"
                 ) from None
 
 
 def received(directory: Path) -> int:
-    """How many bytes have come into a directory for a download."""
+    """How many bytes of a download are in its directory."""
     try:
         return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     except OSError:
@@ -219,7 +218,7 @@ def received(directory: Path) -> int:
 
 
 def url(endpoint: str, model: Model, file: File) -> str:
-    """Where a file can be downloaded, by whoever may: no credentials stand in it."""
+    """The URL of a file, without credentials."""
     query = f"Revision={quote_plus(file.revision)}&FilePath={quote_plus(file.name)}"
     return f"{endpoint}/api/v1/models/{model.id}/repo?{query}"
 
@@ -230,35 +229,36 @@ def _host(endpoint: str) -> str:
 
 @contextmanager
 def _client(what: str, *, files: bool = False) -> Iterator["HubApi"]:
-    """A client with the settings that the environment has now; its errors become ours, which begin with `what`.
+    """A client with the current settings of the environment; its errors in the block become ours.
 
     Args:
-        files: see `answers.Bounds`.
+        what: the beginning of their messages.
+        files: as in `responses.Bounds`.
     """
     try:
         api = _new_client(what, files=files)
         host = _host(api.legacy.endpoint)
     except (AttributeError, ImportError, TypeError) as error:
-        raise _strange(error, what, "it cannot be used") from None
-    except Exception as error:  # noqa: BLE001  (an address that is none, a damaged file of a login)
-        raise _unusable(error, what) from None
+        raise _incompatible_error(error, what, "it cannot be used") from None
+    except Exception as error:  # noqa: BLE001  (an invalid address, a damaged file of a login)
+        raise _settings_error(error, what) from None
     try:
         yield api
     except CosyjitError:
         raise
-    except Exception as error:  # noqa: BLE001  (what a stranger answers makes the client raise almost anything)
-        own = next((each for each in _chain(error) if isinstance(each, CosyjitError)), None)
-        raise own or _translated(error, what, host) from None
+    except Exception as error:  # noqa: BLE001  (a strange answer makes the client raise almost anything)
+        own = next((cause for cause in _causes(error) if isinstance(cause, CosyjitError)), None)
+        raise own or _translated_error(error, what, host) from None
 
 
 def _new_client(what: str, *, files: bool) -> "HubApi":
     log = logging.getLogger("modelscope_hub")
-    if not log.handlers:  # without one the client writes to standard error, whatever the application logs where
+    if not log.handlers:  # without a handler the client writes to standard error
         log.addHandler(logging.NullHandler())
     from modelscope_hub import HubApi, HubConfig, _download  # noqa: PLC0415  (see above)
 
-    bar = getattr(_download, "tqdm")  # noqa: B009  (it is no public name)
-    if not isinstance(bar, partial):  # its bars would stand amid the lines of a log, or of other progress
+    bar = getattr(_download, "tqdm")  # noqa: B009  (the name is not public)
+    if not isinstance(bar, partial):  # its bars would mix with logs and other progress
         setattr(_download, "tqdm", partial(bar, disable=True))  # noqa: B010
     api = HubApi(HubConfig())  # the client's own default is read once for each process
     import requests  # noqa: PLC0415  (as long as the client's import, of which it is a part)
@@ -272,24 +272,24 @@ def _new_client(what: str, *, files: bool) -> "HubApi":
     return api
 
 
-def _translated(error: Exception, what: str, host: str) -> CosyjitError:
-    """An error of the client in one line of ours."""
+def _translated_error(error: Exception, what: str, host: str) -> CosyjitError:
+    """Our error, with a message of one line, for an error of the client."""
     import requests  # noqa: PLC0415  (as long as the client's import, of which it is a part)
     from modelscope_hub import errors  # noqa: PLC0415
 
     status = getattr(error, "status_code", None)
-    failures = [each for each in _chain(error) if isinstance(each, OSError)]
+    failures = [cause for cause in _causes(error) if isinstance(cause, OSError)]
     local = isinstance(error, OSError) and not isinstance(error, errors.HubError | requests.RequestException)
-    disk = [each for each in failures if local or each.errno in _DISK]
+    disk = [failure for failure in failures if local or failure.errno in _DISK]
     if disk:
         reason = disk[0].strerror or type(error).__name__
-        return OutputError(f"{what}: what is downloaded cannot be written ({reason}); make room, and run again")
+        return OutputError(f"{what}: the download cannot be written ({reason}); make room, and run again")
     if isinstance(error, errors.APIError) and not error.retryable:
-        return SourceError(f"{what}: {host} {_refusal(status)}")
+        return SourceError(f"{what}: {host} {_refusal_reason(status)}")
     if isinstance(error, ValueError) and not isinstance(error, requests.JSONDecodeError):
-        return _unusable(error, what)
-    said = next((each.strerror for each in failures if each.strerror), None)
-    reason = said or _kind(error) if status is None else f"HTTP {status}"
+        return _settings_error(error, what)
+    strerror = next((failure.strerror for failure in failures if failure.strerror), None)
+    reason = strerror or _kind(error) if status is None else f"HTTP {status}"
     if isinstance(error, errors.HubError | OSError) and not isinstance(error, ValueError):
         return SourceUnavailableError(f"{what}: {host} cannot be reached, or is busy ({reason}); try again later")
     if isinstance(error, requests.JSONDecodeError):  # such as the page of some gateway
@@ -297,29 +297,29 @@ def _translated(error: Exception, what: str, host: str) -> CosyjitError:
             f"{what}: {host} does not answer as a hub does ({reason}); see whether MODELSCOPE_ENDPOINT is right, "
             "or try again later"
         )
-    return _strange(error, what, f"{host} does not answer as a hub does")
+    return _incompatible_error(error, what, f"{host} does not answer as a hub does")
 
 
-def _refusal(status: int | None) -> str:
+def _refusal_reason(status: int | None) -> str:
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return f"refuses access (HTTP {status}); log in as someone who has it ({_LOGIN})"
     if status == HTTPStatus.NOT_FOUND:
-        return f"has no longer what it listed (HTTP {status}); run again"
+        return f"no longer has what it listed (HTTP {status}); run again"
     return f"refuses the request (HTTP {status}); see whether the id is right"
 
 
-def _unusable(error: Exception, what: str) -> SourceError:
-    """The error of settings that no request can be made with."""
+def _settings_error(error: Exception, what: str) -> SourceError:
+    """The error of a client whose settings do not allow any request."""
     return SourceError(
         f"{what}: the settings of the ModelScope client cannot be used ({_kind(error)}); correct MODELSCOPE_ENDPOINT "
         "and MODELSCOPE_API_TOKEN, or log in again"
     )
 
 
-def _strange(error: Exception, what: str, fault: str) -> SourceError:
-    """The error of a client, or a hub, that is not what this was written for: no later try would mend it."""
+def _incompatible_error(error: Exception, what: str, fault: str) -> SourceError:
+    """The error of a client or hub that behaves in an unknown way, so that no later try would succeed."""
     return SourceError(
-        f"{what}: {fault}, or modelscope-hub {version('modelscope-hub')} is not the client that cosyjit knows "
+        f"{what}: {fault}, or modelscope-hub {version('modelscope-hub')} is not the client that cosyjit supports "
         f"({_kind(error)}); see whether MODELSCOPE_ENDPOINT is right, and install the version that constraints.txt has"
     )
 
@@ -330,11 +330,11 @@ def _kind(error: Exception) -> str:
     return type(error).__name__
 
 
-def _chain(error: BaseException) -> Sequence[BaseException]:
-    """An error, what it was raised from, and so on."""
-    found: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and following not in found:
-        found.append(following)
-        following = following.__cause__ or following.__context__
-    return found
+def _causes(error: BaseException) -> Sequence[BaseException]:
+    """An error, the error that it was raised from, and so on."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes

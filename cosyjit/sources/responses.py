@@ -1,6 +1,6 @@
-"""Answers of a hub to a client that reads each to its end: unpacked by us, and cut where they get too long.
+"""Bounds the answers of a hub, for a client that reads each answer to its end.
 
-`requests` unpacks what is sent as gzip or deflate, however much it comes to, and its users then hold all of it.
+`requests` would unpack gzip and deflate without a limit, and its users hold the whole answer in memory.
 """
 
 import zlib
@@ -12,10 +12,10 @@ from urllib3 import HTTPResponse
 from cosyjit.errors import SourceError
 
 _MOST: Final = 4 << 20
-"""In bytes, of an answer. A list of a model's files has less than 1,000 for each."""
+"""The most bytes of an answer. A list of a model's files has less than 1,000 for each file."""
 
 _MOST_OF_ERROR: Final = 1 << 16
-"""In bytes, of the body of an error or a redirection, of which a line is used at most."""
+"""The most bytes of the body of an error or a redirection, of which a line is used at most."""
 
 _BLOCK: Final = 1 << 16
 """How much is received at a time, in bytes."""
@@ -27,7 +27,7 @@ class Bounds:
     """Bounds the answers that come in over a session.
 
     Args:
-        what: begins the messages of errors.
+        what: the beginning of the messages of errors.
         files: whether answers are files, which are read in pieces and may have any size.
     """
 
@@ -35,14 +35,15 @@ class Bounds:
         self._what, self._files = what, files
 
     def apply(self, session: Session) -> None:
-        """Bound what comes in over a session from now on, and ask for it as it is."""
+        """Bound the answers of a session from now on, and request them without compression."""
         session.headers["Accept-Encoding"] = "identity"
         session.hooks["response"].append(self._bounded)
 
     def _bounded(self, response: Response, **_: Any) -> Response:
-        """
+        """Replace the body of a response by one that is bounded.
+
         Raises:
-            SourceError: it is packed in a way that nobody has asked for.
+            SourceError: the body is encoded in a way that was not requested.
         """
         encoding = response.headers.pop("Content-Encoding", "identity").strip().lower()
         is_file = self._files and response.ok and not response.is_redirect
@@ -50,12 +51,12 @@ class Bounds:
             response.close()
             raise SourceError(
                 f"{self._what}: {_host(response.request)} sends its answers in the encoding {encoding[:20]!r}, which "
-                "was not asked for; see whether MODELSCOPE_ENDPOINT is right, or try again later"
+                "was not requested; see whether MODELSCOPE_ENDPOINT is right, or try again later"
             )
         if not is_file:
             packed = encoding in _PACKED
             if packed:
-                response.headers.pop("Content-Length", None)  # of what is sent
+                response.headers.pop("Content-Length", None)  # that of the packed body
             body = _Body(response, self._what, packed=packed)
             response.raw = HTTPResponse(
                 cast("BinaryIO", body),
@@ -72,9 +73,9 @@ def _host(request: PreparedRequest) -> str:
 
 
 class _Body:
-    """The body of an answer, as a file that urllib3 reads; no more is unpacked than is read.
+    """The body of an answer, as a file that urllib3 reads. Only as much is unpacked as is read.
 
-    The body of an error ends where it gets too long; that of another answer is an error then.
+    If it is too long, the body of an error is cut, and the body of any other answer is refused.
     """
 
     def __init__(self, response: Response, what: str, *, packed: bool) -> None:
@@ -84,26 +85,26 @@ class _Body:
         self._left = _MOST_OF_ERROR if self._is_error else _MOST
         self._what, self._host = what, _host(response.request)
         self._waiting = b""
-        self.closed = False  # all may have been received, and not be unpacked
+        self.closed = False  # everything may be received before it is unpacked
 
     def close(self) -> None:
         self.closed = True
         self._raw.close()
 
     def read(self, size: int | None = None) -> bytes:
-        """As much as that, or all there is."""
-        found = bytearray()
-        while (size is None or size < 0 or len(found) < size) and (
-            block := self.read1(_BLOCK if size is None or size < 0 else size - len(found))
+        """Up to `size` bytes, or all that remain."""
+        content = bytearray()
+        while (size is None or size < 0 or len(content) < size) and (
+            block := self.read1(_BLOCK if size is None or size < 0 else size - len(content))
         ):
-            found += block
-        return bytes(found)
+            content += block
+        return bytes(content)
 
     def read1(self, size: int = _BLOCK) -> bytes:
-        """What comes next, soon; nothing at the end.
+        """The next bytes, as soon as there are any; empty at the end.
 
         Raises:
-            SourceError: there is too much of it.
+            SourceError: the body is too long.
             zlib.error: it is damaged.
         """
         block = self._next(min(size, _BLOCK, self._left + 1))
@@ -114,7 +115,7 @@ class _Body:
         if self._is_error:
             return b""
         raise SourceError(
-            f"{self._what}: {self._host} answers with more than {_MOST:,} bytes where a short list is due; "
+            f"{self._what}: {self._host} answers with more than {_MOST:,} bytes where a short list is expected; "
             "see whether MODELSCOPE_ENDPOINT is right, or try again later"
         )
 
@@ -130,5 +131,5 @@ class _Body:
         return b""
 
     def _receive(self, size: int) -> bytes:
-        receive = getattr(self._raw, "read1", self._raw.read)  # which urllib3 has from 2.1 on
+        receive = getattr(self._raw, "read1", self._raw.read)  # urllib3 has read1 from 2.1 on
         return b"" if self._raw.closed else receive(size, decode_content=False)

@@ -1,17 +1,17 @@
-"""Models of the hub on this machine: what was downloaded of which revision.
+"""Keeps the downloaded revisions of models of the hub on this machine.
 
-Below ~/.cache/cosyjit/modelscope stand
+Below ~/.cache/cosyjit/modelscope are
 
     <owner>/<name>[@<revision>]/                     the home of a source: its zips are published here
     <owner>/<name>[@<revision>]/snapshots/<commit>/  its configuration and weights, as far as they were needed
     .files/<sha256>/<name>                           the bytes, once for all snapshots that have them
-    .incoming/<sha256>/                              what is being downloaded
-    .locks/, .gate, .lock                            who does what
+    .incoming/<sha256>/                              downloads in progress
+    .locks/, .gate, .lock                            lock files: of each file, of the queue, of all
 
-In a snapshot the names are symbolic links into `.files`. With hard links a snapshot that comes or goes would change the
-times of files that others have, which is how a file that was changed is told from one that was not: an export under way
-would end, and gigabytes would be read again. A file in `.files` is whole and has the digest of its name; what the last
-look at it found is remembered as any file's digest is, so that looking again takes no reading.
+In a snapshot the names are symbolic links into `.files`. Hard links would not do: a new or removed snapshot would
+change the times of files that others have, and these times show whether a file was changed. An export in progress would
+fail, and gigabytes would be read again. A file in `.files` is whole and has the digest of its name. Its digest is
+cached like that of any file, so that checking it again does not read it.
 """
 
 import logging
@@ -39,33 +39,33 @@ _PARTS: Final = [part for family in FAMILIES for part in family.components]
 _FILES: Final = dict.fromkeys(name for part in _PARTS for name in (part.weights, *part.configs))
 _OTHERS: Final = dict.fromkeys(str(Path(part.weights).with_suffix(SAFETENSORS)) for part in _PARTS)
 NAMES: Final = (*CONFIG_FILES, *_FILES, *_OTHERS)
-"""The files of a model that matter here."""
+"""The files of a model that cosyjit uses."""
 
 DOCUMENT: Final = "snapshot.json"
-"""What a snapshot's description is called. It is written last: a snapshot without one was not needed to the end."""
+"""The name of a snapshot's description. It is written last, so a snapshot without one is unfinished."""
 
-_KEPT: Final = 2
-"""How many snapshots of a home stay."""
+_RETAINED: Final = 2
+"""How many snapshots of a model are retained."""
 
 _DAY: Final = 86_400.0
 _STALE: Final = 7 * _DAY
-"""The age, in seconds, at which nobody will go on with a download that broke off."""
+"""The age, in seconds, at which an interrupted download is given up."""
 
 _LOG: Final = logging.getLogger("cosyjit")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at a commit: what the hub listed of it, and where this machine has it.
+    """A model at a commit: the files that the hub listed, and their paths on this machine.
 
-    It can be sent to another machine: its paths are those of the machine, and the user, that it is used by.
+    It can be sent to another machine, where its paths are those of that machine and user.
 
     Attributes:
-        model: what was asked for.
-        revision: the commit that this was.
-        endpoint: the hub, without credentials.
+        model: the model as the user named it.
+        revision: the commit.
+        endpoint: the URL of the hub, without credentials.
         files: those of `NAMES` that the model has.
-        download: whether what is missing may be downloaded.
+        download: whether missing files may be downloaded.
     """
 
     model: Model
@@ -79,12 +79,12 @@ class Snapshot:
 
     @property
     def home(self) -> Path:
-        """The directory that stays where it is from commit to commit."""
+        """The directory of the model, which stays from commit to commit."""
         return home(self.model)
 
     @property
     def directory(self) -> Path:
-        """Where the files have the names that they have in the model."""
+        """The directory in which the files have their names."""
         return self.home / "snapshots" / quote(self.revision, safe="")
 
     @property
@@ -94,9 +94,10 @@ class Snapshot:
         return [name for name in CONFIG_FILES if name in names]
 
     def file(self, name: str) -> File:
-        """
+        """The file with a name.
+
         Raises:
-            SourceError: the model has no file of this name.
+            SourceError: the model has no such file.
         """
         for file in self.files:
             if file.name == name:
@@ -104,27 +105,27 @@ class Snapshot:
         raise SourceError(f"{self}: has no {name}; name a component or a revision that has what it needs")
 
     def path(self, name: str) -> Path:
-        """Where the bytes of a file are, whichever snapshots have it."""
+        """The path of a file's bytes, which all snapshots share that have it."""
         file = self.file(name)
         return _root() / ".files" / file.sha256 / Path(file.name).name
 
     def uri(self, name: str) -> str:
-        """Where the hub has a file, at its commit."""
+        """The URL of a file at its commit."""
         return modelscope.url(self.endpoint, self.model, self.file(name))
 
-    def bring(self, names: Collection[str]) -> None:
-        """See to it that files are at hand: those that are not, or are not what they were, are downloaded.
+    def fetch(self, names: Collection[str]) -> None:
+        """Download files that are not on this machine, or were changed here.
 
-        Of several processes that want a file, one downloads it.
+        If several processes want a file, one of them downloads it.
 
         Raises:
             SourceUnavailableError: the hub cannot be reached, or is busy.
-            SourceError: it has not what it listed, or nothing may be downloaded.
-            OutputError: there is no room for them, or they cannot be written.
+            SourceError: the hub no longer has what it listed, or nothing may be downloaded.
+            OutputError: there is no room for the files, or they cannot be written.
         """
         wanted = [self.file(name) for name in dict.fromkeys(names)]
-        with _written(), _in_use():
-            missing = [file for file in wanted if not _is_at_hand(self.path(file.name), file)]
+        with _write_errors(), _in_use():
+            missing = [file for file in wanted if not _is_present(self.path(file.name), file)]
             if missing and not self.download:
                 raise SourceError(
                     f"{self}: {', '.join(file.name for file in missing)} of this revision is not on this machine yet; "
@@ -132,37 +133,37 @@ class Snapshot:
                 )
             _check_room(self, missing)
             for file in missing:
-                self._fetch(file)
+                self._download(file)
             for file in wanted:
                 _link(self.directory / file.name, self.path(file.name))
 
-    def _fetch(self, file: File) -> None:
+    def _download(self, file: File) -> None:
         path, incoming = self.path(file.name), _incoming(file)
         files.make_directory(_root() / ".locks")
         with locks.locked(_root() / ".locks" / file.sha256):
-            if _is_at_hand(path, file):  # another process has fetched it while we waited
+            if _is_present(path, file):  # another process fetched it while this one waited
                 return
-            files.make_private(incoming)  # all may write to what the client makes in it, by the umask
-            came = modelscope.download(self.model, file, incoming)
+            files.make_private(incoming)  # private, since the client creates files with the permissions of the umask
+            downloaded = modelscope.download(self.model, file, incoming)
             files.make_directory(path.parent)
-            came.chmod(0o664 & came.stat().st_mode)
-            with came.open("rb") as complete:
+            downloaded.chmod(0o664 & downloaded.stat().st_mode)
+            with downloaded.open("rb") as complete:
                 before = Identity.written(complete.fileno())
-            came.replace(path)
-            # The client does not wait for the disk: after a loss of power the bytes are looked at once more.
+            downloaded.replace(path)
+            # The client does not flush to disk, so the bytes are checked again after a restart.
             _digests().remember_sha256(path, file.sha256, before, until_restart=True)
             files.remove(incoming)
 
-    def keep(self) -> None:
-        """Make this the last of its home, which is used while the hub cannot be reached; older ones are removed."""
-        with _written(), locks.locked(_root() / ".gate"):
+    def mark_latest(self) -> None:
+        """Record this snapshot as the latest of its model, for use without the hub, and remove old ones."""
+        with _write_errors(), locks.locked(_root() / ".gate"):
             known = _known(self.model)
             if known and replace(known[0].snapshot, download=self.download) == self:
-                if len(known) <= _KEPT:
+                if len(known) <= _RETAINED:
                     return
             else:
                 self._describe(known[0].number + 1 if known else 1)
-        with suppress(OSError):  # there will be another occasion
+        with suppress(OSError):  # the next call tries again
             _clean(self.model)
 
     def _describe(self, number: int) -> None:
@@ -179,7 +180,7 @@ class Snapshot:
 
 
 class _Known(NamedTuple):
-    """A snapshot that was kept: which one it was of its home's, and when."""
+    """A snapshot that was recorded: its number among those of its model, and its time."""
 
     number: int
     resolved: str
@@ -187,27 +188,27 @@ class _Known(NamedTuple):
 
 
 def resolve(model: Model, *, download: bool = True) -> Snapshot:
-    """What a model is now, by one request to the hub; or was, while that cannot be reached.
+    """The current snapshot of a model, by one request to the hub; without the hub, the latest one on this machine.
 
     Raises:
-        SourceUnavailableError: the hub cannot be reached, or is busy, and nothing of this model is at hand.
+        SourceUnavailableError: the hub cannot be reached, or is busy, and no commit of this model is on this machine.
         SourceError: no such model or revision, or no access to it.
     """
     try:
-        found = modelscope.listing(model, NAMES)
+        listing = modelscope.listing(model, NAMES)
     except SourceUnavailableError as error:
         known = next(iter(_known(model)), None)
         if known is None:
             raise SourceUnavailableError(f"{error}, or give a model directory that is there") from None
         log_cause(error)
         problem, _, _ = str(error).partition("; ")
-        _LOG.warning("%s; commit %s is used, which it was at %s", problem, known.snapshot.revision, known.resolved)
+        _LOG.warning("%s; commit %s is used, which was current at %s", problem, known.snapshot.revision, known.resolved)
         return replace(known.snapshot, download=download)
-    return Snapshot(model, found.revision, found.endpoint, found.files, download)
+    return Snapshot(model, listing.revision, listing.endpoint, listing.files, download)
 
 
 def last(model: Model) -> Snapshot:
-    """The last commit of a model that was planned or exported here. Nobody is asked, and nothing can be downloaded.
+    """The last commit of a model that was planned or exported here. No request is made, and none will be.
 
     Raises:
         SourceError: there is none.
@@ -219,7 +220,7 @@ def last(model: Model) -> Snapshot:
 
 
 def home(model: Model) -> Path:
-    """The directory of a model as it is asked for."""
+    """The directory of a model as the user named it."""
     owner, _, name = model.id.partition("/")
     return _root() / owner / (name if model.revision is None else f"{name}@{quote(model.revision, safe='')}")
 
@@ -233,11 +234,11 @@ def _incoming(file: File) -> Path:
 
 
 def _digests() -> Digests:
-    """Where a store that is where stores are by default remembers them, so that this is known there."""
+    """The cache of digests of the default store, so that an export finds them."""
     return Digests(files.absolute(Path(files.DEFAULT_ROOT)) / "digests")
 
 
-def _is_at_hand(path: Path, file: File) -> bool:
+def _is_present(path: Path, file: File) -> bool:
     try:
         return path.stat().st_size == file.size and _digests().sha256(path) == file.sha256
     except (OSError, FileChangedError):
@@ -252,19 +253,19 @@ def _check_room(snapshot: Snapshot, missing: Collection[File]) -> None:
 
 
 def _link(name: Path, path: Path) -> None:
-    """Let a name in a snapshot lead to a file, whatever it was; by a path that holds wherever all of it is mounted."""
+    """Make a name in a snapshot a link to a file. The path is relative, so that the root may be mounted elsewhere."""
     files.make_directory(name.parent)
     files.replace_symlink(os.path.relpath(path, name.parent), name)
 
 
 def _known(model: Model) -> list[_Known]:
-    """The snapshots of a home that were kept, the last first."""
-    found = [_read(model, path) for path in (home(model) / "snapshots").glob(f"*/{DOCUMENT}")]
-    return sorted((each for each in found if each), key=lambda each: (-each.number, each.snapshot.revision))
+    """The snapshots of a model that were recorded, the latest first."""
+    snapshots = [_read(model, path) for path in (home(model) / "snapshots").glob(f"*/{DOCUMENT}")]
+    return sorted((known for known in snapshots if known), key=lambda known: (-known.number, known.snapshot.revision))
 
 
 def _read(model: Model, path: Path) -> _Known | None:
-    """What a description says; None if it is damaged, or a later version's."""
+    """The snapshot of a description; None if that is damaged, or a later version wrote it."""
     try:
         document = documents.read(path.read_bytes(), str(path))
         snapshot = Snapshot(
@@ -283,24 +284,25 @@ def _read(model: Model, path: Path) -> _Known | None:
 def _file(entry: dict[str, Any]) -> File:
     name = documents.text(entry["name"])
     if name not in NAMES:
-        raise ValueError(f"{name!r} is no file of a model")
+        raise ValueError(f"{name!r} is not a file of a model")
     return File(name, _count(entry["size"]), documents.digest(entry["sha256"], 64), _revision(entry["revision"]))
 
 
 def _revision(value: object) -> str:
     if not modelscope.is_revision(value):
-        raise ValueError(f"{value!r} is no revision")
+        raise ValueError(f"{value!r} is not a revision")
     return str(value)
 
 
 def _count(value: object) -> int:
     if type(value) is not int or not 0 <= value < 1 << 60:
-        raise ValueError(f"{value!r} is no number of things")
+        raise ValueError(f"{value!r} is not a count")
     return value
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def _write_errors() -> Iterator[None]:
+    """Translate errors of the block into OutputError."""
     try:
         yield
     except OSError as error:
@@ -310,7 +312,7 @@ def _written() -> Iterator[None]:
 
 @contextmanager
 def _in_use() -> Iterator[None]:
-    """Keep `_clean` from removing what is being brought."""
+    """Keep `_clean` from removing what the block downloads."""
     files.make_directory(_root())
     with ExitStack() as held:
         with locks.locked(_root() / ".gate"):
@@ -319,15 +321,14 @@ def _in_use() -> Iterator[None]:
 
 
 def _clean(model: Model) -> None:
-    """Remove the snapshots of a home but the last ones, and files that no snapshot has; not while anyone brings any."""
+    """Remove all but the latest snapshots of a model, and unused files, unless another process is downloading."""
     with locks.locked(_root() / ".gate"):
         if not locks.is_free(_root() / ".lock"):
             return
-        kept = _known(model)
-        going = [each.snapshot.directory for each in kept[_KEPT:]]
+        outdated = [known.snapshot.directory for known in _known(model)[_RETAINED:]]
         unfinished = [path for path in (home(model) / "snapshots").iterdir() if not (path / DOCUMENT).exists()]
-        dropped = {link for directory in going for link in _links(directory)}
-        for directory in [*going, *(path for path in unfinished if _age(path) > _DAY)]:
+        dropped = {link for directory in outdated for link in _links(directory)}
+        for directory in [*outdated, *(path for path in unfinished if _age(path) > _DAY)]:
             files.remove(directory)
         used = {link for directory in _root().glob("[!.]*/*/snapshots/*") for link in _links(directory)}
         for path in (_root() / ".files").glob("*/*"):
@@ -341,7 +342,7 @@ def _clean(model: Model) -> None:
 
 
 def _links(directory: Path) -> list[tuple[str, ...]]:
-    """Digests and names of the files that a snapshot leads to."""
+    """The digests and names of the files that a snapshot links to."""
     return [path.readlink().parts[-2:] for path in directory.rglob("*") if path.is_symlink()]
 
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a model directory, or a model of ModelScope at a revision."""
+"""Finds the source of a checkpoint: a model directory, or a model of ModelScope at a revision."""
 
 import os
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from cosyjit.sources import modelscope, snapshots
 from cosyjit.sources.snapshots import Snapshot
 from cosyjit.weights.weights_file import SAFETENSORS
 
-_WAYS: Final = (
+_HINT: Final = (
     f"give a model directory, with one of {', '.join(CONFIG_FILES)} in it, "
     "or a ModelScope id such as iic/CosyVoice-300M"
 )
@@ -22,14 +22,14 @@ _WAYS: Final = (
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory, which may be one that is filled from the hub.
+    """A model directory, which may be filled from the hub.
 
-    Sent to another machine, one of the hub is the same commit there, in the directory of that machine and user.
+    It can be sent to another machine. A source of the hub is then the same commit, in that machine's own directory.
 
     Attributes:
-        directory: where the weights files are, absolute.
-        config: the configuration in it.
-        snapshot: what it is of the hub; None for a directory of the user's own.
+        directory: the absolute path of the directory with the weights files.
+        config: the path of the configuration in it.
+        snapshot: the model of the hub at its commit; None for a directory of the user's own.
     """
 
     directory: Path
@@ -38,30 +38,30 @@ class Source:
 
     def __reduce__(self) -> tuple[object, ...]:
         if self.snapshot is not None:
-            return _of, (self.snapshot,)
+            return _source_of, (self.snapshot,)
         return Source, (self.directory, self.config)
 
     @property
     def name(self) -> str:
-        """What it is called from one revision to the next: the directory, or the id as it was asked for."""
+        """The name that stays from revision to revision: the directory, or the id as the user gave it."""
         return str(self.directory if self.snapshot is None else self.snapshot.model)
 
     @property
     def pinned(self) -> str:
-        """What it is called for good: the directory, or the id at the commit that it was."""
+        """The name of exactly this revision: the directory, or the id with the commit."""
         return str(self.directory if self.snapshot is None else self.snapshot)
 
     @property
     def home(self) -> Path:
-        """Where its zips are published unless it is said where."""
+        """The directory that its zips are published in by default."""
         return self.directory if self.snapshot is None else self.snapshot.home
 
     def file(self, name: str) -> Path:
-        """Where the bytes of a file are: those that do not change from one commit to the next stay where they are."""
+        """The path of a file's bytes. It stays from commit to commit for a file that does not change."""
         return self.directory / name if self.snapshot is None else self.snapshot.path(name)
 
     def weights(self, name: str) -> str:
-        """The name of a weights file here: that of the same file as safetensors, where it has no other."""
+        """The name of a weights file in this source: that of the same file as safetensors, if only that exists."""
         other = str(Path(name).with_suffix(SAFETENSORS))
         if self.snapshot is not None:
             names = {file.name for file in self.snapshot.files}
@@ -70,64 +70,64 @@ class Source:
         return other if is_other else name
 
     def uri(self, name: str) -> str:
-        """Where a file came from."""
+        """The URI that a file came from."""
         return (self.directory / name).as_uri() if self.snapshot is None else self.snapshot.uri(name)
 
     def obtain(self, names: Collection[str]) -> None:
-        """See to it that the configuration and the files of these names are at hand.
+        """Download the configuration and the named files, unless they are on this machine.
 
         Raises:
             SourceUnavailableError: the hub cannot be reached, or is busy.
-            SourceError: it has not what is asked for, or other bytes than it says.
+            SourceError: the hub lacks a file, or sends other bytes than it lists.
             OutputError: there is no room for them, or they cannot be written.
         """
         if self.snapshot is not None:
-            self.snapshot.bring([self.config.name, *names])
+            self.snapshot.fetch([self.config.name, *names])
             if self.snapshot.download:
-                self.snapshot.keep()
+                self.snapshot.mark_latest()
 
 
 def open_source(source: str | Path) -> Source:
-    """Find the configuration of a model directory, or get it from the hub; `obtain` gets the weights.
+    """Find the configuration of a model directory, or download it from the hub; `obtain` downloads the weights.
 
-    A directory that exists is never taken for an id. Of configurations with the same bytes under several names it is
-    the one whose name comes first in `CONFIG_FILES`.
+    A directory that exists is never read as an id. If several configurations have the same bytes, the one whose name
+    comes first in `CONFIG_FILES` is used.
 
     Raises:
-        SourceUnavailableError: the hub cannot be reached, or is busy, and nothing of the model is at hand.
-        SourceError: no such directory or model, no configuration in it, or different ones side by side.
-        OutputError: what comes from the hub cannot be written.
+        SourceUnavailableError: the hub cannot be reached, or is busy, and no commit of the model is on this machine.
+        SourceError: there is no such directory or model, no configuration in it, or several that differ.
+        OutputError: a download cannot be written.
     """
     path = _path(source)
     if path.is_dir():
-        return _in(path, source)
+        return _directory_source(path, source)
     if path.exists():
-        raise SourceError(f"{source}: is a file; {_WAYS}")
+        raise SourceError(f"{source}: is a file; {_HINT}")
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():  # such as to a disk that is not mounted
             raise SourceError(f"{source}: {link} is a link that leads nowhere; restore what it leads to")
     missing = "does not exist" if str(source) == str(path) else f"the directory {path} does not exist"
     model = modelscope.parse(str(source))
     if model is None:
-        raise SourceError(f"{source}: {missing}; {_WAYS}")
+        raise SourceError(f"{source}: {missing}; {_HINT}")
     try:
         snapshot = snapshots.resolve(model)
     except SourceError as error:
-        said = str(error).removeprefix(f"{model}: ")
-        raise type(error)(f"{source}: {missing}; as a ModelScope id: {said}") from None
+        reason = str(error).removeprefix(f"{model}: ")
+        raise type(error)(f"{source}: {missing}; as a ModelScope id: {reason}") from None
     return _from_hub(snapshot)
 
 
 def reopen(name: str, *, ask: bool) -> Source:
-    """The source that a `Source.name` is of, wherever the caller stands: a directory's is absolute, others are ids.
-
-    Nothing is downloaded.
+    """The source with a `Source.name`, whatever the current directory is. Nothing is downloaded.
 
     Args:
-        ask: whether the hub is asked what a model is now; else it is the last commit that was planned or exported here.
+        name: the absolute path of a directory, or an id.
+        ask: whether to ask the hub for the current commit; otherwise it is the last one that was planned or exported
+            here.
 
     Raises:
-        SourceError, OutputError: see `open_source`.
+        SourceError, OutputError: as `open_source`.
     """
     model = modelscope.parse(name)
     if model is None:
@@ -135,23 +135,23 @@ def reopen(name: str, *, ask: bool) -> Source:
     return _from_hub(snapshots.resolve(model, download=False) if ask else snapshots.last(model))
 
 
-def _in(directory: Path, source: str | Path) -> Source:
+def _directory_source(directory: Path, source: str | Path) -> Source:
     try:
-        there = [name for name in CONFIG_FILES if _is_there(directory / name)]
-        found = [name for name in there if (directory / name).is_file()]
+        present = [name for name in CONFIG_FILES if _is_there(directory / name)]
+        configs = [name for name in present if (directory / name).is_file()]
     except OSError as error:
         raise SourceError(f"{source}: cannot be read ({error.strerror}); make it readable") from None
-    if there and not found:
-        path = directory / there[0]
+    if present and not configs:
+        path = directory / present[0]
         kind = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "not a file"
         raise SourceError(f"{path}: is {kind}; put the configuration there")
-    contents = {files.content(directory / name, yaml_nodes.LARGEST) for name in found}
+    contents = {files.content(directory / name, yaml_nodes.LARGEST) for name in configs}
     alike = len(contents) == 1 and None not in contents
-    return Source(directory, directory / _only(found, source, "in this directory", alike=alike))
+    return Source(directory, directory / _only(configs, source, "in this directory", alike=alike))
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something, or a link that leads nowhere; `os.path.lexists` says no where it may not look."""
+    """Whether a path exists, even as a broken link; unlike `os.path.lexists`, it raises where it may not look."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -162,37 +162,37 @@ def _is_there(path: Path) -> bool:
 def _from_hub(snapshot: Snapshot) -> Source:
     alike = len({snapshot.file(name).sha256 for name in snapshot.configs}) == 1
     name = _only(snapshot.configs, snapshot, "among its files", alike=alike)
-    snapshot.bring([name])
-    return _of(snapshot)
+    snapshot.fetch([name])
+    return _source_of(snapshot)
 
 
-def _of(snapshot: Snapshot) -> Source:
+def _source_of(snapshot: Snapshot) -> Source:
     directory = snapshot.directory
     return Source(directory, directory / snapshot.configs[0], snapshot)
 
 
-def _only(found: list[str], source: object, where: str, *, alike: bool) -> str:
-    """The name of the one configuration that there is: of several with the same bytes, the first."""
-    if not found:
+def _only(configs: list[str], source: object, where: str, *, alike: bool) -> str:
+    """The name of the one configuration; of several with the same bytes, the first."""
+    if not configs:
         raise SourceError(f"{source}: no configuration {where}; it needs one of {', '.join(CONFIG_FILES)}")
-    if len(found) > 1 and not alike:
+    if len(configs) > 1 and not alike:
         raise SourceError(
-            f"{source}: {' and '.join(found)} stand side by side and differ; keep the one that the weights belong to"
+            f"{source}: {' and '.join(configs)} stand side by side and differ; keep the one that the weights belong to"
         )
-    return found[0]
+    return configs[0]
 
 
 def _path(source: str | Path) -> Path:
-    """Where a model directory of this name would be.
+    """The path of a model directory with this name.
 
     Raises:
         SourceError: it is not a path.
     """
     try:
         path = Path(source).expanduser().absolute()
-        path.exists()  # which tells of what cannot be looked up
+        path.exists()  # raises where it cannot be looked up
     except PermissionError as error:
         raise SourceError(f"{source}: cannot be looked up ({error.strerror}); make it readable") from None
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a user that there is not, a NUL
-        raise SourceError(f"{source}: is not a path ({error}); {_WAYS}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # the name is too long, has an unknown user or a NUL
+        raise SourceError(f"{source}: is not a path ({error}); {_HINT}") from None
     return path

@@ -144,7 +144,7 @@ class Store(Location):
             except FileNotFoundError:
                 return None
             except files.NotAFileError as error:
-                raise documents.damaged(f"{self}/{name}", str(error.strerror)) from None
+                raise documents.damaged_error(f"{self}/{name}", str(error.strerror)) from None
             return content
 
     def has(self, name: str) -> bool:

@@ -1,6 +1,6 @@
-"""What the models of a configuration hold, by name and shape, for stand-ins of them.
+"""Declares the tensors of the models of a configuration, by name and shape, for synthetic checkpoints.
 
-The encoders are declared by `build_encoder`, and the rest by the few layers that give the published names and shapes.
+`build_encoder` declares the encoders. The rest is declared by the few layers that give the published names and shapes.
 """
 
 from collections.abc import Callable
@@ -27,19 +27,19 @@ class _Qwen2(NamedTuple):
 
 
 _QWEN2: Final = {64: _Qwen2(2, 4, 2, 128, 256, 243), 896: _Qwen2(24, 14, 2, 4864, 151936, 151643)}
-"""By its width, which is all that the model's configuration says of it. The second is Qwen2-0.5B."""
+"""By its width, which is all that the configuration of a language model gives. The second is Qwen2-0.5B."""
 
 
 def declare_model(node: Instance) -> nn.Module:
-    """A module, on the default device, that has the tensors of a `!new:` node by their published names and shapes."""
+    """A module on the default device with the tensors of a `!new:` node, by their published names and shapes."""
     declare = _MODELS.get(node.class_name)
     return declare(node.options) if declare else build_encoder(node.class_name, node.options)
 
 
-def declare_base(node: Instance) -> dict[str, _Options]:
-    """What the two files hold, by their names, that describe the text model under a language model.
+def declare_base_model(node: Instance) -> dict[str, _Options]:
+    """The contents of the two files, by their names, that describe the base model of a language model.
 
-    Empty for one that has none under it.
+    They are empty for a language model that does not have a base model.
     """
     if node.class_name not in _ON_QWEN2:
         return {}
@@ -208,7 +208,7 @@ def _length_regulator(options: _Options) -> nn.Module:
 
 
 def _unet(convolve: _Convolve, options: _Options) -> nn.Module:
-    """The flow's estimator: stages down, in the middle and up; `convolve` makes the convolutions of their kind."""
+    """The flow's estimator: stages down, in the middle and up; `convolve` makes their convolutions."""
     widths, time = list(options["channels"]), 4 * options["channels"][0]
     upward = [*widths[-2::-1], widths[0]]
     stage = partial(_stage, convolve, options)
@@ -226,7 +226,7 @@ def _unet(convolve: _Convolve, options: _Options) -> nn.Module:
 
 
 def _resampling(widths: list[int], layer: Callable[[int, int, int], nn.Module], kernel: int) -> list[nn.Module]:
-    """What ends each stage: a change of frame rate, and at the last a convolution that makes none."""
+    """The last layers of the stages: a change of frame rate, and at the last stage a convolution without one."""
     changes = [_parts(conv=layer(width, width, kernel)) for width in widths[:-1]]
     return [*changes, nn.Conv1d(widths[-1], widths[-1], 3)]
 
@@ -275,7 +275,7 @@ _MODELS: Final[dict[str, Callable[[_Options], nn.Module]]] = {
     "cosyvoice.flow.decoder.ConditionalDecoder": partial(_unet, _convolution),
     "cosyvoice.flow.decoder.CausalConditionalDecoder": partial(_unet, _causal_convolution),
 }
-"""What declares a node's tensors, by its class; an encoder's are declared by itself."""
+"""The functions that declare the tensors of a node, by its class; encoders declare their own."""
 
 _ON_QWEN2: Final = {"cosyvoice.llm.llm.Qwen2LM", "cosyvoice.llm.llm.CosyVoice3LM"}
-"""The classes of language models that have a Qwen2 under them, with a configuration of its own."""
+"""The classes of language models whose base model is a Qwen2, with a configuration of its own."""

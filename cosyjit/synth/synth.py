@@ -1,7 +1,6 @@
-"""Stand-in model directories, for tests, demonstrations and measurements: the published form, random weights.
+"""Writes synthetic checkpoints for tests, demonstrations and measurements: the published form with random weights.
 
-The sizes stand in the configuration alone. The models are declared from it on the meta device; then each tensor is
-drawn.
+Only the configuration has sizes. The models are declared from it on the meta device; then each tensor is drawn.
 """
 
 import json
@@ -23,7 +22,7 @@ from cosyjit.configuration.config import Config
 from cosyjit.errors import OutputError, SelectionError
 from cosyjit.fs.files import TEMPORARY, make_directory, replacing
 from cosyjit.processes.interrupts import deferred
-from cosyjit.synth.shapes import declare_base, declare_model
+from cosyjit.synth.shapes import declare_base_model, declare_model
 from cosyjit.text import listed
 
 _SIZES: Final = ("tiny", "full")
@@ -70,7 +69,7 @@ _FAMILIES: Final[dict[str, dict[str, tuple[int, int]]]] = {
         "dit_head_size": (16, 64),
     },
 }
-"""What goes into each family's template, in the order of `_SIZES`."""
+"""The values of each family's template, in the order of `_SIZES`."""
 
 _CONFIGS: Final = {f"{family}.yaml" for family in _FAMILIES}
 
@@ -79,14 +78,14 @@ _SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
-class StandIn:
-    """A model directory before it is written.
+class SyntheticCheckpoint:
+    """A synthetic model directory before it is written.
 
     Attributes:
-        config_name: the configuration's file name.
-        config: its text.
-        models: by weights file, a module on the meta device whose `state_dict` has that file's names and shapes.
-        base: by path, the texts of the files that describe the text model under the language model.
+        config_name: the file name of the configuration.
+        config: the text of the configuration.
+        models: by weights file, a module on the meta device whose `state_dict` has the file's names and shapes.
+        base: by path, the texts of the files that describe the base model of the language model.
     """
 
     config_name: str
@@ -96,25 +95,25 @@ class StandIn:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files that it is written as."""
+        """The names of its files."""
         return (*self.models, *self.base, self.config_name)
 
 
 def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0, *, force: bool = False) -> Path:
-    """Write a stand-in model directory: the configuration, `llm.pt` and `flow.pt`, and `CosyVoice-BlankEN` where the
+    """Write a synthetic model directory: the configuration, `llm.pt` and `flow.pt`, and `CosyVoice-BlankEN` where the
     family has it.
 
-    The numbers depend on the seed, the file and the tensor's name and shape, on nothing else. They are scaled so that
-    an input of variance 1 gives an output near that, and nothing on the way leaves the range of float16. The
-    configuration comes last: a new directory that has one is complete.
+    The numbers depend only on the seed, the file and the tensor's name and shape. They are scaled so that an input of
+    variance 1 gives an output near that, and nothing in between leaves the range of float16. The configuration is
+    written last, so a new directory that has one is complete.
 
     Args:
-        directory: a new or an empty one.
+        directory: a new or an empty directory.
         family: "cosyvoice", "cosyvoice2" or "cosyvoice3".
         size: "tiny", a few megabytes (CosyVoice2: 44, since its flow encoder has no narrower form), or "full", the
-            published shapes: 1.7 GB, CosyVoice2 2.5 GB, CosyVoice3 3.3 GB. Memory for the larger file is needed.
+            published shapes: 1.7 GB, CosyVoice2 2.5 GB, CosyVoice3 3.3 GB. It needs memory for the larger file.
         seed: any integer.
-        force: write into a directory that is not empty as well: files of the same names are replaced, others stay.
+        force: also write into a directory that is not empty. Files of the same names are replaced, others stay.
 
     Returns:
         The directory.
@@ -123,14 +122,14 @@ def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0, *, fo
         SelectionError: there is no such family or size.
         OutputError: the directory is not empty, is not a directory, or cannot be written to.
     """
-    stand_in = declare(family, size)
+    checkpoint = declare(family, size)
     try:
-        _check_place(directory, stand_in, force=force)
+        _check_directory(directory, checkpoint, force=force)
         make_directory(directory)
-        for name, model in stand_in.models.items():
+        for name, model in checkpoint.models.items():
             with replacing(directory / name) as file:
                 _save(_draw_all(model, f"{seed}/{name}"), file)
-        for name, text in {**stand_in.base, stand_in.config_name: stand_in.config}.items():
+        for name, text in {**checkpoint.base, checkpoint.config_name: checkpoint.config}.items():
             make_directory((directory / name).parent)
             with replacing(directory / name) as file:
                 file.write(text.encode())
@@ -139,8 +138,8 @@ def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0, *, fo
     return directory
 
 
-def declare(family: str, size: str) -> StandIn:
-    """What `synth` would write, without the numbers, in a fraction of a second and no memory.
+def declare(family: str, size: str) -> SyntheticCheckpoint:
+    """The checkpoint that `synth` would write, without the numbers, in a fraction of a second and without memory.
 
     Raises:
         SelectionError: there is no such family or size.
@@ -153,54 +152,55 @@ def declare(family: str, size: str) -> StandIn:
     config = Config(text, name)
     with torch.device("meta"):
         models = {f"{part}.pt": declare_model(config.instance(part)) for part in ("llm", "flow")}
-    described = declare_base(config.instance("llm"))
+    described = declare_base_model(config.instance("llm"))
     base = {f"{BASE}/{file}": json.dumps(values, indent=2) + "\n" for file, values in described.items()}
-    return StandIn(name, text, models, base)
+    return SyntheticCheckpoint(name, text, models, base)
 
 
 def _check(name: str, choices: Collection[str], kind: str) -> None:
     if name not in choices:
-        raise SelectionError(f"{name!r} is no {kind} of stand-in; choose from {', '.join(choices)}")
+        raise SelectionError(f"{name!r} is not a {kind} of synthetic checkpoint; choose from {', '.join(choices)}")
 
 
-def _check_place(directory: Path, stand_in: StandIn, *, force: bool) -> None:
-    """
+def _check_directory(directory: Path, checkpoint: SyntheticCheckpoint, *, force: bool) -> None:
+    """Check that a checkpoint can be written into a directory; nothing is changed.
+
     Raises:
-        OutputError: what is there is not to be replaced; nothing was changed.
+        OutputError: it has files that may not be replaced.
     """
     if not directory.is_dir():
         if os.path.lexists(directory):
             kind = "is a file" if directory.is_file() else "is a link that leads nowhere, or a device"
             raise OutputError(f"{directory}: {kind}; name a new or an empty directory")
         return
-    there = sorted(path.name for path in directory.iterdir())
+    present = sorted(path.name for path in directory.iterdir())
     if force:
-        _check_replaceable(directory, stand_in, there)
-    elif there:
+        _check_replaceable(directory, checkpoint, present)
+    elif present:
         raise OutputError(
-            f"{directory}: {_described(there, stand_in)}; name a new or an empty directory, or give --force, which "
-            f"replaces {', '.join(stand_in.names)} there and leaves the rest"
+            f"{directory}: {_description(present, checkpoint)}; name a new or an empty directory, or give --force, "
+            f"which replaces {', '.join(checkpoint.names)} there and leaves the rest"
         )
 
 
-def _described(there: Sequence[str], stand_in: StandIn) -> str:
-    """What a directory holds, in words."""
-    shown = listed(there, _SHOWN)
-    if _CONFIGS.intersection(there):
+def _description(present: Sequence[str], checkpoint: SyntheticCheckpoint) -> str:
+    """In words, what a directory holds."""
+    shown = listed(present, _SHOWN)
+    if _CONFIGS.intersection(present):
         return f"is a model directory already, with {shown}"
-    own = {Path(name).parts[0] for name in stand_in.names}
-    if all(name in own or name.endswith(TEMPORARY) for name in there):
+    own = {Path(name).parts[0] for name in checkpoint.names}
+    if all(name in own or name.endswith(TEMPORARY) for name in present):
         return f"holds {shown} and no configuration, as a synth that was killed leaves it"
     return f"is not empty, with {shown}"
 
 
-def _check_replaceable(directory: Path, stand_in: StandIn, there: Sequence[str]) -> None:
-    """See that files of a stand-in can take their places, and that what comes of it is a model directory."""
-    others = sorted(_CONFIGS.intersection(there) - {stand_in.config_name})
+def _check_replaceable(directory: Path, checkpoint: SyntheticCheckpoint, present: Sequence[str]) -> None:
+    """Check that the files of a checkpoint can be replaced, and that the result is a model directory."""
+    others = sorted(_CONFIGS.intersection(present) - {checkpoint.config_name})
     if others:
-        beside = f"beside {stand_in.config_name} it would not be a model directory"
+        beside = f"beside {checkpoint.config_name} it would not be a model directory"
         raise OutputError(f"{directory}: holds {', '.join(others)}, and {beside}; remove that, or name another one")
-    for path in dict.fromkeys(directory / name for name in stand_in.names):
+    for path in dict.fromkeys(directory / name for name in checkpoint.names):
         if path.is_dir() and not path.is_symlink():
             raise OutputError(f"{path}: is a directory; move it away, or name another directory")
         in_the_way = os.path.lexists(path.parent) and (path.parent.is_symlink() or not path.parent.is_dir())
@@ -213,14 +213,14 @@ def _save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
         with deferred():
             torch.save(tensors, file)
     except RuntimeError as error:
-        # On a full disk torch raises an error about its own state over the system's.
+        # On a full disk torch raises an error about its own state, which hides that of the system.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 def _draw_all(model: nn.Module, key: str) -> dict[str, Tensor]:
-    """The model's tensors by name; those that are one in the model are one here, and in a file of them."""
+    """Draw the model's tensors, by name. Names that share a tensor in the model share it here, and in the file."""
     declared = model.state_dict(keep_vars=True)
     drawn: dict[int, Tensor] = {}
     for name, tensor in declared.items():
@@ -230,8 +230,8 @@ def _draw_all(model: nn.Module, key: str) -> dict[str, Tensor]:
 
 
 def _draw(key: str, shape: torch.Size) -> Tensor:
-    """A matrix or kernel of variance 1 / fan-in, a norm's weight in 0.9 to 1.1, or a bias in -0.1 to 0.1."""
-    # A generator for each tensor: none depends on what else there is, or on the order.
+    """Draw a matrix or kernel of variance 1 / fan-in, a norm's weight in 0.9 to 1.1, or a bias in -0.1 to 0.1."""
+    # Each tensor has its own generator, so that it does not depend on the others or their order.
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     tensor = torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)
     if not key.endswith("weight"):

@@ -1,9 +1,9 @@
-"""The gate that an artifact passes before it is stored: the saved file against the eager float32 encoder.
+"""Verifies an artifact before it is stored: compares the saved file with the eager float32 encoder.
 
-The file is loaded as its consumer loads it, in a process that has not built it, and called in all the ways of the
-runtime on fixed random inputs. What half precisions are too coarse to show is proven by what the file holds: its
-weights are the float32 ones cast, and its code is that of a float32 artifact but for the type's name. On a processor
-without arithmetic for a half precision only a few frames are computed: all of them would take minutes.
+The file is loaded as its consumer loads it, in a process that did not build it, and called in all the ways of the
+runtime on fixed random inputs. Half precisions are too coarse for this comparison alone, so their files are compared as
+well (`structure`): the weights have to be the float32 ones cast, and the code that of a float32 artifact. On a
+processor without native arithmetic for a half precision, only a few frames are computed, since all would take minutes.
 """
 
 import zipfile
@@ -22,29 +22,29 @@ from cosyjit.torchscript import script, structure
 from cosyjit.torchscript.step_time import STEP, Step, measure
 
 _SEQUENCES: Final = ([1], [2], [17], [64], [333], [17, 8, 1])
-"""The lengths of whole sequences, in frames; several make a padded batch."""
+"""The lengths of whole sequences, in frames; several lengths make a padded batch."""
 _OTHER_FORMS: Final = ([64], [17, 8, 1])
-"""Those for other forms of `forward`."""
+"""The lengths for the other forms of `forward`."""
 _STREAM: Final = (17, 1, 1, 1, 1, 1, 4, 1, 1, 1, 1, 1)
-"""How many frames the calls of a stream have: a prompt, single frames, a chunk, single frames."""
+"""The frames of each call of a stream: a prompt, single frames, a chunk, single frames."""
 
 _FEW_SEQUENCES: Final = ([2],)
 _FEW_STREAM: Final = (2, *[1] * 10)
 
 _MOST: Final = 1.05, 1_000_000
-"""An artifact may have so many times the bytes of its weights, and so many more: code, and a place for each tensor."""
+"""The largest size of an artifact: a factor of the bytes of its weights, plus bytes for the code and the directory."""
 _LEAST: Final = 0.95
 
 Labelled = tuple[str, Tensor]
 
 
-class Figures(NamedTuple):
+class Metrics(NamedTuple):
     """How far an artifact is from its encoder.
 
     Attributes:
         absolute: the largest difference of two numbers.
-        relative: the largest norm of a call's difference, in norms of what is expected.
-        cosine: the smallest cosine of the angle between what a call gives and what is expected.
+        relative: the largest norm of the difference of a call's outputs, divided by the norm of the encoder's.
+        cosine: the smallest cosine of the angle between a call's outputs and the encoder's.
     """
 
     absolute: float = 0.0
@@ -53,7 +53,7 @@ class Figures(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """The type of the inputs, and that of autocast if it is on."""
+    """The type of the inputs, and the type of autocast if it is on."""
 
     name: str
     inputs: torch.dtype
@@ -61,7 +61,7 @@ class Mode(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One way to use an encoder: what to call it, and what it gives, by labels, for inputs of a type."""
+    """One way to use an encoder: its name, and a function from the type of the inputs to labelled outputs."""
 
     name: str
     run: Callable[[Any, torch.dtype], Iterator[Labelled]]
@@ -69,22 +69,22 @@ class Call(NamedTuple):
 
 def verify(
     path: Path, encoder: nn.Module, component: Component, precision: Precision, least_bytes: int, weight_bytes: int
-) -> tuple[Figures, Step | None]:
+) -> tuple[Metrics, Step | None]:
     """Compare an artifact with the encoder that it was made from.
 
     Args:
         path: the zip.
         encoder: filled, float32, not scripted.
-        component, precision: of the artifact.
-        least_bytes: what the artifact's weights take if of equal ones only one is kept.
-        weight_bytes: what they take if all are.
+        component, precision: those of the artifact.
+        least_bytes: the size of the artifact's weights if equal weights are stored once.
+        weight_bytes: their size if all are stored.
 
     Returns:
-        How far it is from the encoder, and what a step of decoding takes, if it decodes in steps.
+        How far it is from the encoder; and the time of a decoding step, if it decodes in steps.
 
     Raises:
-        VerificationError: it does not load, lacks something, or computes something else; the message says in which
-            call, and what to try.
+        VerificationError: it does not load, lacks a method, or computes something else. The message says in which call,
+            and what to try.
     """
     gate = _Gate(component.tolerances[precision.name], precision)
     gate.check_size(path.stat().st_size, least_bytes, weight_bytes)
@@ -101,14 +101,14 @@ def verify(
         for call in _calls(encoder, component.methods, whole=_has_arithmetic(dtype)):
             expected = list(call.run(encoder, torch.float32))
             for mode in modes:
-                gate.compare(f"{call.name}, {mode.name}", gate.found(call, module, mode), expected)
+                gate.compare(f"{call.name}, {mode.name}", gate.outputs(call, module, mode), expected)
         step = measure(module, encoder, dtype) if STEP in component.methods else None
-    return gate.figures, step
+    return gate.metrics, step
 
 
 def _has_arithmetic(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies numbers of a type by itself, and so as fast as float32 at least."""
-    # torch has no public name for it.
+    """Whether this processor has native arithmetic for a type, so that it is at least as fast as float32."""
+    # torch does not have a public function for it.
     name = {torch.float16: "_is_mkldnn_fp16_supported", torch.bfloat16: "_is_mkldnn_bf16_supported"}.get(dtype)
     return name is None or bool(getattr(torch.ops.mkldnn, name, lambda: False)())
 
@@ -117,7 +117,7 @@ def _has_arithmetic(dtype: torch.dtype) -> bool:
 
 
 def _calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool) -> Iterator[Call]:
-    """All the ways to use an encoder; with `whole` false, over a few frames."""
+    """All the ways to use an encoder; unless `whole`, over a few frames."""
     size: Any = encoder.get_submodule("embed.out.0").in_features
     forms: dict[str, dict[str, Any]] = {"": {}}
     if "streaming" in signature(encoder.forward).parameters:
@@ -173,22 +173,22 @@ def _forward_chunk(steps: Sequence[int], size: int) -> Callable[[Any, torch.dtyp
 
 
 _METHODS: Final = {STEP: _forward_chunk}
-"""How to stream through each method that an artifact may keep."""
+"""The calls of each method that an artifact may keep beside `forward`."""
 
 
 # The checks.
 
 
 class _Gate:
-    """The checks of one artifact, and its figures so far."""
+    """The checks of one artifact, and its metrics so far."""
 
     def __init__(self, tolerance: Tolerance, precision: Precision) -> None:
         self.tolerance = tolerance
         self.precision = precision
-        self.figures = Figures()
+        self.metrics = Metrics()
 
     def fail(self, problem: str) -> VerificationError:
-        return VerificationError(f"{problem}; {self.precision.instead}")
+        return VerificationError(f"{problem}; {self.precision.hint}")
 
     def check_size(self, size: int, least_bytes: int, weight_bytes: int) -> None:
         factor, more = _MOST
@@ -198,10 +198,10 @@ class _Gate:
     def load(self, path: Path) -> Any:
         try:
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch does not look at the checksums
+                damaged = archive.testzip()  # torch does not check the checksums
             with script.deprecations_ignored(), script.name_for_torch(path) as name:
                 module = torch.jit.load(name, map_location="cpu")
-        except Exception as error:  # noqa: BLE001  (torch raises what it likes over a damaged archive)
+        except Exception as error:  # noqa: BLE001  (torch raises almost anything for a damaged archive)
             raise self.fail(f"the artifact does not load ({_lines(error)[0]})") from None
         if damaged:
             raise self.fail(f"the artifact does not load ({damaged} is damaged)")
@@ -212,60 +212,60 @@ class _Gate:
         if missing:
             raise self.fail(f"the artifact has no method {', '.join(missing)}")
 
-    def found(self, call: Call, module: Any, mode: Mode) -> list[Labelled]:
-        """What an artifact gives: outputs of the inputs' type, caches of the weights'."""
+    def outputs(self, call: Call, module: Any, mode: Mode) -> list[Labelled]:
+        """The outputs of an artifact, which have the type of the inputs, and its caches, with that of the weights."""
         where = f"{call.name}, {mode.name}"
         try:
             with torch.autocast("cpu", mode.autocast) if mode.autocast else nullcontext():
-                found = list(call.run(module, mode.inputs))
-        except Exception as error:  # noqa: BLE001  (torch raises what it likes)
-            raise self.fail(f"{where}: {_lines(error)[-1]}") from None  # after a trace of TorchScript's
-        for label, tensor in found:
+                outputs = list(call.run(module, mode.inputs))
+        except Exception as error:  # noqa: BLE001  (torch raises almost anything)
+            raise self.fail(f"{where}: {_lines(error)[-1]}") from None  # the last line, after TorchScript's trace
+        for label, tensor in outputs:
             wanted = mode.inputs if label.startswith("ys") else mode.autocast or mode.inputs
             if tensor.dtype not in (wanted, torch.bool) and tensor.numel():
                 raise self.fail(f"{where}: {label} is {tensor.dtype} instead of {wanted}")
-        return found
+        return outputs
 
-    def compare(self, call: str, found: list[Labelled], expected: list[Labelled]) -> None:
-        """Take the figures of a call, and see that they are within the tolerance."""
-        for (label, ours), (_, theirs) in zip(found, expected, strict=True):
+    def compare(self, call: str, outputs: list[Labelled], expected: list[Labelled]) -> None:
+        """Measure a call, and check that its metrics are within the tolerance."""
+        for (label, ours), (_, theirs) in zip(outputs, expected, strict=True):
             where = f"{call}: {label}"
             if ours.shape != theirs.shape:
                 raise self.fail(f"{where} is {tuple(ours.shape)} instead of {tuple(theirs.shape)}")
             if theirs.dtype == torch.bool:
                 if not torch.equal(ours, theirs):
-                    raise self.fail(f"{where} is another one")
+                    raise self.fail(f"{where} differs from the encoder's")
             elif theirs.numel():
                 self._measure(where, ours.double(), theirs.double())
 
     def _measure(self, where: str, ours: Tensor, theirs: Tensor) -> None:
-        for whose, tensor, way_out in (
+        for whose, tensor, hint in (
             (" of the encoder itself", theirs, "export a checkpoint whose weights are sound"),
-            ("", ours, self.precision.instead),
+            ("", ours, self.precision.hint),
         ):
             unfit = tensor.numel() - int(tensor.isfinite().sum())
             if unfit:
                 problem = f"{where}{whose} has {unfit:,} of {tensor.numel():,} numbers NaN or infinite"
-                raise VerificationError(f"{problem}; {way_out}")
-        off, norm, other = float((ours - theirs).norm()), float(theirs.norm()), float(ours.norm())
-        figures = Figures(
+                raise VerificationError(f"{problem}; {hint}")
+        error, norm, other = float((ours - theirs).norm()), float(theirs.norm()), float(ours.norm())
+        metrics = Metrics(
             absolute=float((ours - theirs).abs().max()),
-            relative=off / norm if norm else float(off > 0),
+            relative=error / norm if norm else float(error > 0),
             cosine=float((ours * theirs).sum()) / (norm * other) if norm and other else float(norm == other),
         )
         scale = max(1.0, norm / theirs.numel() ** 0.5)
         bounds = {
-            "largest absolute error": (figures.absolute, self.tolerance.absolute * scale),
-            "relative error": (figures.relative, self.tolerance.relative),
-            "distance of the cosine from 1": (1 - figures.cosine, 1 - self.tolerance.cosine),
+            "largest absolute error": (metrics.absolute, self.tolerance.absolute * scale),
+            "relative error": (metrics.relative, self.tolerance.relative),
+            "distance of the cosine from 1": (1 - metrics.cosine, 1 - self.tolerance.cosine),
         }
         for name, (value, bound) in bounds.items():
             if value > bound:
                 raise self.fail(f"{where}: the {name} is {value:.2g}, more than {bound:.2g}")
-        self.figures = Figures(
-            max(self.figures.absolute, figures.absolute),
-            max(self.figures.relative, figures.relative),
-            min(self.figures.cosine, figures.cosine),
+        self.metrics = Metrics(
+            max(self.metrics.absolute, metrics.absolute),
+            max(self.metrics.relative, metrics.relative),
+            min(self.metrics.cosine, metrics.cosine),
         )
 
 

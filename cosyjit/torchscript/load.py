@@ -1,4 +1,4 @@
-"""The encoder of a component, checked against the tensors of a weights file."""
+"""Loads the encoder of a component with the tensors of a weights file."""
 
 import os
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ def load_encoder(
         reading: how the names in the weights file are read.
 
     Raises:
-        UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
-        CheckpointError: the weights file is missing, damaged or more than tensors, or the tensors do not fit.
+        UnsupportedOptionError: an option is unknown or missing, or has an unsupported value.
+        CheckpointError: the weights file is missing or damaged, or holds more than tensors; or the tensors do not fit.
     """
     need = EncoderNeed.of(component, options, source.config)
     encoder = build_encoder(component.class_name, options, component.overrides)
@@ -42,8 +42,8 @@ def map_tensors(path: Path, need: EncoderNeed, reading: Reading = PLAIN) -> dict
     """The tensors of a weights file that an encoder needs, by their names there; mapped, and not yet read.
 
     Raises:
-        CheckpointError: the file is missing, damaged or more than tensors, the tensors do not fit, or it cannot be
-            mapped.
+        CheckpointError: the file is missing or damaged, or holds more than tensors; the tensors do not fit; or the file
+            cannot be mapped.
     """
     with opened(path) as file:
         contents, entries = read_as(file, path, reading)
@@ -57,7 +57,7 @@ def map_tensors(path: Path, need: EncoderNeed, reading: Reading = PLAIN) -> dict
 def _mapped(file: BinaryIO, path: Path) -> Any:
     size = os.fstat(file.fileno()).st_size
     try:
-        # By the descriptor: the path may meanwhile be another file's.
+        # By the descriptor, since the path may lead to another file by now.
         return torch.UntypedStorage.from_file(f"/proc/self/fd/{file.fileno()}", shared=False, nbytes=size)
     except RuntimeError:
         reason = f"its {size} bytes cannot be mapped; give the process more memory, or wait until it is complete"
@@ -67,6 +67,6 @@ def _mapped(file: BinaryIO, path: Path) -> Any:
 def _map(entry: StoredTensor, storage: Any) -> Tensor:
     dtype: torch.dtype = getattr(torch, entry.dtype)
     numbers = storage[entry.start : entry.start + entry.extent]
-    if entry.start % entry.item_size:  # torch computes with numbers that stand at multiples of their size
+    if entry.start % entry.item_size:  # torch requires numbers to be aligned to their size
         numbers = numbers.clone()
     return torch.empty(0, dtype=dtype).set_(numbers, 0, entry.shape, entry.stride)

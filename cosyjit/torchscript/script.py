@@ -15,55 +15,55 @@ from cosyjit.families import Precision
 from cosyjit.text import listed
 
 ARCHIVE: Final = "archive.zip"
-"""The name that artifacts are saved under: TorchScript writes a file's name into the file, and equal artifacts are to
-have equal bytes whatever they are called later."""
+"""The name that artifacts are saved under. TorchScript writes the name of the file into the file, and equal artifacts
+have to have equal bytes whatever they are called later."""
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors with all floating-point ones in `dtype`; those of other types, such as counters, as they are.
+    """Cast all floating-point tensors to `dtype`; tensors of other types, such as counters, stay.
 
-    The tensors given are left alone: a change of type is a copy.
+    The given tensors are not changed: a cast is a copy.
     """
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def check_cast(tensors: Mapping[str, Tensor], cast_ones: Mapping[str, Tensor], precision: Precision) -> int:
-    """How many numbers of tensors become 0 when they are cast.
+    """How many numbers of tensors underflow to 0 in a cast.
 
     Raises:
-        VerificationError: some are NaN or infinite, or become so, and so would what is computed with them.
+        VerificationError: numbers are NaN or infinite, or become so.
     """
     changed = {name: after for name, after in cast_ones.items() if after.dtype != tensors[name].dtype}
     _refuse_unfit(tensors, "are NaN or infinite", "export a checkpoint whose weights are sound")
-    _refuse_unfit(changed, f"overflow in {precision.dtype}", precision.instead)
+    _refuse_unfit(changed, f"overflow in {precision.dtype}", precision.hint)
     return sum(int(tensors[name].count_nonzero() - after.count_nonzero()) for name, after in changed.items())
 
 
-def _refuse_unfit(tensors: Mapping[str, Tensor], what: str, way_out: str) -> None:
+def _refuse_unfit(tensors: Mapping[str, Tensor], what: str, hint: str) -> None:
     counts = {name: _unfit(tensor) for name, tensor in tensors.items()}
     names = [name for name, count in counts.items() if count]
     if names:
         raise VerificationError(
-            f"{sum(counts.values()):,} numbers of {len(names)} tensors {what} ({listed(names)}); {way_out}"
+            f"{sum(counts.values()):,} numbers of {len(names)} tensors {what} ({listed(names)}); {hint}"
         )
 
 
 def _unfit(tensor: Tensor) -> int:
-    """How many numbers are not finite. A sum that is finite is of such alone, and takes a tenth of the time."""
+    """How many numbers are not finite. If their sum is finite, all are; it takes a tenth of the time."""
     return 0 if tensor.sum().isfinite() else tensor.numel() - int(tensor.isfinite().sum())
 
 
 def optimize(
     encoder: nn.Module, methods: Sequence[str] = (), weights: Mapping[str, Tensor] | None = None
 ) -> torch.jit.ScriptModule:
-    """Script, freeze and optimize for inference an encoder in eval mode, `forward` and the other methods named.
+    """Script, freeze and optimize an encoder in eval mode for inference: `forward` and other methods.
 
-    Freezing takes the weights themselves into the graphs, without a copy. No process-wide JIT switch is touched.
+    Freezing puts the weights themselves into the graphs, without a copy. No process-wide JIT switch is changed.
 
     Args:
-        encoder: left as it is.
-        methods: to be kept beside `forward`.
-        weights: instead of the encoder's own, by the names of `weights_of`.
+        encoder: the encoder, which is not changed.
+        methods: the methods to keep beside `forward`.
+        weights: tensors that replace the encoder's own, by the names of their attributes.
     """
     with deprecations_ignored():
         scripted = torch.jit.script(encoder)
@@ -73,66 +73,19 @@ def optimize(
         module = torch.jit.optimize_for_inference(frozen, other_methods=list(methods))
     for method in ("forward", *methods):
         graph: Any = (module if method == "forward" else getattr(module, method)).graph
-        _forget_places(graph, graph.create("prim::Constant"))
+        _strip_source_locations(graph, graph.create("prim::Constant"))
     return module
 
 
-def _forget_places(block: Any, blank: Any) -> None:
-    """Take from all nodes the note of the file and line that they come from, as a blank node has none.
+def _strip_source_locations(block: Any, blank: Any) -> None:
+    """Strip source locations from all nodes, by giving each the metadata of a blank node.
 
-    An artifact would carry these notes, paths of this machine among them, and not the same ones each time.
+    Otherwise an artifact would contain paths of this machine, and equal inputs would give different bytes.
     """
     for node in block.nodes():
         node.copyMetadata(blank)
         for inner in node.blocks():
-            _forget_places(inner, blank)
-
-
-def weights_of(encoder: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, by the names of the attributes, which `state_dict` may change."""
-    return {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-
-
-def stand_ins(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each weight its number, in its shape, without the memory for that; those of floats are float32.
-
-    The first row of a matrix has a fraction besides, so that its transpose is another tensor. Freezing takes equal
-    constants as one: so weights that are equal have one number, and one that is its own transpose has no fraction.
-    """
-    found = {}
-    firsts: dict[object, list[tuple[int, Tensor]]] = {}
-    for number, (name, weight) in enumerate(weights.items()):
-        others = firsts.setdefault((weight.shape, weight.detach().sum().item()), [])
-        chosen = next((first for first, other in others if torch.equal(weight, other)), number)
-        others.append((number, weight))
-        rows = (weight.size(0), *[1] * (weight.ndim - 1)) if weight.ndim > 1 else ()
-        column = torch.full(rows, chosen, dtype=torch.float32 if weight.is_floating_point() else weight.dtype)
-        if weight.ndim > 1 and not _is_symmetric(weight):
-            column[0] += _FRACTION
-        found[name] = column.expand(weight.shape)
-    return found
-
-
-_FRACTION: Final = 0.25
-
-
-def _is_symmetric(matrix: Tensor) -> bool:
-    square = matrix.ndim == 2 and matrix.size(0) == matrix.size(1)  # noqa: PLR2004
-    return square and torch.equal(matrix[0], matrix[:, 0]) and torch.equal(matrix, matrix.t())
-
-
-def number_of(constant: Tensor) -> tuple[int, bool] | None:
-    """Which stand-in a tensor is, and whether transposed; None if it is none, or was computed from some."""
-    if not constant.numel():
-        return None
-    moving = [axis for axis, size in enumerate(constant.shape) if size > 1 and constant.stride(axis)]
-    if len(moving) > (constant.ndim > 1):
-        return None
-    row = constant[tuple(slice(None) if axis in moving else 0 for axis in range(constant.ndim))].flatten().double()
-    number = int(row[-1])
-    over = row - number
-    is_one = number >= 0 and float(over[0]) in {0.0, _FRACTION} and not over[1:].any()
-    return (number, moving == [1]) if is_one else None
+            _strip_source_locations(inner, blank)
 
 
 def _fill(module: torch.jit.ScriptModule, weights: Mapping[str, Tensor]) -> None:
@@ -152,7 +105,7 @@ def save(module: torch.jit.ScriptModule, directory: Path, extra: Mapping[str, by
 
 @contextmanager
 def name_for_torch(path: Path) -> Iterator[str]:
-    """A file's name as torch.jit takes it, which wants UTF-8: a name of a directory above it may be other bytes."""
+    """A name of a file in UTF-8, as torch.jit requires; the names of directories above the file may be other bytes."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -164,7 +117,7 @@ def name_for_torch(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _directory(path: Path) -> Iterator[str]:
-    """Another name of a directory."""
+    """A name of a directory that is ASCII, while the block runs."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{directory}"
@@ -174,9 +127,9 @@ def _directory(path: Path) -> Iterator[str]:
 
 @contextmanager
 def deprecations_ignored() -> Iterator[None]:
-    """Ignore what torch says of each use of `torch.jit`: the runtime loads TorchScript, whatever torch recommends.
+    """Ignore the warnings of torch about `torch.jit`, since the runtime loads TorchScript, whatever torch recommends.
 
-    torch 2.13 gives a DeprecationWarning, torch 2.14 and later a FutureWarning; on Python 3.14 the text differs.
+    torch 2.13 raises a DeprecationWarning, torch 2.14 and later a FutureWarning. On Python 3.14 the text differs.
     """
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):

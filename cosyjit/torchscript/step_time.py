@@ -1,6 +1,7 @@
-"""What a step of decoding takes with an artifact, beside the eager encoder in the same process.
+"""Measures the time of a decoding step of an artifact and of the eager encoder, in the same process.
 
-Taken while other artifacts are built on the same machine, with one thread: an indication, good for seeing a change.
+It is measured with one thread, while other artifacts are built on the same machine. So it is an indication, good for
+seeing a change.
 """
 
 import time
@@ -14,20 +15,20 @@ STEP: Final = "forward_chunk"
 """The method that a runtime calls for each step."""
 
 _CACHED: Final = 64
-"""How many frames the step is behind."""
+"""The number of frames before the step."""
 
 _TURNS: Final = 5
 
 
 class Step(NamedTuple):
-    """The seconds of a step, and how many times the speed of the encoder's that is."""
+    """The time of a step in seconds, and its speed as a multiple of the encoder's."""
 
     seconds: float
     speedup: float
 
 
 def measure(module: Any, encoder: nn.Module, dtype: torch.dtype) -> Step:
-    """Let an artifact and its encoder take turns; the quickest of each counts, which others disturb least.
+    """Run an artifact and its encoder in turns. The fastest turn of each counts, since it was disturbed least.
 
     Args:
         module: the artifact, loaded, with `forward_chunk`.
@@ -48,10 +49,10 @@ def measure(module: Any, encoder: nn.Module, dtype: torch.dtype) -> Step:
 
 def _chunk(model: Any, xs: torch.Tensor, offset: int, cache: torch.Tensor) -> tuple[torch.Tensor, ...]:
     seen = torch.ones(1, xs.size(1), xs.size(1), dtype=torch.bool)
-    found: tuple[torch.Tensor, ...] = model.forward_chunk(
+    outputs: tuple[torch.Tensor, ...] = model.forward_chunk(
         xs, offset=offset, required_cache_size=-1, att_cache=cache, cnn_cache=torch.zeros(0, 0, 0, 0), att_mask=seen
     )
-    return found
+    return outputs
 
 
 def _timed(turn: Callable[[], Any]) -> float:

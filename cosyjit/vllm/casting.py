@@ -1,4 +1,4 @@
-"""The numbers of tensors in a weights file, cast to a precision a few megabytes at a time."""
+"""Casts the tensors of a weights file to a precision, a few megabytes at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +11,19 @@ from cosyjit.errors import CheckpointError, VerificationError
 from cosyjit.families import Precision
 from cosyjit.fs import files
 from cosyjit.weights.tensors import StoredTensor
-from cosyjit.weights.weights_file import changed
+from cosyjit.weights.weights_file import changed_error
 
 _NUMBERS: Final = 1 << 20
-"""How many numbers a block has at most."""
+"""The most numbers of a block."""
 
 
 class Caster:
-    """Reads tensors of a weights file in blocks, and casts them; the memory is the same few megabytes for all.
+    """Reads tensors of a weights file in blocks and casts them, in the same few megabytes of memory for all.
 
-    Numbers are rounded to the nearest, of two to the even one, by way of float32, as torch does it.
+    Numbers are rounded to nearest, ties to even, by way of float32, as torch rounds them.
 
     Attributes:
-        underflows: how many numbers have become 0 so far.
+        underflows: how many numbers have underflowed to 0 so far.
     """
 
     def __init__(self, file: BinaryIO, path: Path, precision: Precision) -> None:
@@ -34,10 +34,10 @@ class Caster:
         self._cast = bytearray(_NUMBERS * self._dtype.itemsize)
 
     def blocks(self, name: str, tensor: StoredTensor) -> Iterator[memoryview]:
-        """The numbers of a tensor of floats in row-major order, cast, as bytes; a block lasts until the next.
+        """The cast numbers of a tensor of floats in row-major order, as bytes. A block is valid until the next.
 
         Raises:
-            CheckpointError: the file cannot be read, or has become shorter.
+            CheckpointError: the file cannot be read, or was cut short.
             VerificationError: numbers are NaN or infinite, or become so.
         """
         for numbers in self._numbers(tensor):
@@ -49,15 +49,15 @@ class Caster:
     def _numbers(self, tensor: StoredTensor) -> Iterator[Tensor]:
         dtype: torch.dtype = getattr(torch, tensor.dtype)
         if not tensor.contiguous:
-            # Whole, since the next numbers may be anywhere in it.
+            # It is read whole, since the next number may be anywhere in it.
             content = bytearray(tensor.extent)
             self._fill(memoryview(content), tensor.start)
             whole = torch.frombuffer(content, dtype=dtype).as_strided(tensor.shape, tensor.stride)
             yield from whole.flatten().split(_NUMBERS)
             return
         step = _NUMBERS * tensor.item_size
-        for at in range(0, tensor.bytes, step):
-            size = min(step, tensor.bytes - at)
+        for at in range(0, tensor.size, step):
+            size = min(step, tensor.size - at)
             self._fill(memoryview(self._read)[:size], tensor.start + at)
             yield torch.frombuffer(self._read, dtype=dtype, count=size // tensor.item_size)
 
@@ -67,10 +67,10 @@ class Caster:
         except OSError as error:
             raise CheckpointError(f"{self._path}: cannot be read ({error.strerror}); copy it again") from None
         if not whole:
-            raise changed(self._path)
+            raise changed_error(self._path)
 
     def _check(self, name: str, before: Tensor, after: Tensor) -> None:
-        # A sum that is finite is of such numbers alone; most are, and looking at each takes ten times as long.
+        # If the sum is finite, all numbers are; to check each of them takes ten times as long.
         if not after.sum().isfinite() and not after.isfinite().all():
             if not before.isfinite().all():
                 raise VerificationError(
@@ -78,7 +78,7 @@ class Caster:
                     "export a checkpoint whose weights are sound"
                 )
             raise VerificationError(
-                f"{self._path}: {name} has numbers that overflow in {self._precision.dtype}; {self._precision.instead}"
+                f"{self._path}: {name} has numbers that overflow in {self._precision.dtype}; {self._precision.hint}"
             )
         left = int(after.count_nonzero())
         if left < after.numel():

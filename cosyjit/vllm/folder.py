@@ -1,4 +1,4 @@
-"""From a weights file to vLLM's folder, and the gate that compares the two; both stream, whatever the model's size."""
+"""Writes vLLM's folder from a weights file, and verifies the folder; both stream, whatever the model's size."""
 
 import hashlib
 import os
@@ -19,25 +19,25 @@ from cosyjit.weights import safetensors
 from cosyjit.weights.fit import PLAIN, Reading, read_as
 from cosyjit.weights.safetensors import UNSOUND
 from cosyjit.weights.tensors import StoredTensor
-from cosyjit.weights.weights_file import changed, numbers, opened
+from cosyjit.weights.weights_file import changed_error, numbers, opened
 
 
 class _Digest:
-    """A SHA-256 that is taken in a thread of its own, while the caller makes the next block."""
+    """A SHA-256 that is computed in its own thread, while the caller makes the next block."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._digest = hashlib.sha256()
         self._pool = pool
-        self._under_way: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
     def update(self, block: memoryview | bytes | bytearray) -> None:
-        """Take another block, which is to stay as it is."""
-        self._under_way.append(self._pool.submit(self._digest.update, block))
-        if len(self._under_way) > 1:  # no more than two blocks are in memory
-            self._under_way.popleft().result()
+        """Add a block, which must not change any more."""
+        self._pending.append(self._pool.submit(self._digest.update, block))
+        if len(self._pending) > 1:  # no more than two blocks are in memory
+            self._pending.popleft().result()
 
     def hex(self) -> str:
-        for future in self._under_way:
+        for future in self._pending:
             future.result()
         return self._digest.hexdigest()
 
@@ -51,30 +51,29 @@ def _digesting() -> Iterator[_Digest]:
 def write(
     folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
 ) -> int:
-    """Write a folder; equal inputs give equal bytes.
-
-    What is written is not brought to the disk.
+    """Write a folder. Equal inputs give equal bytes. The files are not flushed to disk.
 
     Args:
-        folder: what it is to hold, from `plan_folder`.
+        folder: the planned content, from `plan_folder`.
         weights: the file with the tensors.
-        directory: an empty one.
-        precision: the type of the tensors.
-        progress: is told "write", and how many numbers become 0 if some do.
-        reading: how the names in that file are read.
+        directory: an empty directory.
+        precision: that of the tensors.
+        progress: receives "write", and how many numbers underflow, if any do.
+        reading: how the names in the weights file are read.
 
     Returns:
-        How many numbers the cast made 0.
+        How many numbers underflow to 0 in the cast.
 
     Raises:
-        CheckpointError: the weights file cannot be read, or is not the one any more that was planned with.
+        CheckpointError: the weights file cannot be read, or was changed after it was planned.
         VerificationError: numbers are NaN or infinite, or become so at this precision.
         OSError: the directory cannot be written to.
     """
     progress("write")
     with _located(folder, weights, reading) as (source, tensors), (directory / MODEL).open("xb", buffering=0) as file:
         caster = Caster(source, weights, precision)
-        _write(file, memoryview(safetensors.head({each.name: each.shape for each, _ in tensors}, precision.dtype)))
+        shapes = {tensor.name: tensor.shape for tensor, _ in tensors}
+        _write(file, memoryview(safetensors.head(shapes, precision.dtype)))
         for tensor, stored in tensors:
             for block in caster.blocks(tensor.source, stored):
                 _write(file, block)
@@ -90,17 +89,17 @@ def write(
 def _located(
     folder: Folder, weights: Path, reading: Reading
 ) -> Iterator[tuple[BinaryIO, list[tuple[Copied, StoredTensor]]]]:
-    """A file with the numbers of the folder's tensors, and each of these with where they are in it."""
+    """A file with the numbers of the folder's tensors; and each tensor with its place in that file."""
     with opened(weights) as file:
         contents, entries = read_as(file, weights, reading)
-        found = []
+        located = []
         for tensor in folder.tensors:
             stored = entries.get(tensor.source)
             if not isinstance(stored, StoredTensor) or stored.shape != tensor.shape or "float" not in stored.dtype:
-                raise changed(weights, "after it was planned")
-            found.append((tensor, stored))
-        with numbers(file, weights, contents, [stored for _, stored in found]) as source:
-            yield source, found
+                raise changed_error(weights, "after it was planned")
+            located.append((tensor, stored))
+        with numbers(file, weights, contents, [stored for _, stored in located]) as source:
+            yield source, located
 
 
 def _write(file: FileIO, block: memoryview) -> None:
@@ -112,21 +111,21 @@ def _write(file: FileIO, block: memoryview) -> None:
 def verify(
     folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
 ) -> dict[str, str]:
-    """Read a folder back and compare all of it with what it was made from.
+    """Read a folder back, and compare all of it with its inputs.
 
-    Each tensor has to be, bit for bit, the cast of its source, the configurations what the rules make of the base
-    ones, and nothing else may be there.
+    Each tensor has to be the cast of its source, bit for bit. The configurations have to be those that the rules derive
+    from the base model's. The folder may not have other files.
 
     Args:
-        folder, weights, precision, reading: what it was written from.
+        folder, weights, precision, reading: the inputs that it was written from.
         directory: the folder.
-        progress: is told "verify".
+        progress: receives "verify".
 
     Returns:
         The SHA-256 of each file, by its name.
 
     Raises:
-        CheckpointError: see `write`.
+        CheckpointError: as `write`.
         VerificationError: the folder is not what it should be, or its weights are not sound.
         OSError: it cannot be read.
     """
@@ -144,9 +143,9 @@ def verify(
 
 def _check_names(directory: Path, wanted: set[str]) -> None:
     with os.scandir(directory) as entries:
-        plain = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
-    if plain != dict.fromkeys(wanted, True):
-        names = ", ".join(sorted(plain)) or "nothing"
+        regular = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    if regular != dict.fromkeys(wanted, True):
+        names = ", ".join(sorted(regular)) or "nothing"
         raise VerificationError(f"{directory}: holds {names}, not the files {', '.join(sorted(wanted))}; {UNSOUND}")
 
 
@@ -160,12 +159,12 @@ def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precisio
         caster = Caster(source, weights, precision)
         for tensor, stored in tensors:
             for expected in caster.blocks(tensor.source, stored):
-                found = _read(file, len(expected))
-                if found != expected:
+                block = _read(file, len(expected))
+                if block != expected:
                     raise VerificationError(
                         f"{path}: {tensor.name} is not the cast of {tensor.source} in {weights}; {UNSOUND}"
                     )
-                digest.update(found)
+                digest.update(block)
         return digest.hex()
 
 
@@ -173,13 +172,13 @@ def _check_entries(
     path: Path, entries: Mapping[str, safetensors.Entry], wanted: Iterable[Copied], precision: Precision
 ) -> None:
     code = safetensors.TYPES[precision.dtype]
-    found = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
-    if found != [(tensor.name, code, tensor.shape) for tensor in wanted]:
+    actual = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
+    if actual != [(tensor.name, code, tensor.shape) for tensor in wanted]:
         raise VerificationError(f"{path}: its tensors are not those that were planned; {UNSOUND}")
 
 
 def _read(file: FileIO, size: int) -> bytearray:
-    """So many bytes, or what there is until the end of the file."""
+    """The next `size` bytes, or fewer at the end of the file."""
     block = bytearray(size)
     view = memoryview(block)
     done = 0

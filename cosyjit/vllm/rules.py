@@ -1,12 +1,21 @@
-"""The rules by which vLLM's folder of a language model follows from its weights file and its base configuration.
+"""The rules that derive vLLM's folder of a language model from its weights file and its base model's configuration.
 
-A weights file holds a `Qwen2ForCausalLM` under `llm.model.`, which was made for text, and beside it the embedding of
-speech tokens and the head over them. In the folder these two take the places of the text's. What it is by these rules
-is worked out here from names, types and shapes alone, without torch and without reading a number.
+A weights file holds a `Qwen2ForCausalLM` for text under `llm.model.`, and beside it an embedding of speech tokens and a
+head over them. In the folder, these two replace the embedding of text and the head over text:
 
-From the public runtime, which writes the folder when it first needs it, are the rules themselves: which tensors are
-copied, replaced and left out, and the changes to the two configurations. The shapes are those of transformers' Qwen2:
-biases for queries, keys and values and for nothing else, and `head_dim`, where it is not given, the width of a head.
+    weights file                                 folder
+    llm.model.model.embed_tokens.weight          (left out)
+    speech_embedding.weight                  ──▶ model.embed_tokens.weight
+    llm.model.model.layers.*                 ──▶ model.layers.*
+    llm.model.model.norm.weight              ──▶ model.norm.weight
+    llm.model.lm_head.weight                     (left out)
+    llm_decoder.weight, llm_decoder.bias     ──▶ lm_head.weight, lm_head.bias
+    llm_embedding.weight                         (left out)
+
+The folder is planned here from names, types and shapes alone, without torch and without reading a number. The rules are
+those of the public runtime, which writes the folder when it first needs it: which tensors are copied, replaced and left
+out, and how the two configurations change. The shapes are those of transformers' Qwen2, in which only queries, keys and
+values have biases.
 """
 
 import json
@@ -17,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cosyjit.configuration.base_model import CONFIG, GENERATION, Base
+from cosyjit.configuration.base_model import CONFIG, GENERATION, Qwen2Config
 from cosyjit.encoders.parameters import Parameter
 from cosyjit.errors import CheckpointError, ConfigError
 from cosyjit.families import Component, Precision
@@ -25,32 +34,31 @@ from cosyjit.weights.fit import Known, check_tensors
 from cosyjit.weights.pickle_reader import Other
 
 VERSION: Final = 1
-"""Of these rules and of the form of the files: raised when equal inputs give other bytes."""
+"""The version of these rules and of the form of the files. It is raised when equal inputs give other bytes."""
 
 MODEL: Final = "model.safetensors"
 
 _PREFIX: Final = "llm.model."
-"""What the language model's own names begin with in the weights file."""
+"""The beginning of the language model's own names in the weights file."""
 _EMBEDDING: Final = "model.embed_tokens.weight"
 _HEAD: Final = "lm_head.weight"
 _SPEECH_EMBEDDING: Final = "speech_embedding.weight"
 _SPEECH_HEAD: Final = "llm_decoder.weight"
 _SPEECH_BIAS: Final = "llm_decoder.bias"
 _MARKS: Final = "llm_embedding.weight"
-"""The two embeddings that CosyVoice2 puts before text and before speech; the caller of vLLM adds them itself."""
+"""The two embeddings that CosyVoice2 puts before text and speech. The caller of vLLM adds them."""
 
-_ARCHITECTURE: Final = "Qwen2ForCausalLM"
 _ARCHITECTURE_WITH_BIAS: Final = "CosyVoice2ForCausalLM"
-"""What the public runtime registers with vLLM, which knows no head with a bias."""
+"""The class that the public runtime registers with vLLM, whose own does not have a bias in the head."""
 
 _TYPES: Final = ("torch_dtype", "dtype")
-"""What the type of the weights is called in `config.json`, by the age of transformers."""
+"""The names of the weights' type in `config.json`; they depend on the version of transformers."""
 
 _LAYER: Final = re.compile(r"llm\.model\.model\.layers\.([0-9]{1,4})\.")
 
 
 class Copied(NamedTuple):
-    """A tensor of the folder: its name and shape there, and what it is called in the weights file."""
+    """A tensor of the folder: its name and shape there, and its name in the weights file."""
 
     name: str
     source: str
@@ -59,10 +67,10 @@ class Copied(NamedTuple):
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder will hold.
+    """The planned content of a folder.
 
     Attributes:
-        config, generation: the contents of `config.json` and `generation_config.json`, but for the type of the weights.
+        config, generation: the contents of `config.json` and `generation_config.json`, except the type of the weights.
         tensors: those of `model.safetensors`, in the order of their bytes.
         left_out: the names of the other entries of the weights file.
     """
@@ -74,40 +82,35 @@ class Folder:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The tensors of the weights file that go into the folder."""
+        """The names in the weights file of the tensors that are copied."""
         return tuple(tensor.source for tensor in self.tensors)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides the folder's bytes beside tensors and precision, as JSON has it."""
+        """The values that decide the folder's bytes besides tensors and precision, as JSON has them."""
         configs = {CONFIG: self.config, GENERATION: self.generation}
         return {f"{file}: {name}": value for file, values in configs.items() for name, value in values.items()}
 
     def texts(self, precision: Precision) -> dict[str, bytes]:
-        """The two configurations as files, by their names, in the form that transformers writes."""
+        """The contents of the two configuration files, by their names, in the form that transformers writes."""
         types = {name: precision.dtype for name in _TYPES if name in self.config}
         configs = {CONFIG: {**self.config, **types}, GENERATION: self.generation}
         return {file: json.dumps(values, indent=2, sort_keys=True).encode() + b"\n" for file, values in configs.items()}
 
     def size(self, precision: Precision) -> int:
-        """What the tensors take at a precision, in bytes."""
-        return sum(math.prod(tensor.shape) * precision.bytes for tensor in self.tensors)
+        """The size of the tensors at a precision, in bytes."""
+        return sum(math.prod(tensor.shape) * precision.item_size for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class FolderNeed:
-    """What the folder of a language model needs of a weights file: all that its base configuration asks for."""
+    """The tensors that the folder of a language model needs: those that its base model's configuration describes."""
 
     component: Component
-    base: Base
+    base: Qwen2Config
 
     @property
     def names(self) -> Iterable[str]:
-        """
-        Raises:
-            ConfigError: the configuration is of another model.
-        """
-        _check_kind(self.base)
         wanted = _wanted(self.component, self.base, 1, old_head=False)
         return [name for name in wanted if name != f"{_PREFIX}{_HEAD}"]
 
@@ -116,32 +119,33 @@ class FolderNeed:
         return f"{self.component.name} {json.dumps(self.base.config, sort_keys=True)}"
 
     def check(self, path: Path, entries: Known) -> None:
-        """
+        """Check that the folder can be planned.
+
         Raises:
-            InputError: see `plan_folder`.
+            InputError: as `plan_folder`.
         """
         plan_folder(self.component, self.base, path, entries)
 
 
-def plan_folder(component: Component, base: Base, weights: Path, entries: Known) -> Folder:
-    """Work out what the folder of a weights file will be.
+def plan_folder(component: Component, base: Qwen2Config, weights: Path, entries: Known) -> Folder:
+    """Plan the folder of a weights file.
 
     Args:
-        component: its tensors that the family has `beside` the language model are expected.
-        base: the configuration beside it.
-        weights: what messages call the weights file.
-        entries: all that it holds, by the names that are read, or by their digests.
+        component: that of the folder; its `extra_tensors` are required as well.
+        base: the configuration of the base model.
+        weights: the weights file, as messages name it.
+        entries: all entries of the weights file, by the names of the reading, or their digests.
 
     Raises:
-        ConfigError: the configuration is of another model, or does not fit the tensors.
-        TensorMismatchError: tensors are missing, unknown, or of another shape.
-        CheckpointError: the head over speech has another vocabulary than the embedding, or is the embedding.
+        ConfigError: the configuration does not fit the tensors.
+        TensorMismatchError: tensors are missing or unknown, or have another shape.
+        CheckpointError: the head over speech differs from the embedding in its vocabulary, or is tied to it.
     """
-    _check_kind(base)
     _check_sizes(base, weights, entries)
     rows = _speech_vocabulary(weights, entries)
     wanted = _wanted(component, base, rows, old_head=f"{_PREFIX}{_HEAD}" in entries)
-    check_tensors(f"{weights}: {component.name}", {name: Parameter(each) for name, each in wanted.items()}, entries)
+    parameters = {name: Parameter(shape) for name, shape in wanted.items()}
+    check_tensors(f"{weights}: {component.name}", parameters, entries)
     if entries[_SPEECH_HEAD] == entries[_SPEECH_EMBEDDING]:
         raise CheckpointError(
             f"{weights}: {_SPEECH_HEAD} is tied to {_SPEECH_EMBEDDING}, the same numbers; "
@@ -153,42 +157,25 @@ def plan_folder(component: Component, base: Base, weights: Path, entries: Known)
     return Folder(_config(base, rows, bias=_SPEECH_BIAS in wanted), _generation(base), tensors, left_out)
 
 
-def _check_kind(base: Base) -> None:
-    for name, supported in {"model_type": "qwen2", "architectures": [_ARCHITECTURE]}.items():
-        if base.config.get(name) != supported:
-            raise base.refused(name, json.dumps(supported))
-    if type(base.config.get("tie_word_embeddings", False)) is not bool:
-        raise base.refused("tie_word_embeddings", "true or false")
-    if base.size("num_attention_heads") % base.size("num_key_value_heads"):
-        heads = base.size("num_attention_heads")
-        raise base.refused("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
-
-
-def _head_width(base: Base) -> int:
-    if base.config.get("head_dim") is None:
-        return max(1, base.size("hidden_size") // base.size("num_attention_heads"))
-    return base.size("head_dim")
-
-
-def _check_sizes(base: Base, weights: Path, entries: Known) -> None:
-    """Compare each size with a tensor that shows it; of tensors that are missing, others say so."""
+def _check_sizes(base: Qwen2Config, weights: Path, entries: Known) -> None:
+    """Compare each size with a tensor that shows it. Missing tensors are not reported here."""
     first = "llm.model.model.layers.0."
-    width = _head_width(base)
+    width = base.head_dim
     wanted = {
-        "hidden_size": (base.size("hidden_size"), _rows(entries, "llm.model.model.norm.weight")),
-        "num_hidden_layers": (base.size("num_hidden_layers"), _layers(entries, base.size("num_hidden_layers"))),
-        "intermediate_size": (base.size("intermediate_size"), _rows(entries, f"{first}mlp.gate_proj.weight")),
+        "hidden_size": (base.hidden_size, _rows(entries, "llm.model.model.norm.weight")),
+        "num_hidden_layers": (base.num_hidden_layers, _layers(entries, base.num_hidden_layers)),
+        "intermediate_size": (base.intermediate_size, _rows(entries, f"{first}mlp.gate_proj.weight")),
         f"num_attention_heads times a head's {width}": (
-            base.size("num_attention_heads") * width,
+            base.num_attention_heads * width,
             _rows(entries, f"{first}self_attn.q_proj.weight"),
         ),
         f"num_key_value_heads times a head's {width}": (
-            base.size("num_key_value_heads") * width,
+            base.num_key_value_heads * width,
             _rows(entries, f"{first}self_attn.k_proj.weight"),
         ),
-        "vocab_size": (base.size("vocab_size"), _rows(entries, f"{_PREFIX}{_EMBEDDING}")),
+        "vocab_size": (base.vocab_size, _rows(entries, f"{_PREFIX}{_EMBEDDING}")),
     }
-    wrong = [f"{name} is {size}, not {found}" for name, (size, found) in wanted.items() if found not in {None, size}]
+    wrong = [f"{name} is {size}, not {shown}" for name, (size, shown) in wanted.items() if shown not in {None, size}]
     if wrong:
         raise ConfigError(
             f"{base.path}: does not fit the tensors of {weights} ({'; '.join(wrong)}); export a matching pair"
@@ -196,20 +183,20 @@ def _check_sizes(base: Base, weights: Path, entries: Known) -> None:
 
 
 def _rows(entries: Known, name: str) -> int | None:
-    """How many rows a tensor has, or numbers if it is a vector; None if there is no such tensor."""
+    """The number of rows of a tensor, or of numbers of a vector; None if there is no such tensor."""
     entry = entries.get(name)
     return None if entry is None or isinstance(entry, Other) or not entry.shape else entry.shape[0]
 
 
 def _layers(entries: Collection[str], wanted: int) -> int | None:
-    """How many layers there are; None if there is none, or enough are, but some missing among them."""
-    numbers = {int(found[1]) for found in map(_LAYER.match, entries) if found}
+    """The number of layers; None if there are none, or the last is there and others are missing."""
+    numbers = {int(match[1]) for match in map(_LAYER.match, entries) if match}
     end = max(numbers, default=-1) + 1
     return end if numbers and (len(numbers) == end or wanted > end) else None
 
 
 def _speech_vocabulary(weights: Path, entries: Known) -> int:
-    """How many speech tokens there are; 1 if the tensors that would show it are missing, or have none."""
+    """The number of speech tokens; 1 if the tensors that show it are missing or empty."""
     embedding, head = _rows(entries, _SPEECH_EMBEDDING), _rows(entries, _SPEECH_HEAD)
     if embedding and head and embedding != head:
         raise CheckpointError(
@@ -219,29 +206,35 @@ def _speech_vocabulary(weights: Path, entries: Known) -> int:
     return embedding or head or 1
 
 
-def _wanted(component: Component, base: Base, rows: int, *, old_head: bool) -> dict[str, tuple[int, ...]]:
-    """All tensors that the weights file is to have, in the folder's order, with their shapes.
+def _wanted(component: Component, base: Qwen2Config, rows: int, *, old_head: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors that the weights file has to have, by their names, in the folder's order.
 
-    The old head need not be there where it is tied to the text's embedding: then it is one tensor of two names.
+    The head over text may be missing if it is tied to the embedding of text, which is then one tensor with two names.
+
+    Args:
+        component: that of the folder.
+        base: the configuration of the base model.
+        rows: the number of speech tokens.
+        old_head: whether the weights file has the head over text.
     """
-    width, vocabulary = base.size("hidden_size"), base.size("vocab_size")
+    width, vocabulary = base.hidden_size, base.vocab_size
     text = {_EMBEDDING: (vocabulary, width), **_body(base)}
-    if old_head or not base.config.get("tie_word_embeddings", False):
+    if old_head or not base.tie_word_embeddings:
         text[_HEAD] = (vocabulary, width)
     shapes = {_SPEECH_BIAS: (rows,), _MARKS: (2, width)}
     return {
         **{f"{_PREFIX}{name}": shape for name, shape in text.items()},
         _SPEECH_EMBEDDING: (rows, width),
         _SPEECH_HEAD: (rows, width),
-        **{name: shapes[name] for name in component.beside},
+        **{name: shapes[name] for name in component.extra_tensors},
     }
 
 
-def _body(base: Base) -> dict[str, tuple[int, ...]]:
-    """What is copied as it is: the layers, and the norm behind them."""
-    width, inner = base.size("hidden_size"), base.size("intermediate_size")
-    queries = base.size("num_attention_heads") * _head_width(base)
-    keys = base.size("num_key_value_heads") * _head_width(base)
+def _body(base: Qwen2Config) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that are copied under their own names: the layers, and the norm behind them."""
+    width, inner = base.hidden_size, base.intermediate_size
+    queries = base.num_attention_heads * base.head_dim
+    keys = base.num_key_value_heads * base.head_dim
     layer: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (width,),
         "self_attn.q_proj.weight": (queries, width),
@@ -256,12 +249,12 @@ def _body(base: Base) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj.weight": (inner, width),
         "mlp.down_proj.weight": (width, inner),
     }
-    layers = range(base.size("num_hidden_layers"))
-    found = {f"model.layers.{number}.{name}": shape for number in layers for name, shape in layer.items()}
-    return {**found, "model.norm.weight": (width,)}
+    layers = range(base.num_hidden_layers)
+    shapes = {f"model.layers.{number}.{name}": shape for number in layers for name, shape in layer.items()}
+    return {**shapes, "model.norm.weight": (width,)}
 
 
-def _copied(base: Base, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Copied]:
+def _copied(base: Qwen2Config, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Copied]:
     sources = {
         _EMBEDDING: _SPEECH_EMBEDDING,
         **{name: f"{_PREFIX}{name}" for name in _body(base)},
@@ -271,11 +264,11 @@ def _copied(base: Base, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Copie
     return (Copied(name, source, wanted[source]) for name, source in sources.items() if source in wanted)
 
 
-def _config(base: Base, rows: int, *, bias: bool) -> dict[str, Any]:
-    kept = {name: value for name, value in base.config.items() if name not in {"bos_token_id", "eos_token_id"}}
+def _config(base: Qwen2Config, rows: int, *, bias: bool) -> dict[str, Any]:
+    inherited = {name: value for name, value in base.config.items() if name not in {"bos_token_id", "eos_token_id"}}
     types = [name for name in _TYPES if name in base.config] or [_TYPES[0]]
     return {
-        **kept,
+        **inherited,
         **dict.fromkeys(types, "that of the precision"),
         **({"architectures": [_ARCHITECTURE_WITH_BIAS]} if bias else {}),
         "vocab_size": rows,
@@ -284,5 +277,5 @@ def _config(base: Base, rows: int, *, bias: bool) -> dict[str, Any]:
     }
 
 
-def _generation(base: Base) -> dict[str, Any]:
+def _generation(base: Qwen2Config) -> dict[str, Any]:
     return {name: value for name, value in base.generation.items() if name != "eos_token_id"}

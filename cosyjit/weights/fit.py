@@ -1,7 +1,7 @@
-"""Whether the tensors of a weights file are those that components need, and how its names are read so that they are.
+"""Checks that the tensors of a weights file fit components, and chooses how the names in the file are read.
 
-Training wraps what it saves: names behind `module.` or `_orig_mod.`, tensors under `state_dict` or `model`. Names are
-read as they stand wherever they fit so; else in the one other way in which they do.
+Training wraps what it saves: names get a prefix such as `module.` or `_orig_mod.`, and the tensors a key such as
+`state_dict` or `model`. Names are read unchanged if they fit so; otherwise in the one other reading that fits.
 """
 
 import json
@@ -18,23 +18,23 @@ from cosyjit.errors import CheckpointError, InputError, TensorMismatchError, Uns
 from cosyjit.families import Component
 from cosyjit.weights.pickle_reader import Other
 from cosyjit.weights.tensors import ITEM_SIZES, Contents, Entries, entries_of
-from cosyjit.weights.weights_file import SAFETENSORS, changed, read_contents
+from cosyjit.weights.weights_file import SAFETENSORS, changed_error, read_contents
 
 _DEEPEST: Final = 3
-"""How many dictionaries may stand around that of the tensors."""
+"""How many dictionaries may enclose that of the tensors."""
 
 _LONGEST_NAME: Final = 300
-"""In characters. Those of published tensors have at most 70; a longer one is not looked at for a prefix."""
+"""In characters. Published names have at most 70; longer names than this are not searched for a prefix."""
 
 _SHOWN: Final = 3
 """How many readings a message gives."""
 
 _MOST: Final = 16
-"""How many readings that have all names are looked at; of more, more than one may well fit."""
+"""How many readings that have all names are checked. Where there are more, the file is taken to be ambiguous."""
 
 
 class Described(Protocol):
-    """What is known of an entry of a weights file; entries that are equal have the same numbers."""
+    """The type and shape of an entry of a weights file. Entries that are equal have the same numbers."""
 
     @property
     def dtype(self) -> str: ...
@@ -43,28 +43,25 @@ class Described(Protocol):
 
 
 Known = Mapping[str, Described | Other]
-"""Entries by name: as a file has them, or by their digests."""
+"""Entries by name, as the file or its digests describe them."""
 
 
 class Need(Protocol):
-    """What a component needs of a weights file."""
+    """The tensors that a component needs from a weights file."""
 
     @property
     def names(self) -> Iterable[str]:
-        """The names of tensors that it needs in any case.
-
-        Raises:
-            ConfigError: that cannot be told.
-        """
+        """The names of the tensors that it needs in any case."""
 
     @property
     def key(self) -> str:
-        """What tells it from others."""
+        """A text that differs for different needs."""
 
     def check(self, path: Path, entries: Known) -> None:
-        """
+        """Check that the entries of a file fit.
+
         Raises:
-            InputError: the entries of the file do not fit.
+            InputError: they do not.
         """
 
 
@@ -72,8 +69,8 @@ class Reading(NamedTuple):
     """How the names of a weights file are read.
 
     Attributes:
-        nesting: the names of the dictionaries, one in the other, that lead to the tensors.
-        prefix: what the names of the tensors begin with there, and are read without.
+        nesting: the names of the dictionaries, from the outermost, that lead to the tensors.
+        prefix: the beginning of the tensors' names there, which is dropped.
     """
 
     nesting: tuple[str, ...] = ()
@@ -85,14 +82,14 @@ class Reading(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether names are read as they stand."""
+        """Whether names are read unchanged."""
         return self == PLAIN
 
     def of(self, state: Mapping[Any, Any]) -> Entries:
-        """The entries by the names that are read; those without the prefix keep theirs.
+        """The entries by the names of this reading; names without the prefix stay.
 
         Raises:
-            LookupError: there is no such dictionary, or two tensors would have one name.
+            LookupError: the nesting does not exist, or two tensors would get one name.
         """
         for name in self.nesting:
             state = state[name]
@@ -100,14 +97,14 @@ class Reading(NamedTuple):
                 raise KeyError(name)
         entries = entries_of(state)
         size = len(self.prefix)
-        found = {name[size:]: entry for name, entry in entries.items() if name.startswith(self.prefix)}
+        renamed = {name[size:]: entry for name, entry in entries.items() if name.startswith(self.prefix)}
         others = {name: entry for name, entry in entries.items() if not name.startswith(self.prefix)}
-        if any(_is_tensor(others[name]) and _is_tensor(found[name]) for name in found.keys() & others.keys()):
+        if any(_is_tensor(others[name]) and _is_tensor(renamed[name]) for name in renamed.keys() & others.keys()):
             raise KeyError(self.prefix)
-        return {**others, **found}
+        return {**others, **renamed}
 
     def rewriting(self, path: Path) -> str:
-        """In words, the command that writes another file, whose names are read as they stand."""
+        """In words, the command that writes another file, whose names are read unchanged."""
         file = _quoted(str(path))
         state = "".join(f"[{_quoted(name)}]" for name in self.nesting)
         items = f"{{k.removeprefix({_quoted(self.prefix)}): v for k, v in state{state}.items()}}"
@@ -115,7 +112,7 @@ class Reading(NamedTuple):
         if path.suffix == SAFETENSORS:
             module, load = "from safetensors.torch import load_file, save_file", f"load_file({file})"
             save = "save_file"
-        else:  # what reading found in it is data alone
+        else:  # safe, since the file was found to hold data alone
             module, load = "import torch", f'torch.load({file}, map_location="cpu", weights_only=False)'
             save = "torch.save"
         code = f'{module}; state = {load}; {save}({saved}, {file} + ".new")'
@@ -123,7 +120,7 @@ class Reading(NamedTuple):
 
 
 PLAIN: Final = Reading()
-"""Names are read as they stand."""
+"""Names are read unchanged."""
 
 
 def _quoted(text: str) -> str:
@@ -131,20 +128,20 @@ def _quoted(text: str) -> str:
 
 
 def read_as(file: BinaryIO, path: Path, reading: Reading) -> tuple[Contents, Entries]:
-    """The contents of a weights file whose names were chosen to be read in a way, and its entries by these.
+    """The contents of a weights file, and its entries by the names of a reading that was chosen for it.
 
     Raises:
-        CheckpointError: see `read_contents`; or it is not the file any more that it was then.
+        CheckpointError: as `read_contents`; or the file was changed since the reading was chosen.
     """
     contents = read_contents(file, path)
     try:
         return contents, reading.of(contents.state)
     except LookupError:
-        raise changed(path, "after it was planned") from None
+        raise changed_error(path, "after it was planned") from None
 
 
 def fits(path: Path, entries: Known, needs: Iterable[Need]) -> bool:
-    """Whether entries are all that components need."""
+    """Whether entries fit all components."""
     with suppress(InputError):
         for need in needs:
             need.check(path, entries)
@@ -153,16 +150,15 @@ def fits(path: Path, entries: Known, needs: Iterable[Need]) -> bool:
 
 
 def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Reading:
-    """The way in which the names of a weights file are to be read: that in which all fits, or else most is there.
+    """Choose how the names of a weights file are read: so that all components fit, or else most of their names exist.
 
     Args:
-        path: what messages call it.
-        state: the dictionary that it holds, from `read_contents`.
-        needs: those of the components that are wanted of it.
+        path: the file, as messages name it.
+        state: the dictionary in it, from `read_contents`.
+        needs: those of the components that are made from it.
 
     Raises:
-        CheckpointError: they fit as they stand in none, and in several others.
-        ConfigError: see `Need.names`.
+        CheckpointError: the unchanged names do not fit, and several other readings do.
     """
     plain = entries_of(state)
     if fits(path, plain, needs):
@@ -171,8 +167,11 @@ def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Readi
     if names <= plain.keys():
         return PLAIN
     counts = _readings(state, names)
-    whole = [each for each, count in counts.items() if count >= len(names)]
-    fitting = whole if len(whole) > _MOST else [each for each in whole if _fits(each, path, state, needs)]
+    complete = [reading for reading, count in counts.items() if count >= len(names)]
+    if len(complete) > _MOST:
+        fitting = complete
+    else:
+        fitting = [reading for reading in complete if _fits(reading, path, state, needs)]
     if len(fitting) > 1:
         raise CheckpointError(
             f"{path}: has fitting tensors {'; '.join(map(str, fitting[:_SHOWN]))}{'; …' * (len(fitting) > _SHOWN)}; "
@@ -185,22 +184,23 @@ def choose(path: Path, state: Mapping[Any, Any], needs: Sequence[Need]) -> Readi
 
 
 def check(path: Path, entries: Known, need: Need, reading: Reading) -> None:
-    """See that entries are what a component needs.
+    """Check that entries fit a component.
 
     Args:
-        path: what messages call the weights file.
-        entries: what it holds by the names that are read.
-        reading: how they are read.
+        path: the weights file, as messages name it.
+        entries: its entries by the names of the reading.
+        need: that of the component.
+        reading: how the names are read.
 
     Raises:
-        InputError: they do not fit. Where names are not read as they stand, the message says so.
+        InputError: they do not fit. Where names are not read unchanged, the message says how they are read.
     """
     try:
         need.check(path, entries)
     except CheckpointError as error:
         if reading.is_plain:
             raise
-        raise CheckpointError(f"{error}; its names stand {reading} ({reading.rewriting(path)})") from None
+        raise CheckpointError(f"{error}; its names were read {reading} ({reading.rewriting(path)})") from None
 
 
 def _fits(reading: Reading, path: Path, state: Mapping[Any, Any], needs: Iterable[Need]) -> bool:
@@ -208,24 +208,24 @@ def _fits(reading: Reading, path: Path, state: Mapping[Any, Any], needs: Iterabl
 
 
 def _is_unambiguous(reading: Reading, state: Mapping[Any, Any]) -> bool:
-    """Whether each tensor has a name of its own in a reading."""
+    """Whether a reading gives each tensor a different name."""
     with suppress(LookupError):
         return bool(reading.of(state))
     return False
 
 
 def _readings(state: Mapping[Any, Any], names: frozenset[str]) -> Counter[Reading]:
-    """The ways to read names other than as they stand, each with how many of the names that are needed it gives."""
-    found: Counter[Reading] = Counter()
+    """The readings other than `PLAIN`, each with the number of needed names that it gives."""
+    counts: Counter[Reading] = Counter()
     for nesting, entries in _dictionaries(state):
         for name in entries:
-            found.update(Reading(nesting, prefix) for prefix in _prefixes(name, names))
-    del found[PLAIN]
-    return found
+            counts.update(Reading(nesting, prefix) for prefix in _prefixes(name, names))
+    del counts[PLAIN]
+    return counts
 
 
 def _dictionaries(state: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Entries]]:
-    """The dictionaries in a file, those further out first; one that stands in several places, at the first."""
+    """The dictionaries in a file, the outer ones first; one that occurs several times, at its first place."""
     level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), state)]
     seen = {id(state)}
     for _ in range(_DEEPEST + 1):
@@ -241,7 +241,7 @@ def _dictionaries(state: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], E
 
 
 def _prefixes(name: str, names: frozenset[str]) -> Iterator[str]:
-    """What a name that is needed stands behind in a name; "" for one that is needed itself."""
+    """The prefixes without which a name is one that is needed; "" for a name that is needed itself."""
     if len(name) <= _LONGEST_NAME:
         at = 0
         while at >= 0:
@@ -252,7 +252,7 @@ def _prefixes(name: str, names: frozenset[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class EncoderNeed:
-    """What the encoder of a component needs: its parameters, under the component's prefix.
+    """The tensors that the encoder of a component needs: its parameters, behind the component's prefix.
 
     Attributes:
         names: its tensors by their names in the weights file.
@@ -263,44 +263,47 @@ class EncoderNeed:
 
     @classmethod
     def of(cls, component: Component, options: Mapping[str, Any], config: Path) -> "EncoderNeed":
-        """
+        """The need of an encoder with options.
+
         Args:
-            options: those of the encoder in the configuration.
-            config: what messages call that.
+            component: the component that the encoder is of.
+            options: the encoder's options in the configuration.
+            config: the configuration, as messages name it.
 
         Raises:
-            UnsupportedOptionError: an option that is unknown, missing, or of a value that is not supported.
+            UnsupportedOptionError: an option is unknown or missing, or has an unsupported value.
         """
         try:
-            found = parameters(component.class_name, options)
+            known = parameters(component.class_name, options)
         except UnsupportedOptionError as error:
             where = f"{config}: {component.node}"
             raise UnsupportedOptionError(error.option, error.value, error.supported, where) from None
-        return cls(component, {f"{component.prefix}{name}": parameter for name, parameter in found.items()})
+        return cls(component, {f"{component.prefix}{name}": parameter for name, parameter in known.items()})
 
     @property
     def key(self) -> str:
         return f"{self.component.name} {json.dumps(self.names)}"
 
     def check(self, path: Path, entries: Known) -> None:
-        """
+        """Check that the entries with the component's prefix fit.
+
         Raises:
-            TensorMismatchError: tensors are missing, unknown, or of another shape or type.
+            TensorMismatchError: tensors are missing or unknown, or have another shape or type.
         """
         own = {name: entry for name, entry in entries.items() if name.startswith(self.component.prefix)}
         check_tensors(f"{path}: {self.component.name}", self.names, own)
 
 
 def check_tensors(where: str, wanted: Mapping[str, Parameter], entries: Known) -> None:
-    """See that entries are the tensors that are wanted; what are no tensors beside them does not count.
+    """Check that entries are the wanted tensors. Other entries that are not tensors are ignored.
 
     Args:
-        where: what messages begin with.
+        where: the beginning of the error's message.
         wanted: the shapes and types by name.
-        entries: what there is.
+        entries: the entries of the file.
 
     Raises:
-        TensorMismatchError: tensors are missing, unknown, or of another shape or type.
+        TensorMismatchError: tensors are missing or unknown, or have another shape or type.
     """
     missing = [name for name in wanted if name not in entries]
     unexpected = [name for name, entry in entries.items() if name not in wanted and _is_tensor(entry)]
@@ -311,18 +314,18 @@ def check_tensors(where: str, wanted: Mapping[str, Parameter], entries: Known) -
 
 
 def _is_tensor(entry: Described | Other) -> bool:
-    # Among digests, what is not a plain tensor has the name of its kind as its type.
+    # The digests of what is not a plain tensor have the name of its kind as their type.
     other = entry if isinstance(entry, Other) else Other(entry.dtype)
     return other.is_tensor or other.kind in ITEM_SIZES
 
 
 def _kind(entry: Described | Other) -> str:
-    """The shape and type of a tensor as `_shape` gives it, or what an entry is instead."""
+    """The shape and type of a tensor as `_shape` gives them, or what the entry is instead."""
     if isinstance(entry, Other) or entry.dtype not in ITEM_SIZES:
         return f"not a plain tensor: {entry.kind if isinstance(entry, Other) else entry.dtype}"
     return _shape(entry.shape, "" if "float" in entry.dtype else entry.dtype)
 
 
 def _shape(shape: tuple[int, ...], dtype: str) -> str:
-    """What of a tensor has to be as wanted, in words: its shape, and its type unless that is a float."""
+    """In words, what is compared of a tensor: its shape, and its type unless that is a float."""
     return f"{dtype} {tuple(shape)}".lstrip()

@@ -1,10 +1,10 @@
-"""What else a file may be than what its place calls for: told by its first bytes, so that a message can name it."""
+"""Recognizes, by its first bytes, a file that is not of the expected format, so that a message can name it."""
 
 import re
 from typing import Final
 
 BEGINNING: Final = 1024
-"""How many bytes `mistaken_for` wants to see."""
+"""How many bytes `mistaken_for` needs."""
 
 _ARCHIVES: Final = {
     b"\x1f\x8b": "a gzip archive",
@@ -20,21 +20,21 @@ _PAGE: Final = re.compile(rb"\s*<(!doctype\s+html|html|head|body|\?xml|error)\b"
 
 
 class UnsupportedFormError(Exception):
-    """A file that may well be sound, of a form that is not read; as text, what it is and what to do about it."""
+    """A file that may be sound, in a form that is not supported. The text says what it is, and what to do."""
 
 
 def unlike_saved(what: str) -> UnsupportedFormError:
-    """The error of a file that some reader may take, and `torch.save` would not have written.
+    """The error of a file that `torch.save` would not have written, though some reader may read it.
 
     Args:
-        what: in words, where the file differs from those.
+        what: in words, where the file differs.
     """
-    way_out = "copy or download it again, or load it and save it again with torch.save"
-    return UnsupportedFormError(f"is not as torch.save writes it ({what}); {way_out}")
+    hint = "copy or download it again, or load it and save it again with torch.save"
+    return UnsupportedFormError(f"is not as torch.save writes it ({what}); {hint}")
 
 
 def mistaken_for(beginning: bytes) -> str | None:
-    """What a file is that was taken for another one, and the way out, in words; None if that is not known.
+    """In words, what a file is that is not of the expected format, and what to do; None if it is not recognized.
 
     Args:
         beginning: the first `BEGINNING` bytes of the file, or all of a shorter one.
@@ -46,7 +46,7 @@ def mistaken_for(beginning: bytes) -> str | None:
         return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it again"
     if _PAGE.match(text):
         return "is a web page, not the file itself; download it again, and log in first if its site asks for that"
-    found = next((kind for start, kind in _ARCHIVES.items() if beginning.startswith(start)), None)
+    archive = next((kind for start, kind in _ARCHIVES.items() if beginning.startswith(start)), None)
     if beginning[_TAR] == b"ustar":
-        found = "a tar archive"
-    return None if found is None else f"is {found}; unpack it, and put the file that it holds in its place"
+        archive = "a tar archive"
+    return None if archive is None else f"is {archive}; unpack it, and put the file that it holds in its place"

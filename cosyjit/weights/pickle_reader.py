@@ -1,8 +1,8 @@
 """A reader of the pickles that `torch.save` writes, for data alone.
 
-It knows the instructions that Python's own writer uses in protocols 2 to 5, and calls nothing but what it is given by
-name. The standard library's reader in C would do, but lets a pickle of five bytes have it allocate 64 GB; that in
-Python takes several times as long.
+It knows the instructions that Python's own writer uses in protocols 2 to 5, and calls only the functions that its
+caller allows by name. The standard library has two readers: the one in C allocates 64 GB for a pickle of five bytes
+that asks for it, and the one in Python takes several times as long as this one.
 """
 
 import struct
@@ -12,21 +12,21 @@ from typing import Any, Final, NamedTuple
 from cosyjit.weights.formats import UnsupportedFormError, unlike_saved
 
 Globals = Mapping[tuple[str, str], Any]
-"""What a pickle's names stand for, by module and name: all that a pickle may name."""
+"""The objects that a pickle may name, by module and name."""
 
 _KEYS: Final = {str, int, float, bool, type(None)}
-"""The types of keys that dictionaries keep."""
+"""The types of the keys that are read."""
 
 _LARGEST_KEY: Final = 60
-"""In bits. Larger integers may have one hash, as many as one likes, which takes a dictionary the square of their
-number."""
+"""In bits. Any number of larger integers can share one hash, and a dictionary of them takes the square of their number
+in time."""
 
 MOST_ARGUMENTS: Final = 16
-"""Of one call: they are copied for each. What makes a tensor of any kind takes less than ten."""
+"""The most arguments of a call, which copies them. Functions that make tensors take less than ten."""
 
 _PROTOCOLS: Final = range(2, 6)
 _OLDER: Final = b"\x80}(cN]X)KMJUG\x88\x89\x8a\x8f"
-"""What a pickle begins with in others, protocol 0 and 1 among them: what makes a value."""
+"""The first bytes of pickles in other protocols, such as 0 and 1."""
 
 _INT: Final = struct.Struct("<i").unpack_from
 _SIZE: Final = struct.Struct("<I").unpack_from
@@ -41,14 +41,14 @@ _LENGTHS: Final = {
     0x96: struct.Struct("<Q"),  # BYTEARRAY8
     0x8B: struct.Struct("<I"),  # LONG4
 }
-"""How the length of what follows is written, where it takes more than a byte."""
+"""The form of lengths that take more than a byte, by instruction."""
 
 
 class Other(NamedTuple):
-    """A value that is passed over, such as the count of epochs that training leaves; what it is.
+    """A value that is ignored, such as the count of epochs that training leaves.
 
     Attributes:
-        kind: the name of its type; that of a tensor of no plain numbers begins with "Tensor".
+        kind: the name of its type. For a tensor whose numbers are not plain, it begins with "Tensor".
     """
 
     kind: str
@@ -59,11 +59,11 @@ class Other(NamedTuple):
 
 
 class ForbiddenError(Exception):
-    """A pickle that names something else than data.
+    """A pickle that names something other than data.
 
     Attributes:
-        name: what it names, in full.
-        whole: whether that is what the whole pickle is of.
+        name: the full name.
+        whole: whether the whole pickle is an object of that class.
     """
 
     def __init__(self, name: str, *, whole: bool = False) -> None:
@@ -72,7 +72,7 @@ class ForbiddenError(Exception):
 
 
 class Loaded(NamedTuple):
-    """What a pickle describes, and where the bytes behind it begin."""
+    """The object that a pickle describes, and the offset behind the pickle."""
 
     value: Any
     end: int
@@ -81,24 +81,21 @@ class Loaded(NamedTuple):
 def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: int = 0) -> Loaded:
     """The object that a pickle describes.
 
-    Of dictionaries, entries are left out whose keys are anything but strings, numbers and None; sets and bytes are
-    passed over.
+    Dictionaries lose the entries whose keys are not strings, numbers or None. Sets and bytes are ignored. Apart from
+    the callables, the time is in proportion to the pickle's size, and the memory at most a hundred times that size.
 
     Args:
-        pickled: the pickle, and maybe others around it.
+        pickled: the pickle, and possibly others around it.
         known: what it may name. A callable is called with the arguments that the pickle gives.
-        persistent: gives the objects that the pickle refers to by an identifier of their own.
-        at: where it begins.
-
-    It takes time in proportion to the pickle's size, apart from what the callables take, and memory of at most a
-    hundred times that.
+        persistent: maps the identifiers of external objects to the objects.
+        at: the offset at which the pickle begins.
 
     Raises:
         ForbiddenError: it names something that is not in `known`.
-        UnsupportedFormError: it is of a protocol that torch does not use.
+        UnsupportedFormError: it uses a protocol that torch does not use.
         ValueError, TypeError, AttributeError, LookupError, struct.error: it is damaged.
     """
-    # One loop, the frequent instructions first: a call for each would take longer than what it does.
+    # One loop, frequent instructions first: a call for each instruction would take longer than the instruction.
     if pickled[at] != 0x80 or pickled[at + 1] not in _PROTOCOLS:
         if pickled[at] not in _OLDER:
             raise ValueError("it is not a pickle")
@@ -171,7 +168,7 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: 
         elif code == 0x75:  # SETITEMS
             items, stack = stack, marks.pop()
             _set_items(stack[-1], items)
-        elif code == 0x62:  # BUILD: attributes, which data has none of; torch keeps the modules' versions there
+        elif code == 0x62:  # BUILD: sets attributes, which data lacks; torch keeps the versions of modules there
             stack.pop()
             _check_passive(stack[-1])
         elif code == 0x4E:  # NONE
@@ -229,9 +226,9 @@ def loads(pickled: bytes, known: Globals, persistent: Callable[[Any], Any], at: 
 
 
 def _long(code: int, content: bytes, size: int) -> Any:
-    """What a long text, number or row of bytes is."""
+    """The value of a long text, number or sequence of bytes."""
     if len(content) != size:
-        raise ValueError("a length that leads out of the pickle")
+        raise ValueError("a length that exceeds the pickle")
     if code == 0x8D:
         return content.decode("utf-8", "surrogatepass")
     if code == 0x54:
@@ -242,16 +239,16 @@ def _long(code: int, content: bytes, size: int) -> Any:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Put keys and values into a dictionary; what is passed over takes any."""
+    """Put keys and values into a dictionary, or into a value that is ignored."""
     pairs = zip(items[::2], items[1::2], strict=True)
     if type(target) is dict:
-        target.update((key, value) for key, value in pairs if _is_kept(key))
+        target.update((key, value) for key, value in pairs if _is_supported(key))
     else:
-        _check_passed_over(target)
+        _check_ignored(target)
 
 
-def _is_kept(key: Any) -> bool:
-    """Whether a dictionary keeps a key. A tuple would do, but a deep one takes for ever to hash."""
+def _is_supported(key: Any) -> bool:
+    """Whether a key is read. Tuples are not, since a deep one takes for ever to hash."""
     return type(key) is str or (type(key) in _KEYS and not (type(key) is int and key.bit_length() > _LARGEST_KEY))
 
 
@@ -259,7 +256,7 @@ def _extend(target: Any, items: list[Any]) -> None:
     if type(target) is list:
         target.extend(items)
     else:
-        _check_passed_over(target)
+        _check_ignored(target)
 
 
 def _called(function: Any, arguments: Any) -> Any:
@@ -269,27 +266,27 @@ def _called(function: Any, arguments: Any) -> Any:
 
 
 def _check_passive(value: Any) -> None:
-    """What is not a dictionary may be changed by its attributes: a tensor may get other numbers."""
+    """Refuse attributes except on dictionaries and ignored values: they could give a tensor other numbers."""
     if type(value) is not dict:
-        _check_passed_over(value)
+        _check_ignored(value)
 
 
-def _check_passed_over(value: Any) -> None:
+def _check_ignored(value: Any) -> None:
     if not isinstance(value, Other) or value.is_tensor:
         raise unlike_saved(f"a {type(value).__name__} that is changed")
 
 
 def _is_whole(stack: list[Any], marks: list[list[Any]], taken: int = 0) -> bool:
-    """Whether what comes next, made of the last values taken, is what the whole pickle is of."""
+    """Whether the next value, made of the last `taken` values, is the whole pickle."""
     if not marks:
         return len(stack) == taken
-    # Torch before 1.6 refers to a module in a row.
+    # Torch before 1.6 refers to a module in a tuple.
     return len(marks) == 1 and not marks[0] and len(stack) == taken + 1 and stack[0] == "module"
 
 
 def _named(known: Globals, module: Any, name: Any, *, whole: bool) -> Any:
     if not type(module) is type(name) is str:
-        raise TypeError("a name that is not a text")
+        raise TypeError("a name that is not a string")
     if (module, name) not in known:
         raise ForbiddenError(f"{module}.{name}", whole=whole)
     return known[module, name]

@@ -1,7 +1,7 @@
-"""Safetensors files: what the tensors are called, and where their bytes stand behind the head that says so.
+"""Reads and writes the heads of safetensors files, which give the names, shapes and offsets of the tensors.
 
-The form is https://huggingface.co/docs/safetensors: eight bytes that give the length of a JSON object, the object, and
-the bytes of the tensors, which leave no gap. Offsets count from the end of the object.
+The format is https://huggingface.co/docs/safetensors: eight bytes give the length of a JSON object; the object and the
+bytes of the tensors, without gaps, follow. Offsets count from the end of the object.
 """
 
 import itertools
@@ -33,20 +33,20 @@ _DTYPES: Final = {
 """The types that are read, by the format's names."""
 
 UNSOUND: Final = "this is a fault of cosyjit or of the disk: export again, and report it if it stays"
-"""What to do about a file that was written by cosyjit and is not what it should be."""
+"""What messages advise about a file that cosyjit wrote and that is not what it should be."""
 
 _ITEM_SIZES: Final = {code: ITEM_SIZES[dtype] for code, dtype in _DTYPES.items()}
 _LENGTH: Final = struct.Struct("<Q")
 _METADATA: Final = {"format": "pt"}
-"""What transformers refuses to do without."""
+"""The metadata that transformers requires."""
 _LARGEST: Final = 100_000_000
-"""In bytes, of the object: the format's own limit."""
+"""The format's own limit for the object, in bytes."""
 _LARGEST_INDEX: Final = 2 << 20
-"""The same of a file that may be a stranger's; of 1,500 tensors it has 0.2 MB."""
+"""The limit where a stranger may have written the file, in bytes; the object of 1,500 tensors has 0.2 MB."""
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: its type by the format's name, its shape, and its bytes' offsets behind the head."""
+    """A tensor in a file: its type by the format's name, its shape, and the offsets of its bytes behind the head."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,20 +55,20 @@ class Entry(NamedTuple):
 
 
 def head(tensors: Mapping[str, Sequence[int]], dtype: str) -> bytes:
-    """What stands before the bytes of tensors, which follow in this order.
+    """The head of a file with tensors of one type, whose bytes follow in this order.
 
     Args:
         tensors: their shapes, by their names.
-        dtype: the type of all, by torch's name.
+        dtype: their type, by torch's name.
     """
     code = TYPES[dtype]
-    found: dict[str, Any] = {"__metadata__": _METADATA}
+    described: dict[str, Any] = {"__metadata__": _METADATA}
     at = 0
     for name, shape in tensors.items():
         end = at + math.prod(shape) * _ITEM_SIZES[code]
-        found[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, end]}
+        described[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, end]}
         at = end
-    text = json.dumps(found, separators=(",", ":")).encode("ascii")
+    text = json.dumps(described, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % _LENGTH.size)
     return _LENGTH.pack(len(text)) + text
 
@@ -93,24 +93,24 @@ def _read_head(file: BinaryIO, size: int) -> tuple[bytes, dict[str, Entry]]:
     content, metadata, entries = _parse(file, size, _LARGEST)
     ordered = sorted(entries.values(), key=lambda entry: (entry.start, entry.end))
     if len(content) % _LENGTH.size or metadata != _METADATA or ordered != list(entries.values()):
-        raise ValueError("a head of another form")
+        raise ValueError("its head is not as cosyjit writes it")
     return content, entries
 
 
 def is_begun(beginning: bytes, size: int) -> bool:
-    """Whether a file may be of this format, by its first bytes and its size."""
+    """Whether a file may be of this format, judged by its first bytes and its size."""
     return beginning[_LENGTH.size : _LENGTH.size + 2] == b'{"' and _LENGTH.unpack_from(beginning)[0] < size
 
 
 def read_index(file: BinaryIO, size: int) -> Entries:
-    """The tensors of a file that may be a stranger's.
+    """The tensors of a file that a stranger may have written.
 
     Args:
         file: at its beginning.
         size: that of the file, in bytes.
 
     Raises:
-        ValueError, TypeError, KeyError, RecursionError, struct.error: it is damaged.
+        ValueError, TypeError, KeyError, RecursionError, struct.error: the file is damaged.
     """
     content, _, entries = _parse(file, size, _LARGEST_INDEX)
     return {name: _stored(entry, len(content)) for name, entry in entries.items()}
@@ -125,33 +125,33 @@ def _stored(entry: Entry, begin: int) -> StoredTensor | Other:
 
 
 def _parse(file: BinaryIO, size: int, most: int) -> tuple[bytes, Any, dict[str, Entry]]:
-    """The head of a file, what stands in it beside the tensors, and these; their bytes are all that follows it."""
+    """The head of a file, its metadata, and its tensors, whose bytes are all that follows the head."""
     prefix = file.read(_LENGTH.size)
     (length,) = _LENGTH.unpack(prefix)
     if length > min(most, size - _LENGTH.size):
-        raise ValueError(f"a head of {length} bytes, more than {min(most, size - _LENGTH.size)}")
+        raise ValueError(f"its head has {length} bytes, more than {min(most, size - _LENGTH.size)}")
     text = file.read(length)
-    found = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    described = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     if text[:1] != b"{":
-        raise ValueError("a head of another form")
-    metadata = found.pop("__metadata__", None)
-    entries = {name: _entry(**value) for name, value in found.items()}
+        raise ValueError("its head is not an object")
+    metadata = described.pop("__metadata__", None)
+    entries = {name: _entry(**value) for name, value in described.items()}
     at = 0
-    for name, entry in sorted(entries.items(), key=lambda each: (each[1].start, each[1].end)):
-        item = _ITEM_SIZES.get(entry.dtype)
-        if entry.start != at or (item and entry.end - at != math.prod(entry.shape) * item):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        item_size = _ITEM_SIZES.get(entry.dtype)
+        if entry.start != at or (item_size and entry.end - at != math.prod(entry.shape) * item_size):
             raise ValueError(f"the bytes of {name} are from {entry.start} to {entry.end}")
         at = entry.end
     if at != size - _LENGTH.size - length:
-        raise ValueError(f"{size - _LENGTH.size - length} bytes of tensors in place of {at}")
+        raise ValueError(f"{size - _LENGTH.size - length} bytes of tensors instead of {at}")
     return prefix + text, metadata, entries
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return members
 
 
 def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> Entry:

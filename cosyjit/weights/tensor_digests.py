@@ -25,7 +25,7 @@ from cosyjit.processes.processors import processors
 from cosyjit.weights.fit import PLAIN, Need, Reading, choose, fits
 from cosyjit.weights.pickle_reader import Other
 from cosyjit.weights.tensors import Contents, Entries, StoredTensor
-from cosyjit.weights.weights_file import changed, numbers, opened, read_contents
+from cosyjit.weights.weights_file import changed_error, numbers, opened, read_contents
 
 _BUFFER: Final = 1 << 20
 """What is read at a time: it stays in a processor's second-level cache between the reading and the hashing."""
@@ -102,7 +102,7 @@ def _recall(digests: Digests, path: Path, prefixes: Collection[str], needs: Sequ
 
 def _finish(digests: Digests, read: "_Reading") -> Weights:
     if not read.identity.is_still(read.file.fileno(), read.path):
-        raise changed(read.path)
+        raise changed_error(read.path)
     tensors = {name: _described(entry, read.digests.get(name, "")) for name, entry in read.entries.items()}
     if read.settled:
         remembered = {"reading": read.reading, "needs": read.needs, "tensors": tensors}
@@ -205,7 +205,7 @@ def _batches(entries: Entries) -> Iterator[list[tuple[str, StoredTensor]]]:
     for name, entry in entries.items():
         if isinstance(entry, StoredTensor):
             batch.append((name, entry))
-            size += entry.bytes
+            size += entry.size
             if size >= _BATCH:
                 yield batch
                 batch, size = [], 0
@@ -214,10 +214,10 @@ def _batches(entries: Entries) -> Iterator[list[tuple[str, StoredTensor]]]:
 
 def _hash_rows(fd: int, path: Path, tensor: StoredTensor, buffer: memoryview) -> str:
     digest = xxhash.xxh3_128()
-    for at in range(0, tensor.bytes, len(buffer)):
-        block = buffer[: tensor.bytes - at]
+    for at in range(0, tensor.size, len(buffer)):
+        block = buffer[: tensor.size - at]
         if not fill(fd, block, tensor.start + at):
-            raise changed(path)
+            raise changed_error(path)
         digest.update(block)
     return digest.hexdigest()
 
@@ -235,7 +235,7 @@ def _hash_strided(fd: int, path: Path, tensor: StoredTensor, _: memoryview) -> s
 def _read_extent(fd: int, path: Path, tensor: StoredTensor) -> bytearray:
     content = bytearray(tensor.extent)
     if not fill(fd, memoryview(content), tensor.start):
-        raise changed(path)
+        raise changed_error(path)
     return content
 
 
@@ -245,7 +245,7 @@ def _in_order(content: bytearray, tensor: StoredTensor) -> bytearray:
     shape, stride = tensor.shape, tensor.stride
     if word < tensor.item_size:  # complex numbers of 16 bytes
         shape, stride = (*shape, 2), (*(2 * step for step in stride), 1)
-    found = bytearray(tensor.bytes)
+    found = bytearray(tensor.size)
     source, target = (memoryview(each).cast(_FORMATS[word]) for each in (content, found))
     places = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     longest = max(range(len(shape)), key=shape.__getitem__)

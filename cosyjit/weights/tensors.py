@@ -21,22 +21,22 @@ ITEM_SIZES: Final[Mapping[str, int]] = {
     "complex64": 8,
     "complex128": 16,
 }
-"""The types that tensors can have, by torch's names, and the bytes of a number."""
+"""The types that tensors can have, by torch's names, and the size of a number in bytes."""
 
 MOST_DIMENSIONS: Final = 64
-"""As many as torch can compute with."""
+"""The most that torch computes with."""
 
 LARGEST_NUMBER: Final = (1 << 63) - 1
-"""Torch's largest size, step, and count of a tensor's numbers."""
+"""The largest size, stride and number of elements that torch has."""
 
 
 class StoredTensor(NamedTuple):
     """A tensor in a file.
 
     Attributes:
-        dtype: torch's name of its type.
+        dtype: its type, by torch's name.
         shape, stride: as torch has them, in numbers.
-        start: where in the file its first number is, in bytes; 0 if it has none.
+        start: the offset of its first number in the file, in bytes; 0 if it is empty.
     """
 
     dtype: str
@@ -49,13 +49,13 @@ class StoredTensor(NamedTuple):
         return ITEM_SIZES[self.dtype]
 
     @property
-    def bytes(self) -> int:
-        """What its numbers take, one after the other."""
+    def size(self) -> int:
+        """The bytes of its numbers, stored one after the other."""
         return math.prod(self.shape) * self.item_size
 
     @property
     def extent(self) -> int:
-        """The bytes in the file from its first number to behind its last."""
+        """The bytes in the file from its first number to the end of its last."""
         if 0 in self.shape:
             return 0
         last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
@@ -63,7 +63,7 @@ class StoredTensor(NamedTuple):
 
     @property
     def contiguous(self) -> bool:
-        """Whether its numbers stand one after the other in the file."""
+        """Whether the file has its numbers one after the other."""
         if 0 in self.shape:
             return True
         expected = 1
@@ -75,7 +75,7 @@ class StoredTensor(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Of how many rows along its longest axis it consists."""
+        """The number of rows along its longest axis."""
         return math.prod(self.shape) // max(self.shape, default=1)
 
 
@@ -86,11 +86,12 @@ Entries: TypeAlias = dict[str, Entry]
 
 
 class Contents(NamedTuple):
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
-        state: the dictionary in it: tensors, values that are passed over, and other values, dictionaries among them.
-        packed: storages that are deflated, by the places behind the file's end which the tensors in them have.
+        state: the dictionary in it: tensors, values that are ignored, and other values, such as dictionaries.
+        packed: storages that are deflated, by their offsets. The offsets lie behind the file's end, and the tensors in
+            these storages have theirs there.
     """
 
     state: Mapping[Any, Any]
@@ -98,7 +99,7 @@ class Contents(NamedTuple):
 
 
 def entries_of(state: Mapping[Any, Any]) -> Entries:
-    """The entries of a dictionary that have names; values that are not tensors as what they are."""
+    """The entries of a dictionary whose keys are names; a value that is not a tensor becomes an `Other`."""
     return {name: _entry(value) for name, value in state.items() if isinstance(name, str)}
 
 

@@ -1,9 +1,12 @@
-"""What `torch.save` writes: which tensors a file describes, and where the bytes of their storages are.
+"""Reads the files of `torch.save`: the tensors that a file describes, and where the bytes of their storages are.
 
 Since torch 1.6 such a file is a zip archive: `data.pkl` describes the tensors, and each `data/N` holds the bytes of one
-storage. Before, and with `_use_new_zipfile_serialization=False`, it is a row of five pickles (a magic number, a
-version, the machine, the tensors, the keys of the storages), and behind them each storage in the order of the keys: the
-count of its numbers in eight bytes, then these.
+storage. Before, and with `_use_new_zipfile_serialization=False`, it is a sequence:
+
+    pickle  pickle   pickle   pickle   pickle           8 bytes  …        8 bytes  …
+    magic   version  machine  tensors  storages' keys   count    numbers  count    numbers   …
+
+The storages follow in the order of their keys, each with the count of its numbers.
 """
 
 import io
@@ -44,11 +47,11 @@ _OTHER_TYPES: Final = (
 )
 
 _LARGEST_PICKLE: Final = 2 << 20
-"""In bytes; what it describes may take a hundred times that. A state dictionary of 1,500 tensors has one of 0.2 MB."""
+"""In bytes. Reading takes up to a hundred times that in memory. The pickle of 1,500 tensors has 0.2 MB."""
 
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
 _VERSION: Final = 1001
-"""What a file without an archive begins with: see `torch.serialization`."""
+"""The beginning of a file that is not an archive; see `torch.serialization`."""
 
 _COUNT: Final = struct.Struct("<q")
 
@@ -58,30 +61,30 @@ def read_archive(file: BinaryIO, path: str) -> Contents:
 
     Args:
         file: the file, opened.
-        path: the same as Python writes it.
+        path: its path as Python writes it.
 
     Raises:
-        UnsupportedFormError: it is TorchScript, or of another form that is not read.
+        UnsupportedFormError: it is TorchScript, or has another form that is not supported.
         ForbiddenError: loading it could run code.
         ValueError, struct.error, …: it is damaged.
     """
-    # Torch looks for names without regard to case; no two are alike so.
-    found = {name.lower(): member for name, member in members(file).items()}
-    if "constants.pkl" in found:
+    # Torch ignores the case of names; `members` has made sure that they differ nevertheless.
+    by_name = {name.lower(): member for name, member in members(file).items()}
+    if "constants.pkl" in by_name:
         raise UnsupportedFormError(f"is a TorchScript archive; {saving(path, 'torch.jit.load')}")
-    if "byteorder" in found and (order := content(file, found["byteorder"], _LARGEST_PICKLE)) != b"little":
+    if "byteorder" in by_name and (order := content(file, by_name["byteorder"], _LARGEST_PICKLE)) != b"little":
         raise _other_order() if order == b"big" else ValueError(f"byte order {order[:20]!r}")
-    if "data.pkl" not in found:
+    if "data.pkl" not in by_name:
         raise UnsupportedFormError(
             "is a zip archive, not a file of torch.save; save a state dictionary with torch.save"
         )
-    storages = _Archived(file, found)
-    state = loads(content(file, found["data.pkl"], _LARGEST_PICKLE), _KNOWN, storages.of).value
+    storages = _Archived(file, by_name)
+    state = loads(content(file, by_name["data.pkl"], _LARGEST_PICKLE), _KNOWN, storages.of).value
     return Contents(_index(state), storages.packed)
 
 
 def read_legacy(file: BinaryIO) -> Contents:
-    """The entries of a file of `torch.save` that is no archive; see `read_archive`."""
+    """The entries of a file of `torch.save` that is not an archive; see `read_archive`."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     pickled = file.read(_LARGEST_PICKLE)
@@ -92,12 +95,12 @@ def read_legacy(file: BinaryIO) -> Contents:
     version = loads(pickled, {}, _no_storage, magic.end)
     machine = loads(pickled, {}, _no_storage, version.end)
     if version.value != _VERSION:
-        raise ValueError("another version of the form")
+        raise ValueError("its format has another version")
     if type(machine.value) is not dict or type(machine.value.get("little_endian")) is not bool:
-        raise unlike_saved("it does not tell the byte order of its machine")
+        raise unlike_saved("it does not give the byte order of its machine")
     if not machine.value["little_endian"]:
         raise _other_order()
-    # The places of the storages follow from their sizes, and these are known when all tensors have been read once.
+    # The offsets of the storages follow from their sizes, which are known once all tensors have been read.
     sizes = _Legacy({})
     state = loads(pickled, _KNOWN, sizes.of, machine.end)
     keys = loads(pickled, {}, _no_storage, state.end)
@@ -113,9 +116,9 @@ def saving(path: str, load: str, options: str = "") -> str:
     """In words, the lines of Python that save the state dictionary of the module in a file.
 
     Args:
-        path: the file, as Python writes it.
+        path: the file's path as Python writes it.
         load: the function of torch that loads the module.
-        options: its arguments besides.
+        options: further arguments of that function.
     """
     lines = (
         "import torch",
@@ -133,29 +136,29 @@ def _index(state: Any) -> dict[Any, Any]:
 
 
 class _StorageType(NamedTuple):
-    """What the class of a storage stands for: the type of its numbers, by torch's name."""
+    """The class of a storage: the type of its numbers, by torch's name."""
 
     dtype: str
 
 
 class _Storage(NamedTuple):
-    """The numbers that tensors share: their type, where they begin, and how many bytes there are."""
+    """The numbers that tensors share: their type, their offset in the file, and their size in bytes."""
 
     dtype: str
     start: int
-    bytes: int
+    size: int
 
 
 class _Archived:
-    """The storages of an archive, each of one type and size, as torch has them.
+    """The storages of an archive, each with one type and size, as torch has them.
 
     Attributes:
-        packed: those that are deflated, by the places that they have behind the file's end.
+        packed: those that are deflated, by their offsets behind the file's end.
     """
 
-    def __init__(self, file: BinaryIO, found: Mapping[str, Member]) -> None:
+    def __init__(self, file: BinaryIO, by_name: Mapping[str, Member]) -> None:
         self._file = file
-        self._members = found
+        self._members = by_name
         self._known: dict[str, _Storage] = {}
         self._end = file.seek(0, io.SEEK_END)
         self.packed: dict[int, Member] = {}
@@ -165,32 +168,32 @@ class _Archived:
         kind, of, key, _, numbers = pid
         dtype = _dtype(kind, of, key, numbers)
         if key not in self._known:
-            self._known[key] = self._found(dtype, key)
+            self._known[key] = self._storage(dtype, key)
         storage = self._known[key]
-        if numbers * _SIZES[dtype] != storage.bytes:
-            raise unlike_saved(f"storage {key} has {storage.bytes} bytes, others than it should")
+        if numbers * _SIZES[dtype] != storage.size:
+            raise unlike_saved(f"storage {key} has {storage.size} bytes instead of {numbers * _SIZES[dtype]}")
         if dtype != storage.dtype:
             raise unlike_saved(f"storage {key} is of two types or sizes")
         return storage
 
-    def _found(self, dtype: str, key: str) -> _Storage:
+    def _storage(self, dtype: str, key: str) -> _Storage:
         member = self._members[f"data/{key}".lower()]
         start, _ = extent(self._file, member)
         if not member.is_stored:
             start = self._end = -(-self._end // _PAGE) * _PAGE
-            self._end += member.bytes
+            self._end += member.size
             self.packed[start] = member
-        return _Storage(dtype, start, member.bytes)
+        return _Storage(dtype, start, member.size)
 
 
 _PAGE: Final = 4096
 
 
 class _Legacy:
-    """The storages of a file that is no archive.
+    """The storages of a file that is not an archive.
 
     Attributes:
-        known: their types and sizes, by their keys; they begin at 0 while their places are not known.
+        known: the storages by their keys; their offsets are 0 until they are known.
     """
 
     def __init__(self, places: Mapping[str, int]) -> None:
@@ -212,15 +215,15 @@ class _Legacy:
 
 
 def _dtype(kind: Any, of: Any, key: Any, numbers: Any) -> str:
-    """The type of the numbers of a storage that a pickle refers to."""
+    """The type of the numbers of a storage that a pickle refers to; the reference is checked."""
     is_counted = type(numbers) is int and 0 <= numbers <= LARGEST_NUMBER
     if not (type(of) is _StorageType and type(key) is str and is_counted) or kind != "storage":
-        raise unlike_saved("a storage that is none")
+        raise unlike_saved("a reference to a storage is malformed")
     return of.dtype
 
 
 def _places(file: BinaryIO, size: int, keys: Loaded, known: Mapping[str, _Storage]) -> dict[str, int]:
-    """Where the numbers of storages begin that stand one after the other to the end of the file."""
+    """The offsets of the numbers of storages, which follow each other to the end of the file."""
     is_list = type(keys.value) is list and all(type(key) is str for key in keys.value)
     if not is_list or sorted(keys.value) != sorted(known):
         raise unlike_saved("the keys of its storages are not those of its tensors")
@@ -228,10 +231,10 @@ def _places(file: BinaryIO, size: int, keys: Loaded, known: Mapping[str, _Storag
     for key in keys.value:
         file.seek(at)
         (numbers,) = _COUNT.unpack(file.read(_COUNT.size))
-        if numbers * _SIZES[known[key].dtype] != known[key].bytes:
-            raise unlike_saved(f"storage {key} has {numbers} numbers, others than it should")
+        if numbers * _SIZES[known[key].dtype] != known[key].size:
+            raise unlike_saved(f"storage {key} has {numbers} numbers, which its tensors contradict")
         places[key] = at + _COUNT.size
-        at = places[key] + known[key].bytes
+        at = places[key] + known[key].size
     if at > size:
         raise ValueError("its storages are cut short")
     if at < size:
@@ -240,7 +243,7 @@ def _places(file: BinaryIO, size: int, keys: Loaded, known: Mapping[str, _Storag
 
 
 def _no_storage(_: object) -> Any:
-    raise ValueError("a reference to a storage where there is none")
+    raise ValueError("a reference to a storage where none can be")
 
 
 def _rebuild_tensor(
@@ -253,11 +256,11 @@ def _rebuild_tensor(
     lazily: object = None,
 ) -> StoredTensor | Other:
     if type(storage) is not _Storage:
-        raise TypeError("a tensor of no storage")
+        raise TypeError("a tensor has no storage")
     if not type(shape) is type(stride) is tuple or not len(shape) == len(stride) <= MOST_DIMENSIONS:
-        raise unlike_saved(f"a tensor of no shape, or of more than {MOST_DIMENSIONS} dimensions")
+        raise unlike_saved(f"a tensor has no shape, or more than {MOST_DIMENSIONS} dimensions")
     if not all(type(number) is int and 0 <= number <= LARGEST_NUMBER for number in (offset, *shape, *stride)):
-        raise unlike_saved("a tensor whose sizes, steps and offset are no numbers of torch")
+        raise unlike_saved("the sizes, strides or offset of a tensor are not numbers of torch")
     if math.prod(size or 1 for size in shape) > LARGEST_NUMBER:
         raise ValueError(f"a tensor of shape {shape} is too large for torch")
     if storage.dtype not in ITEM_SIZES:
@@ -267,16 +270,16 @@ def _rebuild_tensor(
     if 0 in shape:
         return StoredTensor(storage.dtype, shape, stride, 0)
     tensor = StoredTensor(storage.dtype, shape, stride, storage.start + offset * ITEM_SIZES[storage.dtype])
-    if tensor.start + tensor.extent > storage.start + storage.bytes:
+    if tensor.start + tensor.extent > storage.start + storage.size:
         raise unlike_saved(f"a tensor of shape {shape} ends behind its storage")
     return tensor
 
 
 def _rebuild_with_attributes(function: Any, _kind: object, arguments: Any, state: Any) -> Any:
-    if not any(function is each for each in _REBUILDING):
-        raise unlike_saved("a tensor that is made of none")
+    if not any(function is known for known in _REBUILDING):
+        raise unlike_saved("a tensor is not made from a tensor")
     if type(arguments) is not tuple or len(arguments) > MOST_ARGUMENTS:
-        raise unlike_saved("a tensor that is made of nothing, or of too much")
+        raise unlike_saved("a tensor is made from no arguments, or too many")
     tensor = function(*arguments)
     return Other("Tensor, changed by its attributes") if _changes_tensors(state) else tensor
 
@@ -285,15 +288,15 @@ def _rebuild_parameter(
     tensor: StoredTensor | Other | None = None, _gradient: object = None, _hooks: object = None, state: Any = None
 ) -> StoredTensor | Other:
     if not isinstance(tensor, StoredTensor | Other):
-        raise unlike_saved("a parameter of no tensor")
+        raise unlike_saved("a parameter is not made from a tensor")
     return Other("Tensor, changed by its attributes") if _changes_tensors(state) else tensor
 
 
 def _changes_tensors(state: Any) -> bool:
-    """Whether attributes, which torch sets one by one, are such that give a tensor other numbers."""
+    """Whether attributes, which torch sets one by one, can give a tensor other numbers."""
     parts = state if type(state) is tuple else (state,)
     names = [name for part in parts[:2] if type(part) is dict for name in part]
-    return any(type(name) is not str or name in _TELLING or name.startswith("__") for name in names)
+    return any(type(name) is not str or name in _CHANGING or name.startswith("__") for name in names)
 
 
 def _rebuild_ordered(*pairs: object) -> dict[str, Any]:
@@ -306,8 +309,8 @@ def _rebuild_defaulting(_default: object = None, *pairs: object) -> dict[str, An
     return _rebuild_ordered(*pairs)
 
 
-def _passed_over(kind: str) -> Callable[..., Other]:
-    """What makes a value of a kind that is passed over, of whatever it is made."""
+def _ignored(kind: str) -> Callable[..., Other]:
+    """A function that makes an ignored value of a kind from any arguments."""
     value = Other(kind)
 
     def make(*_: object) -> Other:
@@ -316,8 +319,8 @@ def _passed_over(kind: str) -> Callable[..., Other]:
     return make
 
 
-_TELLING: Final = {"data", "imag", "names", "real"}
-"""The attributes of tensors that may be set, and are not beside the numbers."""
+_CHANGING: Final = {"data", "imag", "names", "real"}
+"""The attributes that change the numbers of a tensor when they are set."""
 
 _OTHER_TENSORS: Final = {
     "_rebuild_tensor_v3": "Tensor of another type",
@@ -328,7 +331,7 @@ _OTHER_TENSORS: Final = {
     "_rebuild_device_tensor_from_numpy": "Tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "Tensor of another device",
 }
-_REBUILDING_OTHERS: Final = {name: _passed_over(kind) for name, kind in _OTHER_TENSORS.items()}
+_REBUILDING_OTHERS: Final = {name: _ignored(kind) for name, kind in _OTHER_TENSORS.items()}
 _REBUILDING: Final = (_rebuild_tensor, _rebuild_parameter, *_REBUILDING_OTHERS.values())
 
 _DATA: Final = {
@@ -345,17 +348,17 @@ _DATA: Final = {
     "torch.nn.parameter": ("Buffer",),
     "torch.serialization": ("_get_layout",),
 }
-"""What makes values, or is one, that may stand beside tensors: they are never made, only passed over."""
+"""Classes, functions and values that may occur beside tensors. They are never called, only ignored."""
 
 _KNOWN: Final[Globals] = {
-    **{(module, name): _passed_over(name) for module, names in _DATA.items() for name in names},
-    **{("builtins", name): _passed_over(name) for name in ("range", "set", "slice", "str", "tuple")},
-    # What protocol 2 calls the module.
-    **{("__builtin__", name): _passed_over(name) for name in (*_DATA["builtins"], "set", "slice", "str", "tuple")},
-    **{("__builtin__", name): _passed_over(name) for name in ("long", "unicode", "xrange")},
-    ("_codecs", "encode"): _passed_over("bytes"),
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _passed_over("ndarray") for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _passed_over("ndarray") for core in ("core", "_core")},
+    **{(module, name): _ignored(name) for module, names in _DATA.items() for name in names},
+    **{("builtins", name): _ignored(name) for name in ("range", "set", "slice", "str", "tuple")},
+    # The name of `builtins` in protocol 2.
+    **{("__builtin__", name): _ignored(name) for name in (*_DATA["builtins"], "set", "slice", "str", "tuple")},
+    **{("__builtin__", name): _ignored(name) for name in ("long", "unicode", "xrange")},
+    ("_codecs", "encode"): _ignored("bytes"),
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _ignored("ndarray") for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _ignored("ndarray") for core in ("core", "_core")},
     **{("torch._utils", name): make for name, make in _REBUILDING_OTHERS.items()},
     ("collections", "OrderedDict"): _rebuild_ordered,
     ("collections", "defaultdict"): _rebuild_defaulting,

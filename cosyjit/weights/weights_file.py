@@ -1,7 +1,7 @@
-"""A weights file, read without torch and without running anything.
+"""Reads a weights file without torch, and without running anything in it.
 
-It may come from a stranger: to read its index takes at most 0.3 GB and some seconds, whatever it says, and what is to
-be read of its tensors after that is bounded by its size.
+A stranger may have written the file. Reading its index takes at most 0.3 GB and some seconds, whatever it says. How
+much is read of its tensors is bounded by its size.
 """
 
 import bisect
@@ -29,29 +29,29 @@ from cosyjit.weights.tensors import Contents, StoredTensor
 from cosyjit.weights.zip_reader import Member, blocks
 
 SAFETENSORS: Final = ".safetensors"
-"""What the name of a file of that format ends with."""
+"""The suffix of files of that format."""
 
 _CONVERTER: Final = "zero_to_fp32.py"
-"""What DeepSpeed leaves beside its checkpoints, to make one file of them."""
+"""The program that DeepSpeed leaves beside its checkpoints, which makes one file of them."""
 
 _DEEPSPEED: Final = "_model_states.pt"
-"""How the names of its files end that hold weights."""
+"""The end of the names of DeepSpeed's files with weights."""
 
 _MOST_READ: Final = 8
-"""How many times the file's size its tensors may take together. Tied weights are read once for each of their names."""
+"""How many times the file's size its tensors may have together. Tied weights are read once for each name."""
 
 _LARGEST_APART: Final = 1 << 30
-"""In bytes, from the first to behind the last: tensors that are not contiguous are put in order in memory."""
+"""The largest extent of a tensor that is not contiguous, in bytes, since it is put in order in memory."""
 
 _MOST_ROWS: Final = 1 << 20
-"""In how many rows at most the tensors that are not contiguous are put in order together; some seconds' work."""
+"""The most rows of all tensors that are not contiguous together; to put these in order takes some seconds."""
 
 _SHORTEST_TEXT: Final = 8
-"""In bytes; the beginning of a file that was cut short may be printable, too."""
+"""In bytes, since a few bytes of a file that was cut short may be printable by chance."""
 
 _BLOCK: Final = 1 << 20
 _LONGEST: Final = 200
-"""In characters, of what messages quote of a file."""
+"""How many characters messages quote of a file."""
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         CheckpointError: it is missing, is a directory, or cannot be read.
     """
     try:
-        # Without waiting: to open a pipe is to wait for its writer.
+        # Without O_NONBLOCK, opening a pipe would wait for its writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _check_regular(path, os.fstat(fd).st_mode)
@@ -86,8 +86,8 @@ def _check_regular(path: Path, mode: int) -> None:
 
 
 def _directory(path: Path) -> CheckpointError:
-    """The error of a directory where a weights file belongs, such as training with DeepSpeed leaves."""
-    names = {each.name for each in path.iterdir()}
+    """The error of a directory in place of a weights file, such as training with DeepSpeed leaves."""
+    names = {entry.name for entry in path.iterdir()}
     if not any(name == _CONVERTER or name.endswith(_DEEPSPEED) for name in names):
         return CheckpointError(f"{path}: is a directory; put the weights file there")
     return CheckpointError(
@@ -96,8 +96,8 @@ def _directory(path: Path) -> CheckpointError:
     )
 
 
-def changed(path: Path, when: str = "while it was read") -> CheckpointError:
-    """The error of a weights file that is not what it was."""
+def changed_error(path: Path, when: str = "while it was read") -> CheckpointError:
+    """The error of a weights file that was changed during an export."""
     return CheckpointError(f"{path}: was changed {when}; run again when it is complete")
 
 
@@ -115,16 +115,16 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def read_contents(file: BinaryIO, path: Path) -> Contents:
-    """The entries of a weights file; of its tensors, no byte is read.
+    """The index of a weights file. No byte of its tensors is read.
 
-    The form is that of torch's archives or, without one, of torch before 1.6; of a file named so, of safetensors.
+    The format is that of torch, since 1.6 or before. A file with the suffix of safetensors has that format.
 
     Args:
         file: the file, opened.
-        path: what messages call it.
+        path: the file, as messages name it.
 
     Raises:
-        CheckpointError: the file is empty or damaged, would run code, or holds no dictionary of tensors.
+        CheckpointError: the file is empty or damaged, could run code, or does not hold a dictionary of tensors.
     """
     try:
         return _read_contents(file, path)
@@ -132,7 +132,7 @@ def read_contents(file: BinaryIO, path: Path) -> Contents:
         raise _unsupported(path, error) from None
     except ForbiddenError as error:
         problem = f"holds more than tensors, which loading could run as code ({_brief(error.name)})"
-        raise CheckpointError(f"{path}: {problem}; {_way_out(error, path)}") from None
+        raise CheckpointError(f"{path}: {problem}; {_hint(error, path)}") from None
     except OSError as error:
         raise _unreadable(path, error) from None
     except Exception as error:  # noqa: BLE001  (a damaged file makes the readers raise almost anything)
@@ -164,13 +164,13 @@ def _read_contents(file: BinaryIO, path: Path) -> Contents:
 
 
 def _text(beginning: bytes) -> str | None:
-    """What a file says that is a text; None if it is not."""
+    """The beginning of a file that is a text; None if it is not one."""
     text = beginning[:_LONGEST].decode("latin-1")
-    is_text = len(text) >= _SHORTEST_TEXT and all(each in string.printable for each in text)
+    is_text = len(text) >= _SHORTEST_TEXT and all(char in string.printable for char in text)
     return _brief(text, 60) if is_text else None
 
 
-def _way_out(error: ForbiddenError, path: Path) -> str:
+def _hint(error: ForbiddenError, path: Path) -> str:
     module, _, name = error.name.rpartition(".")
     if error.whole and name[:1].isupper() and module.partition(".")[0] not in sys.stdlib_module_names:
         lines = torch_files.saving(_quoted(path), "torch.load", ", weights_only=False")
@@ -190,23 +190,23 @@ def _brief(text: str, longest: int = _LONGEST) -> str:
 
 @contextmanager
 def numbers(file: BinaryIO, path: Path, contents: Contents, tensors: Collection[StoredTensor]) -> Iterator[BinaryIO]:
-    """A file that has the bytes of tensors where `StoredTensor.start` says.
+    """A file that has the bytes of tensors at their `StoredTensor.start`.
 
-    It is the weights file itself, unless tensors in that are deflated: then one without a name in the directory for
-    temporary files, which takes as much room as the storages of these tensors.
+    It is the weights file itself, unless the tensors are deflated. Then it is an unnamed temporary file, which takes as
+    much room as the storages of these tensors.
 
     Args:
         file: the weights file, opened.
-        path: what messages call it.
+        path: the file, as messages name it.
         contents: from `read_contents`.
-        tensors: those that are wanted.
+        tensors: the tensors that are to be read.
 
     Raises:
-        CheckpointError: they take more than a file of this size may ask for, or are damaged; or there is no room.
+        CheckpointError: they take more than the file's size allows, or are damaged; or there is no room for them.
     """
     size = os.fstat(file.fileno()).st_size
     wanted = _packed(contents, tensors, size)
-    total = sum(member.bytes for member in wanted.values())
+    total = sum(member.size for member in wanted.values())
     if total > _MOST_READ * size:
         raise CheckpointError(
             f"{path}: is deflated, and its tensors take {total} bytes, more than {_MOST_READ} times its {size}; "
@@ -225,12 +225,12 @@ def numbers(file: BinaryIO, path: Path, contents: Contents, tensors: Collection[
 
 
 def _check_cost(path: Path, tensors: Collection[StoredTensor], size: int) -> None:
-    """See that to read tensors takes no more than a file of this size may ask for."""
+    """Check that reading tensors does not take more than the file's size allows."""
     apart = [tensor for tensor in tensors if not tensor.contiguous]
     problem = None
-    if any(max(tensor.bytes, tensor.extent) > _LARGEST_APART for tensor in apart):
+    if any(max(tensor.size, tensor.extent) > _LARGEST_APART for tensor in apart):
         problem = f"has a tensor of more than {_LARGEST_APART} bytes that is not contiguous"
-    elif sum(tensor.bytes for tensor in tensors) + sum(tensor.extent for tensor in apart) > _MOST_READ * size:
+    elif sum(tensor.size for tensor in tensors) + sum(tensor.extent for tensor in apart) > _MOST_READ * size:
         problem = f"has tensors that take more than {_MOST_READ} times its {size} bytes"
     elif sum(tensor.rows for tensor in apart) > _MOST_ROWS:
         problem = "has tensors that are not contiguous, in too many rows"
@@ -239,14 +239,15 @@ def _check_cost(path: Path, tensors: Collection[StoredTensor], size: int) -> Non
 
 
 def _packed(contents: Contents, tensors: Collection[StoredTensor], size: int) -> dict[int, Member]:
-    """The deflated storages that tensors are in, by their places."""
+    """The deflated storages that tensors are in, by their offsets."""
     places = sorted(contents.packed)
-    found = {places[bisect.bisect(places, each.start) - 1] for each in tensors if each.start >= size and each.bytes}
-    return {place: contents.packed[place] for place in found}
+    deflated = [tensor for tensor in tensors if tensor.start >= size and tensor.size]
+    used = {places[bisect.bisect(places, tensor.start) - 1] for tensor in deflated}
+    return {place: contents.packed[place] for place in used}
 
 
 def _inflate(file: BinaryIO, path: Path, wanted: Mapping[int, Member], inflated: BinaryIO) -> None:
-    """Write what deflated storages hold to their places."""
+    """Write the contents of deflated storages to their offsets."""
     for place, member in wanted.items():
         at = place
         try:
@@ -266,7 +267,7 @@ def _copy(file: BinaryIO, path: Path, tensor: StoredTensor, inflated: BinaryIO) 
     for at in range(tensor.start, tensor.start + tensor.extent, _BLOCK):
         block = buffer[: tensor.start + tensor.extent - at]
         if not files.fill(file.fileno(), block, at):
-            raise changed(path)
+            raise changed_error(path)
         _write(inflated, path, block, at)
 
 

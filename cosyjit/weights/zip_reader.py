@@ -1,9 +1,13 @@
-"""Where the members of a zip archive are in its file, for archives that can be read in one way alone.
+"""Finds the members of a zip archive in its file, for archives that every reader reads alike.
 
-The format lets a file be two archives, to two readers. What `torch.save` writes leaves no choice, and nothing else is
-taken: the members are below one folder, each under a name that no other has, none within another; the directory stands
-right before the end of the file. So a member's bytes are those that torch would read. `torch.save` stores members as
-they are; those that another program has deflated are inflated to the size that the directory gives, and no further.
+The format allows a file that is two archives, to two readers. The files of `torch.save` are not, and no others are
+accepted: the members are in one folder, their names differ, none is within another, and the directory is right before
+the end of the file. So the bytes of a member are those that torch would read. `torch.save` stores members as they are.
+Members that another program has deflated are inflated to the size that the directory gives, and not further.
+
+    offset 0                                                                             end of the file
+    ├ header  bytes ┼ header  bytes ┼ … ┼ directory: one entry for each member ┼ end records ┤
+      └── a member's header ◀────────────── its entry ◀───────────────────────── the directory's offset
 """
 
 import io
@@ -22,18 +26,18 @@ _HEADER: Final = struct.Struct("<4s22xHH")
 _FIELD: Final = struct.Struct("<HH")
 
 _SATURATED: Final = 0xFFFFFFFF
-"""Stands for a number that is in the field of large numbers instead."""
+"""The value of a number whose real value is in the field of large numbers."""
 
 _LARGE_NUMBERS: Final = 1
 _ENCRYPTED_OR_PATCHED: Final = 0x2061
-"""The flags of members that are not what they seem."""
+"""The flags of members that are encrypted, or patches of other data."""
 
 _FOLDER: Final = 0x10
-"""The attribute of members that are folders."""
+"""The attribute of a folder."""
 
 _STORED: Final = 0
 _DEFLATED: Final = 8
-"""Methods of compression: the two that torch reads."""
+"""The two methods of compression that torch reads."""
 
 _LONGEST_COMMENT: Final = 0xFFFF
 _SLACK: Final = 8192
@@ -51,17 +55,17 @@ class Member(NamedTuple):
 
     Attributes:
         name: its whole name.
-        header: where in the file its header is, in bytes.
-        bytes: the size of what it holds.
-        packed: the size of that in the file.
-        method: the number of the method of compression; None where it is encrypted, patched or in another file.
-        sum: the CRC-32 of what it holds.
-        end: what it has to end before, the header of the next one.
+        header: the offset of its header in the file, in bytes.
+        size: the bytes of its content.
+        packed: the bytes of that in the file.
+        method: the number of its method of compression; None if it is encrypted, patched or in another file.
+        sum: the CRC-32 of its content.
+        end: the offset of the next header, before which it has to end.
     """
 
     name: str
     header: int
-    bytes: int
+    size: int
     packed: int
     method: int | None
     sum: int
@@ -69,26 +73,26 @@ class Member(NamedTuple):
 
     @property
     def is_stored(self) -> bool:
-        """Whether its bytes in the file are what it holds."""
-        return self.method == _STORED and self.packed == self.bytes
+        """Whether its bytes in the file are its content."""
+        return self.method == _STORED and self.packed == self.size
 
 
 class _Entry(NamedTuple):
-    """What the directory says of a member."""
+    """The entry of a member in the directory."""
 
     name: str
     header: int
-    bytes: int
+    size: int
     packed: int
     method: int | None
     sum: int
 
 
 class _Directory(NamedTuple):
-    """Where the directory of an archive is in its file, its size in bytes, and the number of its entries."""
+    """The offset of an archive's directory in its file, its size in bytes, and the number of its entries."""
 
     start: int
-    bytes: int
+    size: int
     entries: int
 
 
@@ -99,30 +103,30 @@ _TAIL: Final = _END64.size + _LOCATOR.size + _END.size
 def members(file: BinaryIO) -> dict[str, Member]:
     """The members of an archive by their names below its folder.
 
-    At most 4 MB are read, and less than twenty times that is taken in memory, whatever the file says.
+    It reads at most 4 MB and takes less than twenty times that in memory, whatever the file says.
 
     Raises:
-        ValueError, struct.error: it is no archive, is damaged, or can be read in several ways.
+        UnsupportedFormError, ValueError, struct.error: it is not an archive, is damaged, or has several readings.
     """
     directory = _directory(file)
-    entries = _entries(_read(file, directory.start, directory.bytes), directory.entries)
-    entries.sort(key=lambda each: each.header)
-    ends = [*(each.header for each in entries), directory.start][1:]
-    found = {each.name.partition("/")[2]: Member(*each, end) for each, end in zip(entries, ends, strict=True)}
+    entries = _entries(_read(file, directory.start, directory.size), directory.entries)
+    entries.sort(key=lambda entry: entry.header)
+    ends = [*(entry.header for entry in entries), directory.start][1:]
+    by_name = {entry.name.partition("/")[2]: Member(*entry, end) for entry, end in zip(entries, ends, strict=True)}
     # Without regard to case, as torch looks for names.
-    if len({name.lower() for name in found}) < len(entries):
+    if len({name.lower() for name in by_name}) < len(entries):
         raise unlike_saved("two members have one name")
-    if len({each.name.partition("/")[0] for each in entries}) > 1:
+    if len({entry.name.partition("/")[0] for entry in entries}) > 1:
         raise unlike_saved("the members are in several folders")
-    return found
+    return by_name
 
 
 def extent(file: BinaryIO, member: Member) -> tuple[int, int]:
-    """Where the bytes of a member begin in the file, and how many there are.
+    """The offset of a member's bytes in the file, and their number.
 
     Raises:
         UnsupportedFormError: it is encrypted, or compressed in a way that torch does not read either.
-        ValueError, struct.error: it is cut short, or its header says that it is another.
+        UnsupportedFormError, ValueError, struct.error: it is cut short, or its header names another member.
     """
     if member.method not in {_STORED, _DEFLATED}:
         how = "encrypted" if member.method is None else f"compressed by method {member.method}"
@@ -136,32 +140,32 @@ def extent(file: BinaryIO, member: Member) -> tuple[int, int]:
     header = _read(file, member.header, start - member.header)
     signature, length, extra = _HEADER.unpack_from(header)
     if signature != b"PK\3\4" or length != len(name) or header[_HEADER.size :] != name:
-        raise unlike_saved(f"{member.name} is another one by its header")
+        raise unlike_saved(f"the header of {member.name} names another member")
     if start + extra + member.packed > member.end:
         raise unlike_saved(f"{member.name} is cut short")
     return start + extra, member.packed
 
 
 def content(file: BinaryIO, member: Member, most: int) -> bytes:
-    """What a member holds.
+    """The content of a member.
 
     Raises:
-        UnsupportedFormError, ValueError, struct.error, zlib.error: as `blocks`, or it has more than `most` bytes.
+        UnsupportedFormError, ValueError, struct.error, zlib.error: as `blocks`; or it has more than `most` bytes.
     """
-    if member.bytes > most:
+    if member.size > most:
         raise UnsupportedFormError(
-            f"has {member.bytes} bytes in {member.name}, more than the {most} that are read; "
+            f"has {member.size} bytes in {member.name}, more than the {most} that are read; "
             "save a flat state dictionary alone"
         )
     return b"".join(blocks(file, member))
 
 
 def blocks(file: BinaryIO, member: Member) -> Iterator[bytes]:
-    """What a member holds, a megabyte at a time; never more than the directory says.
+    """The content of a member, a megabyte at a time; never more than the directory says.
 
     Raises:
         UnsupportedFormError, ValueError, struct.error: as `extent`.
-        ValueError, zlib.error: what is inflated is of another size or sum than the directory says, or damaged.
+        ValueError, zlib.error: the size or checksum of the content is not the directory's, or it is damaged.
     """
     start, packed = extent(file, member)
     if member.is_stored:
@@ -177,10 +181,10 @@ def blocks(file: BinaryIO, member: Member) -> Iterator[bytes]:
             left = inflater.unconsumed_tail
             size += len(block)
             total = zlib.crc32(block, total)
-            if size > member.bytes or inflater.unused_data:
+            if size > member.size or inflater.unused_data:
                 raise ValueError(f"{member.name} is longer than it says")
             yield block
-    if not inflater.eof or size != member.bytes:
+    if not inflater.eof or size != member.size:
         raise ValueError(f"{member.name} is not what it says")
     if total != member.sum:
         raise UnsupportedFormError(
@@ -190,10 +194,10 @@ def blocks(file: BinaryIO, member: Member) -> Iterator[bytes]:
 
 def _read(file: BinaryIO, start: int, length: int) -> bytes:
     file.seek(start)
-    found = file.read(length)
-    if len(found) < length:
+    block = file.read(length)
+    if len(block) < length:
         raise ValueError("it is cut short")
-    return found
+    return block
 
 
 def _directory(file: BinaryIO) -> _Directory:
@@ -206,23 +210,23 @@ def _directory(file: BinaryIO) -> _Directory:
             raise UnsupportedFormError("has a comment or other bytes behind its end; zip it again without them")
         raise ValueError("it does not end as a zip archive does")
     short = _Directory(start, length, entries)
-    at, found = size - _END.size, short
+    at, directory = size - _END.size, short
     if tail[_END64.size :].startswith(b"PK\6\7"):
-        at, found = size - _TAIL, _large_directory(tail, size - _TAIL)
-        if any(each not in {wide, most} for each, wide, most in zip(short, found, _MOST, strict=True)):
-            raise unlike_saved("its end has two readings")
-    if disk or first_disk or here != entries or found.start + found.bytes != at:
+        at, directory = size - _TAIL, _large_directory(tail, size - _TAIL)
+        if any(number not in {wide, most} for number, wide, most in zip(short, directory, _MOST, strict=True)):
+            raise unlike_saved("its end records disagree")
+    if disk or first_disk or here != entries or directory.start + directory.size != at:
         raise unlike_saved("its directory is not at its end")
-    if found.bytes > _LARGEST_DIRECTORY:
+    if directory.size > _LARGEST_DIRECTORY:
         raise UnsupportedFormError(
-            f"has a directory of {found.bytes} bytes, more than the {_LARGEST_DIRECTORY} that are read; "
+            f"has a directory of {directory.size} bytes, more than the {_LARGEST_DIRECTORY} that are read; "
             "save a flat state dictionary alone"
         )
-    return found
+    return directory
 
 
 def _large_directory(tail: bytes, at: int) -> _Directory:
-    """What the record of large numbers says, which stands `at` in the file, at the start of `tail`."""
+    """The directory by the record of large numbers, which is `at` this offset in the file and begins `tail`."""
     _, locator_disk, place, disks = _LOCATOR.unpack_from(tail, _END64.size)
     signature, rest, _, _, disk, first_disk, here, entries, length, start = _END64.unpack_from(tail)
     if (signature, rest, place) != (b"PK\6\6", _END64.size - 12, at):
@@ -233,7 +237,7 @@ def _large_directory(tail: bytes, at: int) -> _Directory:
 
 
 def _entries(directory: bytes, count: int) -> list[_Entry]:
-    found, at = [], 0
+    entries, at = [], 0
     for _ in range(count):
         signature, _, _, flags, method, _, _, total, packed, size, name, extra, comment, disk, _, kind, header = (
             _ENTRY.unpack_from(directory, at)
@@ -246,12 +250,12 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
         size, packed, header = _large(directory[fields : fields + extra], (size, packed, header))
         plain = not (flags & _ENCRYPTED_OR_PATCHED or disk)
         name_of = _name(directory[names:fields])
-        if kind & _FOLDER and not name_of.endswith("/"):  # torch reads nothing of it, and takes what memory holds
+        if kind & _FOLDER and not name_of.endswith("/"):  # torch would read nothing of it, and take what memory holds
             raise unlike_saved(f"{name_of} is marked as a folder")
-        found.append(_Entry(name_of, header, size, packed, method if plain else None, total))
+        entries.append(_Entry(name_of, header, size, packed, method if plain else None, total))
     if at != len(directory):
         raise unlike_saved("its directory has more than its entries")
-    return found
+    return entries
 
 
 def _name(encoded: bytes) -> str:
@@ -262,15 +266,15 @@ def _name(encoded: bytes) -> str:
 
 
 def _large(fields: bytes, numbers: tuple[int, int, int]) -> tuple[int, ...]:
-    """Numbers of an entry; those that are too large for their place are in one of its other fields."""
+    """The real values of an entry's numbers; those that are too large are in one of its extra fields."""
     wanted = numbers.count(_SATURATED)
     at = 0
     while wanted and at < len(fields):
         kind, length = _FIELD.unpack_from(fields, at)
         if kind == _LARGE_NUMBERS:
             if length < 8 * wanted:
-                raise ValueError("its directory has no number for a large one")
-            found = iter(struct.unpack_from(f"<{wanted}Q", fields, at + _FIELD.size))
-            return tuple(next(found) if number == _SATURATED else number for number in numbers)
+                raise ValueError("its directory lacks a large number")
+            large = iter(struct.unpack_from(f"<{wanted}Q", fields, at + _FIELD.size))
+            return tuple(next(large) if number == _SATURATED else number for number in numbers)
         at += _FIELD.size + length
     return numbers

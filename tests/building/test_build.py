@@ -19,7 +19,7 @@ import torch
 from cosyjit import BuildError, Target, build, plan
 from cosyjit.errors import CheckpointError
 from cosyjit.provenance.fingerprint import key_of
-from cosyjit.provenance.record import SHORT_FORM, short_form
+from cosyjit.provenance.record import EMBEDDED_NAME, embedded_provenance
 from cosyjit.torchscript.script import deprecations_ignored
 from tests.support.checkpoints import eager, moved, retrain
 from tests.support.processes import builds
@@ -35,7 +35,7 @@ def target(directory: Path, component: str = "llm.llm", precision: str = "fp16")
 def inside(path: Path) -> bytes:
     """What a zip says of itself."""
     with zipfile.ZipFile(path) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{SHORT_FORM}"))
+        (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{EMBEDDED_NAME}"))
         return archive.read(name)
 
 
@@ -67,7 +67,7 @@ def test_a_relative_directory_is_meant_from_where_the_caller_is(
 def test_a_zip_says_from_what_it_was_made_and_neither_when_nor_where(tiny: Path, tmp_path: Path) -> None:
     wanted = target(tiny)
     said = inside(build(wanted, tmp_path).path)
-    assert said == short_form(wanted.fingerprint)
+    assert said == embedded_provenance(wanted.fingerprint)
     document = json.loads(said)
     assert document == {
         "schema": 1,
@@ -88,14 +88,14 @@ def test_equal_weights_in_another_file_and_place_give_equal_bytes(tiny: Path, co
 
 def test_the_zip_loads_as_it_is_and_computes_what_the_encoder_does(tiny: Path, tmp_path: Path) -> None:
     path = build(target(tiny, precision="fp32"), tmp_path).path
-    extra: dict[str, Any] = {SHORT_FORM: ""}
+    extra: dict[str, Any] = {EMBEDDED_NAME: ""}
     with deprecations_ignored():
         module = torch.jit.load(path, map_location="cpu")
         torch.jit.load(path, _extra_files=extra)
     xs, lengths = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([7])
     with torch.inference_mode():
         torch.testing.assert_close(module(xs, lengths)[0], eager(tiny, "llm.llm")(xs, lengths)[0], rtol=0, atol=1e-5)
-    assert extra[SHORT_FORM] == short_form(target(tiny, precision="fp32").fingerprint)
+    assert extra[EMBEDDED_NAME] == embedded_provenance(target(tiny, precision="fp32").fingerprint)
 
 
 def replace_by_a_copy(path: Path) -> None:

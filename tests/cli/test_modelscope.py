@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cosyjit import Store
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.families import FAMILIES
 from cosyjit.planning.plan import find_targets, localize
 from cosyjit.weights.tensor_digests import are_remembered
@@ -156,9 +156,9 @@ def test_another_machine_obtains_all_that_a_folder_is_made_from(
     here = localize(pickle.loads(sent), Store(store.root))
     assert here.source.directory.is_relative_to(tmp_path / "other")
     assert here.is_unchanged()
-    assert read_base(here.source.directory).digests == here.configs
+    assert read_qwen2_config(here.source.directory).digests == here.configs
     (here.source.directory / FILES[0]).unlink()  # and the weights stay as they are
-    assert read_base(localize(here, Store(store.root)).source.directory).digests == here.configs
+    assert read_qwen2_config(localize(here, Store(store.root)).source.directory).digests == here.configs
 
 
 def test_a_plan_of_a_component_downloads_its_weights(hub: Hub, tiny: Path, store: Store) -> None:

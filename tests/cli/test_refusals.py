@@ -99,7 +99,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "a flow alone": (
         without_llm,
-        ("/cosyvoice.yaml: has no node llm, of which llm.", "--component flow.encoder exports what there is"),
+        ("/cosyvoice.yaml: has no node llm, which llm.", "--component flow.encoder exports what there is"),
     ),
     "weights missing": (
         lambda path: (path / "flow.pt").unlink(),
@@ -228,13 +228,13 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["verify", "--store", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: cannot be read or written (Not a directory)",)),
         (["verify", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
         (["gc", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
-        (["lineage", "{}/nowhere.zip"], ("/nowhere.zip: is no artifact", "fingerprint that")),
-        (["lineage", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is no artifact of cosyjit", "name one")),
-        (["lineage", "{}/CosyVoice-tiny/cosyvoice.yaml"], ("/cosyvoice.yaml: is no artifact of cosyjit",)),
+        (["lineage", "{}/nowhere.zip"], ("/nowhere.zip: is not an artifact", "fingerprint that")),
+        (["lineage", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is not an artifact of cosyjit", "name one")),
+        (["lineage", "{}/CosyVoice-tiny/cosyvoice.yaml"], ("/cosyvoice.yaml: is not an artifact of cosyjit",)),
         (["lineage", "0" * 64], ("/cosyjit: there is no store; name the one", "--store or COSYJIT_STORE")),
         (["lineage", "n" * 300], ("n" * 300,)),
         (["lineage", "~nobody-of-this-name/a.zip"], ("~nobody-of-this-name",)),
-        (["lineage", ""], ("is no artifact",)),
+        (["lineage", ""], ("is not an artifact",)),
         (["synth"], ("--directory",)),
         (
             ["synth", "{}/CosyVoice-tiny"],

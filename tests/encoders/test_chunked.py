@@ -148,7 +148,7 @@ def test_a_configuration_that_gives_the_option_itself_is_refused(
 def test_a_family_without_it_says_what_it_has(tiny: Path, run: Run) -> None:
     ran = run("plan", tiny, "--component", CHUNKED)
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith("cosyjit: 'flow.encoder.chunked' is no component of CosyVoice; choose from ")
+    assert ran.err.startswith("cosyjit: 'flow.encoder.chunked' is not a component of CosyVoice; choose from ")
 
 
 def test_an_encoder_of_another_class_is_refused_by_the_node_that_has_it(source: Path, store: Store) -> None:

@@ -227,7 +227,7 @@ def test_bad_input_is_one_line_in_the_state(tiny: Path, tmp_path: Path, monkeypa
         assert state.message is not None
         assert "\n" not in state.message
     assert "missing: does not exist" in str(missing.message)
-    assert "'llm.decoder' is no component of CosyVoice" in str(unknown.message)
+    assert "'llm.decoder' is not a component of CosyVoice" in str(unknown.message)
     assert listing(tmp_path) == []
 
 

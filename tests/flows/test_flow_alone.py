@@ -60,7 +60,7 @@ def test_what_is_missing_is_named_with_what_there_is(
     ran = run_here(capsys, command, directory)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        f"cosyjit: {config}: has no node llm, of which {parts} would be made; "
+        f"cosyjit: {config}: has no node llm, which {parts} would be made from; "
         "--component flow.encoder exports what there is\n"
     )
     assert snapshot(directory) == before
@@ -69,7 +69,7 @@ def test_what_is_missing_is_named_with_what_there_is(
 def test_a_component_that_is_missing_is_named_when_it_is_asked_for(flow: Path, store: Store) -> None:
     with pytest.raises(ConfigError) as error:
         cosyjit.plan(flow, ["llm.llm", "flow.encoder"], store=store)
-    assert "has no node llm, of which llm.llm would be made; --component flow.encoder exports" in str(error.value)
+    assert "has no node llm, which llm.llm would be made from; --component flow.encoder exports" in str(error.value)
 
 
 def test_a_node_of_another_part_that_is_missing_is_named_as_well(tiny: Path, copy_of: Copy, store: Store) -> None:
@@ -78,7 +78,7 @@ def test_a_node_of_another_part_that_is_missing_is_named_as_well(tiny: Path, cop
     with pytest.raises(ConfigError) as error:
         cosyjit.plan(directory, store=store)
     assert str(error.value).endswith(
-        "has no node llm.llm, of which llm.llm would be made; "
+        "has no node llm.llm, which llm.llm would be made from; "
         "--component llm.text_encoder --component flow.encoder exports what there is"
     )
 

@@ -12,7 +12,9 @@ from cosyjit.store.store import Store
 from tests.support.mutations import mutator, resealed
 
 SEEDS: Final = [
-    documents.seal({"directory": directory, "publication": "a" * 64, "shown": True, "schema": documents.SCHEMA})
+    documents.with_checksum(
+        {"directory": directory, "publication": "a" * 64, "shown": True, "schema": documents.SCHEMA}
+    )
     for directory in ("/models/a", "/models/\ud800")
 ]
 _STORE: Final = Store(Path(tempfile.mkdtemp()))

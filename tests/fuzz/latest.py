@@ -12,7 +12,7 @@ from cosyjit.store.store import Store
 from tests.support.mutations import mutator, resealed
 
 _DOCUMENT: Final = {"schema": documents.SCHEMA, "source": "/models/a", "target": "llm.llm", "fingerprint": "0" * 32}
-SEEDS: Final = [documents.seal(_DOCUMENT)]
+SEEDS: Final = [documents.with_checksum(_DOCUMENT)]
 _STORE: Final = Store(Path(tempfile.mkdtemp()))
 
 

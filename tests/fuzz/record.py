@@ -16,9 +16,9 @@ _STATEMENTS: Final = [
     record_of("a" * 64, 1, run={"flow": "0", "task": "1"}, source="iic/CosyVoice-300M@v1").statement,
 ]
 SEEDS: Final = [
-    *(documents.seal(each) for each in _STATEMENTS),
-    documents.seal(record_of("f" * 64, source="\ud800\x1b[31m").statement),
-    documents.seal(record_of("f" * 64, figures={"bytes": float("inf")}).statement),
+    *(documents.with_checksum(each) for each in _STATEMENTS),
+    documents.with_checksum(record_of("f" * 64, source="\ud800\x1b[31m").statement),
+    documents.with_checksum(record_of("f" * 64, figures={"bytes": float("inf")}).statement),
 ]
 
 

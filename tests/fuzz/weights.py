@@ -62,7 +62,7 @@ def read(content: bytes, path: Path = _PATH) -> None:
         with numbers(file, path, contents, [entry for _, entry in found]) as opened:
             size = os.fstat(opened.fileno()).st_size
             assert all(0 <= entry.start <= entry.start + entry.extent <= size for _, entry in found)
-            assert sum(entry.bytes for _, entry in found) <= _MOST_READ * len(content)
+            assert sum(entry.size for _, entry in found) <= _MOST_READ * len(content)
             digests = dict(_hash_batch(path, opened.fileno(), found, memoryview(bytearray(1 << 10))))
         assert digests.keys() == dict(found).keys()
 

@@ -56,5 +56,5 @@ def test_what_cannot_be_read_leads_nowhere_and_is_replaced(content: bytes, store
 @pytest.mark.parametrize("key", ["../../elsewhere", "/etc/passwd", "a/b", ".."])
 def test_a_reference_leads_to_no_place_outside(key: str, store: Store) -> None:
     name = latest.name_of("/a", "x")
-    store.write(name, documents.seal({"schema": 1, "source": "/a", "target": "x", "fingerprint": key}))
+    store.write(name, documents.with_checksum({"schema": 1, "source": "/a", "target": "x", "fingerprint": key}))
     assert latest.read(store, name) is None

@@ -19,17 +19,17 @@ from tests.support.processes import snapshot
 from tests.support.stores import fingerprint, record_of
 
 
-def archive(path: Path, short_form: bytes, member: str = "archive/extra/cosyjit.json") -> Path:
+def archive(path: Path, embedded_provenance: bytes, member: str = "archive/extra/cosyjit.json") -> Path:
     """A zip as TorchScript lays it out."""
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr("archive/data.pkl", b"data")
-        zipped.writestr(member, short_form)
+        zipped.writestr(member, embedded_provenance)
     return path
 
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    return archive(tmp_path / "llm.llm.fp32.zip", record.short_form(fingerprint()))
+    return archive(tmp_path / "llm.llm.fp32.zip", record.embedded_provenance(fingerprint()))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def made(artifact: Path, store: Store) -> Record:
 def test_an_artifact_is_traced_by_its_path_digest_or_fingerprint(artifact: Path, made: Record, store: Store) -> None:
     digest = sha256(artifact.read_bytes())
     by_path = lineage(str(artifact), store=store)
-    assert by_path == Lineage(made, json.loads(record.short_form(fingerprint())), digest)
+    assert by_path == Lineage(made, json.loads(record.embedded_provenance(fingerprint())), digest)
     assert by_path.same_bytes
     for reference in (digest, fingerprint().key):
         found = lineage(reference, store=store)
@@ -65,7 +65,7 @@ def test_a_path_may_be_relative_or_in_the_home_directory(
 def test_a_stray_artifact_says_what_it_was_made_from(artifact: Path, store: Store) -> None:
     found = lineage(str(artifact), store=store)
     assert found.record is None
-    assert found.short_form == {"fingerprint": fingerprint().key, "parts": fingerprint().parts, "schema": 1}
+    assert found.embedded == {"fingerprint": fingerprint().key, "parts": fingerprint().parts, "schema": 1}
     assert not found.same_bytes
 
 
@@ -84,11 +84,11 @@ def test_a_file_that_is_no_artifact_is_refused_in_one_line(content: bytes, store
     path.write_bytes(content)
     with pytest.raises(RecordError) as error:
         lineage(str(path), store=store)
-    assert str(error.value).startswith(f"{path}: is no artifact of cosyjit (")
+    assert str(error.value).startswith(f"{path}: is not an artifact of cosyjit (")
     assert len(str(error.value).splitlines()) == 1
 
 
-FORM = json.loads(record.short_form(fingerprint()))
+FORM = json.loads(record.embedded_provenance(fingerprint()))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,9 @@ FORM = json.loads(record.short_form(fingerprint()))
     ],
     ids=lambda form: repr(form[:6]),
 )
-def test_a_short_form_that_was_tampered_with_is_refused_in_one_line(form: bytes, store: Store, tmp_path: Path) -> None:
+def test_embedded_provenance_that_was_tampered_with_is_refused_in_one_line(
+    form: bytes, store: Store, tmp_path: Path
+) -> None:
     path = archive(tmp_path / "a.zip", form)
     with pytest.raises(RecordError) as error:
         lineage(str(path), store=store)
@@ -125,9 +127,9 @@ def test_a_later_versions_artifact_asks_for_an_upgrade(store: Store, tmp_path: P
 @pytest.mark.parametrize(
     "member", ["cosyjit.json", "extra/cosyjit.json", "archive/extra/other.json", "a/b/extra/cosyjit.json"]
 )
-def test_a_zip_without_a_short_form_in_its_place_is_refused(member: str, store: Store, tmp_path: Path) -> None:
-    path = archive(tmp_path / "a.zip", record.short_form(fingerprint()), member)
-    with pytest.raises(RecordError, match="is no artifact of cosyjit"):
+def test_a_zip_without_embedded_provenance_in_its_place_is_refused(member: str, store: Store, tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", record.embedded_provenance(fingerprint()), member)
+    with pytest.raises(RecordError, match="is not an artifact of cosyjit"):
         lineage(str(path), store=store)
 
 
@@ -137,7 +139,7 @@ def test_an_artifact_damaged_at_any_byte_is_an_artifact_still_or_refused(
 ) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", method) as zipped:
-        zipped.writestr("archive/extra/cosyjit.json", record.short_form(fingerprint()))
+        zipped.writestr("archive/extra/cosyjit.json", record.embedded_provenance(fingerprint()))
     content = path.read_bytes()
     outcomes = set()
     for at in range(len(content)):
@@ -203,7 +205,7 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
 ) -> None:
     monkeypatch.chdir(tmp_path)
     record.save(Store(home / ".cache"), record_of(sha256(b"secret"), "secret"))  # beside the store, as if in it
-    (home / ".cache" / "cosyjit" / "secret.json").write_bytes(documents.seal(record_of("0" * 64).statement))
+    (home / ".cache" / "cosyjit" / "secret.json").write_bytes(documents.with_checksum(record_of("0" * 64).statement))
     before = snapshot(home)
     with pytest.raises(InputError) as error:
         lineage(reference, store=store)
@@ -212,7 +214,7 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
         assert "is not a path (a NUL in its name)" in str(error.value)
     else:
         assert type(error.value) is SelectionError
-        assert "is no artifact, and no SHA-256 or fingerprint that" in str(error.value)
+        assert "is not an artifact, and not a SHA-256 or fingerprint that" in str(error.value)
     assert snapshot(home) == before
 
 
@@ -231,7 +233,7 @@ def test_an_archive_that_says_too_much_of_itself_is_refused(store: Store, tmp_pa
 
 
 def test_an_archive_of_very_many_members_is_refused_in_little_memory(store: Store, tmp_path: Path) -> None:
-    path = archive(tmp_path / "many.zip", record.short_form(fingerprint()))
+    path = archive(tmp_path / "many.zip", record.embedded_provenance(fingerprint()))
     content = path.read_bytes()
     *_, size, start, _ = struct.unpack("<4s4H2IH", content[-22:])
     more = 300_000
@@ -245,7 +247,7 @@ def test_an_archive_of_very_many_members_is_refused_in_little_memory(store: Stor
         assert len(many.namelist()) == more + 2
     tracemalloc.start()
     with pytest.raises(
-        RecordError, match=f"is no artifact of cosyjit .has a directory of {len(directory)} bytes, more"
+        RecordError, match=f"is not an artifact of cosyjit .has a directory of {len(directory)} bytes, more"
     ):
         lineage(str(path), store=store)
     peak = tracemalloc.get_traced_memory()[1]

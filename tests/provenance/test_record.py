@@ -131,12 +131,12 @@ RECORDS = st.builds(
 @given(RECORDS)
 @settings(max_examples=60, deadline=None)
 def test_a_record_comes_back_whatever_its_texts_are(made: Record) -> None:
-    content = documents.seal(made.statement)
+    content = documents.with_checksum(made.statement)
     assert content.isascii()
     back = record.parse(content, "here")
     assert back == made
     assert back.fingerprint.key == made.fingerprint.key
-    assert documents.seal(back.statement) == content
+    assert documents.with_checksum(back.statement) == content
 
 
 def test_a_record_is_kept_under_its_fingerprint() -> None:
@@ -169,13 +169,13 @@ def test_what_is_no_record_is_refused(content: bytes) -> None:
 
 
 def test_a_record_that_was_cut_short_is_refused() -> None:
-    content = documents.seal(record_of(DIGEST).statement)
+    content = documents.with_checksum(record_of(DIGEST).statement)
     for size in range(0, len(content) - 2, 37):
         assert type(refused(content[:size])) is RecordError
 
 
 def test_another_fingerprints_record_is_refused() -> None:
-    error = refused(documents.seal(record_of(DIGEST, "other").statement))
+    error = refused(documents.with_checksum(record_of(DIGEST, "other").statement))
     assert "another fingerprint's" in str(error)
 
 
@@ -196,7 +196,7 @@ def changed(document: Any, place: Place, change: Callable[[Any], Any]) -> bytes:
     inner[place[-1]] = change(inner[place[-1]])
     if inner[place[-1]] is None:
         del inner[place[-1]]
-    return documents.seal(document)
+    return documents.with_checksum(document)
 
 
 INTERNAL: Place = ("predicate", "buildDefinition", "internalParameters")
@@ -243,7 +243,7 @@ def test_a_record_with_something_of_another_type_is_refused(place: Place) -> Non
     values: list[Any] = [5, True, [1], [[]], "text"]
     for value in values:
         content = changed(statement(), place, partial(unless_of_a_kind, value))
-        assert content == documents.seal(statement()) or type(refused(content)) is RecordError
+        assert content == documents.with_checksum(statement()) or type(refused(content)) is RecordError
 
 
 def unless_of_a_kind(value: Any, old: Any) -> Any:
@@ -254,12 +254,12 @@ def unless_of_a_kind(value: Any, old: Any) -> Any:
 def test_a_record_of_an_object_with_no_digest_is_refused(digest: str) -> None:
     found = statement()
     found["subject"][0]["digest"]["sha256"] = digest
-    assert type(refused(documents.seal(found))) is RecordError
+    assert type(refused(documents.with_checksum(found))) is RecordError
 
 
 def test_a_statement_of_another_kind_is_refused() -> None:
     for name in ("_type", "predicateType"):
-        assert type(refused(documents.seal({**statement(), name: "https://example.com/v9"}))) is RecordError
+        assert type(refused(documents.with_checksum({**statement(), name: "https://example.com/v9"}))) is RecordError
 
 
 OTHERS: list[tuple[Place, Any]] = [
@@ -277,7 +277,7 @@ def test_what_python_holds_equal_and_json_does_not_is_refused(place: Place, valu
 
 
 def test_what_is_written_otherwise_than_it_was_sealed_is_refused() -> None:
-    content = documents.seal(record_of(DIGEST).statement)
+    content = documents.with_checksum(record_of(DIGEST).statement)
     for other in (content.replace(b": ", b":", 1), content.replace(b"\n", b"\n\n", 1), content + b" ", b" " + content):
         assert type(refused(other)) is RecordError
 
@@ -302,14 +302,14 @@ def test_the_objects_of_a_record_are_those_that_it_names() -> None:
 def test_a_later_schema_is_told_apart_whatever_else_it_has() -> None:
     found = statement()
     found["predicate"] = {"cosyjit_schema": 2, "everything": "else"}
-    error = refused(documents.seal(found))
+    error = refused(documents.with_checksum(found))
     assert type(error) is LaterSchemaError
     assert str(error).endswith("is of schema 2, and this cosyjit reads up to 1; upgrade cosyjit")
 
 
-def test_the_short_form_has_the_parts_and_no_time_path_or_run() -> None:
+def test_the_embedded_provenance_has_the_parts_and_no_time_path_or_run() -> None:
     made = fingerprint()
-    form = record.short_form(made)
+    form = record.embedded_provenance(made)
     assert json.loads(form) == {"fingerprint": made.key, "parts": made.parts, "schema": documents.SCHEMA}
     found: Mapping[str, Any] = json.loads(form)
     assert found["parts"].keys() == {"tensors", "config", "precision", "device", "recipe", "encoders", "torch"}
@@ -317,7 +317,7 @@ def test_the_short_form_has_the_parts_and_no_time_path_or_run() -> None:
 
 @given(FINGERPRINTS, FINGERPRINTS)
 @settings(max_examples=40, deadline=None)
-def test_short_forms_are_equal_where_fingerprints_are(one: Fingerprint, other: Fingerprint) -> None:
+def test_embedded_provenance_is_equal_where_fingerprints_are(one: Fingerprint, other: Fingerprint) -> None:
     again = Fingerprint(
         dict(reversed(list(one.tensors.items()))),
         dict(reversed(list(one.config.items()))),
@@ -327,8 +327,8 @@ def test_short_forms_are_equal_where_fingerprints_are(one: Fingerprint, other: F
         one.encoders,
         one.torch,
     )
-    assert record.short_form(one) == record.short_form(again)
-    assert (record.short_form(one) == record.short_form(other)) == (one.key == other.key)
+    assert record.embedded_provenance(one) == record.embedded_provenance(again)
+    assert (record.embedded_provenance(one) == record.embedded_provenance(other)) == (one.key == other.key)
 
 
 READ_ONE = """
@@ -347,7 +347,7 @@ print(*opened, sep="\\n")
 
 
 def test_to_read_one_of_a_thousand_records_opens_that_one(tmp_path: Path) -> None:
-    content = documents.seal(record_of(DIGEST).statement)
+    content = documents.with_checksum(record_of(DIGEST).statement)
     (tmp_path / "records").mkdir()
     for number in range(999):
         (tmp_path / "records" / f"{number:032x}.json").write_bytes(content)

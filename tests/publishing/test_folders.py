@@ -95,7 +95,7 @@ def test_a_file_of_a_folder_whose_name_leads_elsewhere_is_refused(name: str, sto
     files = {name: "1" * 64}
     digest = hashlib.sha256(f"{'1' * 64}  {name}\n".encode()).hexdigest()
     forged = Publication(1, now(), "/models/a", {"vllm": Published(digest, 1, "2" * 32, files)})
-    with pytest.raises(RecordError, match=r"here: is damaged \(ValueError: .* in place of "):
+    with pytest.raises(RecordError, match=r"here: is damaged \(ValueError: .* instead of "):
         parse(forged.content, "here")
     made = record.load(store, put(store, OLD).fingerprint)
     assert made is not None
@@ -109,7 +109,7 @@ def test_a_file_of_a_folder_whose_name_leads_elsewhere_is_refused(name: str, sto
 @pytest.mark.parametrize("name", ["vllm.zip", "VLLM", "vllm.1", "../vllm", ".cosyjit", ""])
 def test_a_folder_of_another_form_of_name_is_refused(name: str, store: Store) -> None:
     forged = Publication(1, now(), "/models/a", {name: put(store, OLD)})
-    with pytest.raises(RecordError, match="in place of"):
+    with pytest.raises(RecordError, match="instead of"):
         parse(forged.content, "here")
 
 

@@ -168,6 +168,6 @@ def test_a_damaged_head_is_refused_in_one_line(content: bytes, kept: Store) -> N
 def test_a_head_of_what_can_be_no_directory_is_damaged(kept: Store) -> None:
     directory = "/a\0b"
     document = {"directory": directory, "publication": "0" * 64, "shown": True, "schema": 1}
-    kept.write(publication._head(Path(directory)), documents.seal(document))
+    kept.write(publication._head(Path(directory)), documents.with_checksum(document))
     with pytest.raises(RecordError, match="is damaged"):
         list(publication.heads(kept))

@@ -6,7 +6,7 @@ from cosyjit import Fault, Shown, Status
 from cosyjit.errors import OutputError
 from cosyjit.operations.copy_store import Copied
 from cosyjit.provenance.lineage import Lineage
-from cosyjit.provenance.record import short_form
+from cosyjit.provenance.record import embedded_provenance
 from cosyjit.reports import as_json
 from cosyjit.store.backends import Entry
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, failed, planned, publication, record, target
@@ -121,7 +121,7 @@ def test_a_history_has_each_publication_with_its_artifacts() -> None:
 def test_a_lineage_is_the_record_or_else_what_the_file_says_of_itself() -> None:
     made = record(target("llm.llm"), run={"prefect_flow_run": "run 1"}, source=f"/{MARKUP}")
     assert json.loads(as_json.lineage(Lineage(made))) == json.loads(json.dumps(made.statement))
-    said = json.loads(short_form(made.fingerprint))
+    said = json.loads(embedded_provenance(made.fingerprint))
     assert json.loads(as_json.lineage(Lineage(None, said, DIGEST))) == said
 
 

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from cosyjit import Outcome, Publication, Shown, Status
 from cosyjit.errors import OutputError
 from cosyjit.provenance.lineage import Lineage
-from cosyjit.provenance.record import short_form
+from cosyjit.provenance.record import embedded_provenance
 from cosyjit.reports import tables
 from cosyjit.store.backends import Entry
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, cached, failed, planned, publication, record, target
@@ -127,14 +127,14 @@ def test_a_lineage_names_all_that_the_record_does() -> None:
 
 def test_the_lineage_of_a_file_of_other_bytes_says_so() -> None:
     made = record(target("llm.llm"))
-    said = json.loads(short_form(made.fingerprint))
+    said = json.loads(embedded_provenance(made.fingerprint))
     assert f"the file's own bytes are {'9' * 64}" in text_of(tables.lineage_tree(Lineage(made, said, "9" * 64)))
     assert text_of(tables.lineage_tree(Lineage(made, said, DIGEST))) == text_of(tables.lineage_tree(Lineage(made)))
 
 
 def test_a_lineage_without_a_record_is_what_the_file_says_of_itself() -> None:
     made = target("llm.llm").fingerprint
-    said = json.loads(short_form(made))
+    said = json.loads(embedded_provenance(made))
     text = text_of(tables.lineage_tree(Lineage(None, said, DIGEST)))
     assert f"{DIGEST} (of no record in this store)" in text
     assert f"fingerprint {made.key}\n" in text

@@ -98,7 +98,7 @@ def read(path: Path) -> Answer:
         with opened(path) as file:
             contents = read_contents(file, path)
             entries = list(_entries(contents.state, []))
-            tensors = [each for _, each in entries if isinstance(each, StoredTensor) and each.bytes <= _LARGE]
+            tensors = [each for _, each in entries if isinstance(each, StoredTensor) and each.size <= _LARGE]
             with numbers(file, path, contents, tensors) as inflated:
                 return Answer([(keys, _described(inflated.fileno(), each)) for keys, each in entries], None)
     except CheckpointError as error:
@@ -122,7 +122,7 @@ def _described(file: int, entry: Any) -> Described:
         return entry.kind
     if not isinstance(entry, StoredTensor):
         return type(entry).__name__
-    if entry.bytes > _LARGE:
+    if entry.size > _LARGE:
         return entry.dtype, list(entry.shape), list(entry.stride), ""
     tensor = tensor_of(os.pread(file, entry.extent, entry.start), entry._replace(start=0))
     return entry.dtype, list(entry.shape), list(entry.stride), numbers_of(tensor)

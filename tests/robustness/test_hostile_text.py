@@ -222,7 +222,7 @@ def test_a_record_of_an_odd_form_is_damaged_whatever_leads_to_it(
     ODD[what](parameters["parts"])
     with deep():
         key = parameters["fingerprint"] = key_of(parameters["parts"])
-        (store.local / record.name_of(key)).write_bytes(documents.seal(document))
+        (store.local / record.name_of(key)).write_bytes(documents.with_checksum(document))
     target = planned.target
     latest.write(store, target.source.name, f"{target.name} {target.device}", key)
     directory = tmp_path / "shown"
@@ -344,6 +344,6 @@ def test_a_source_that_is_not_utf_8_is_told_to_no_server() -> None:
         Server(url).notify(os.fsdecode(b"/models/\xff"), "CosyVoice")
     assert (
         str(error.value)
-        == r"/models/\udcff: is not UTF-8, and cannot be told to a server; give the directory another name"
+        == r"/models/\udcff: is not UTF-8, so a server cannot be told of it; give the directory another name"
     )
     assert asked == []

@@ -327,7 +327,7 @@ def test_the_last_copy_is_used_with_a_warning(status: int, hub: Hub, caplog: pyt
     assert warning.startswith(
         f"{MODEL}: {hub.endpoint.removeprefix('http://')} cannot be reached, or is busy ({reason})"
     )
-    assert f"; commit {before.directory.name} is used, which it was at 20" in warning
+    assert f"; commit {before.directory.name} is used, which was current at 20" in warning
     assert "\n" not in warning
 
 
@@ -413,7 +413,7 @@ def test_a_look_is_not_what_is_used_while_the_hub_is_down(hub: Hub) -> None:
 def test_other_bytes_never_stand_in_a_snapshot(hub: Hub) -> None:
     hub.fail("download", name="flow.pt", content=b"x" * len(FLOW), times=None)
     source = open_source(MODEL)
-    with pytest.raises(SourceError, match=r"flow.pt of commit .* does not come as"):
+    with pytest.raises(SourceError, match=r"flow.pt of commit .* does not arrive as"):
         source.obtain(["flow.pt"])
     assert shown(source) == {"cosyvoice.yaml": CONFIG}
     hub.mend()

@@ -154,7 +154,7 @@ def forge(store: Store, key: str, changes: Callable[[dict[str, Any]], object]) -
     statement = json.loads(base64.b64decode(document["payload"]))
     changes(statement)
     document["payload"] = base64.b64encode(canonical(statement)).decode()
-    record_path(store, key).write_bytes(documents.seal(document))
+    record_path(store, key).write_bytes(documents.with_checksum(document))
 
 
 def test_a_record_that_was_forged_with_its_checksum_is_refused(

@@ -83,7 +83,7 @@ def _places(document: Any) -> list[tuple[Any, Any]]:
 
 def resealed(document: dict[str, Any]) -> bytes:
     """A document with the checksum that it has to have."""
-    return documents.seal({name: value for name, value in document.items() if name != "checksum"})
+    return documents.with_checksum({name: value for name, value in document.items() if name != "checksum"})
 
 
 def mutator(seeds: Sequence[bytes], *written: Callable[[dict[str, Any]], bytes]) -> Callable[[bytes, int, int], bytes]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cosyjit.configuration.base_model import BASE, CONFIG, GENERATION, read_base
+from cosyjit.configuration.base_model import BASE, CONFIG, GENERATION, read_qwen2_config
 from cosyjit.families import COSYVOICE2_VLLM, COSYVOICE3_VLLM, PRECISIONS, Component
 from cosyjit.vllm import folder as folders
 from cosyjit.vllm.rules import Folder, plan_folder
@@ -30,7 +30,7 @@ def entries_of(directory: Path) -> Entries:
 def planned(directory: Path, entries: Entries | None = None) -> Folder:
     """What the folder of a stand-in will be, or would be of other entries."""
     found = entries_of(directory) if entries is None else entries
-    return plan_folder(component_of(directory), read_base(directory), directory / "llm.pt", found)
+    return plan_folder(component_of(directory), read_qwen2_config(directory), directory / "llm.pt", found)
 
 
 class Written(NamedTuple):

@@ -64,7 +64,7 @@ def assert_as_torch_loads(content: bytes) -> Entries:
         entry, found = index[name], tensor_of(content, index[name])
         assert isinstance(entry, StoredTensor)
         assert (found.dtype, found.shape, found.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
-        assert entry.bytes == tensor.numel() * tensor.element_size()
+        assert entry.size == tensor.numel() * tensor.element_size()
         assert entry.item_size == tensor.element_size()
         assert tensor.numel() == 0 or entry.contiguous == tensor.is_contiguous()
         torch.testing.assert_close(found, tensor.detach(), rtol=0, atol=0, equal_nan=True)

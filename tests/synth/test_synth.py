@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cosyjit.encoders.registry import build_encoder
 from cosyjit.errors import OutputError, SelectionError
-from cosyjit.synth.synth import StandIn, declare, synth
+from cosyjit.synth.synth import SyntheticCheckpoint, declare, synth
 from tests.support.processes import snapshot
 
 COMPONENTS = [
@@ -51,7 +51,7 @@ def small_files() -> Iterator[None]:
 
 
 @functools.cache
-def full(family: str) -> StandIn:
+def full(family: str) -> SyntheticCheckpoint:
     return declare(family, "full")
 
 

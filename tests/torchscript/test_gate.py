@@ -27,7 +27,7 @@ from cosyjit.families import FAMILIES, PRECISIONS, Component, Precision, Toleran
 from cosyjit.provenance.record import load
 from cosyjit.torchscript import gate as verify
 from cosyjit.torchscript import script, structure
-from cosyjit.torchscript.gate import Figures
+from cosyjit.torchscript.gate import Metrics
 from tests.encoders.cases import CONFIGURATIONS, Configuration
 from tests.encoders.vectors import ours
 from tests.support import faulty_encoders
@@ -81,7 +81,7 @@ def saved(directory: Path, name: str, precision: str, into: Path, fault: Fault |
     return script.save(script.optimize(encoder, component_in(directory, name).methods), into)
 
 
-def judged(path: Path, directory: Path, name: str, precision: str, encoder: nn.Module | None = None) -> Figures:
+def judged(path: Path, directory: Path, name: str, precision: str, encoder: nn.Module | None = None) -> Metrics:
     """What the gate measures of an artifact, against the directory's encoder or another one."""
     wanted = PRECISIONS[precision]
     encoder = encoder or eager(directory, name)
@@ -98,7 +98,7 @@ def refusal(
     (message,) = caught.value.args
     assert "\n" not in message
     problem, _, last = message.rpartition("; ")
-    assert last == (way_out or PRECISIONS[precision].instead)
+    assert last == (way_out or PRECISIONS[precision].hint)
     return str(problem)
 
 
@@ -122,15 +122,15 @@ def test_an_artifact_of_every_component_passes_at_every_precision(
     before = {each: tensor.clone() for each, tensor in encoder.state_dict().items()}
     path = saved(directory, name, precision, tmp_path)
     content = path.read_bytes()
-    figures = judged(path, directory, name, precision, encoder)
+    metrics = judged(path, directory, name, precision, encoder)
     tolerance = component_in(directory, name).tolerances[precision]
-    assert 0 <= figures.absolute <= tolerance.absolute
-    assert 0 <= figures.relative <= tolerance.relative
-    assert tolerance.cosine <= figures.cosine <= 1 + 1e-9
+    assert 0 <= metrics.absolute <= tolerance.absolute
+    assert 0 <= metrics.relative <= tolerance.relative
+    assert tolerance.cosine <= metrics.cosine <= 1 + 1e-9
     if precision != "fp32":  # whose numbers are the encoder's own
-        assert figures.absolute > 1e-6
-        assert figures.relative > 1e-6
-        assert figures.cosine < 1 - 1e-12
+        assert metrics.absolute > 1e-6
+        assert metrics.relative > 1e-6
+        assert metrics.cosine < 1 - 1e-12
     assert path.read_bytes() == content
     assert all(torch.equal(tensor, before[each]) for each, tensor in encoder.state_dict().items())
 
@@ -207,7 +207,7 @@ def test_an_artifact_much_smaller_than_its_weights_is_refused(precision: str, ti
     encoder = half(tiny, "llm.llm", precision)
     weight_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     path = script.save(
-        script.optimize(encoder, ["forward_chunk"], script.stand_ins(script.weights_of(encoder))), tmp_path
+        script.optimize(encoder, ["forward_chunk"], structure.placeholders(structure.weights_of(encoder))), tmp_path
     )
     assert refusal(path, tiny, "llm.llm", precision) == (
         f"the artifact has {path.stat().st_size:,} bytes for weights of {weight_bytes:,}"
@@ -324,7 +324,7 @@ def test_a_chunked_artifact_does_not_pass_for_the_usual_one(tiny2: Path, tmp_pat
 def test_another_mask_is_refused(tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "flow.encoder", "fp32", tmp_path, faulty_encoders.MaskingNothing)
     assert refusal(path, tiny, "flow.encoder", "fp32") == (
-        "forward over 17 and 8 and 1 frames, float32 inputs: mask is another one"
+        "forward over 17 and 8 and 1 frames, float32 inputs: mask differs from the encoder's"
     )
 
 
@@ -621,7 +621,7 @@ def test_where_nothing_is_cast_nothing_is_counted() -> None:
     assert script.check_cast(*casts(tensors, "fp16"), PRECISIONS["fp16"]) == 0
 
 
-# The figures.
+# The metrics.
 
 # Not so near to 0 that squares would vanish.
 numbers = st.floats(-1e3, 1e3).map(lambda number: round(number, 6))
@@ -635,12 +635,12 @@ def pairs(draw: st.DrawFn) -> tuple[list[float], list[float]]:
     return [each + round(size * draw(st.floats(-1, 1)), 12) for each in expected], expected
 
 
-def independent(found: Sequence[float], expected: Sequence[float]) -> Figures:
+def independent(found: Sequence[float], expected: Sequence[float]) -> Metrics:
     ours, theirs = np.array(found, np.float64), np.array(expected, np.float64)
     off, norm, other = (math.sqrt(math.fsum(vector * vector)) for vector in (ours - theirs, theirs, ours))
     if norm == 0 or other == 0:  # an angle there is only between two
-        return Figures(float(np.abs(ours - theirs).max()), off / norm if norm else float(off > 0), float(norm == other))
-    return Figures(float(np.abs(ours - theirs).max()), off / norm, math.fsum(ours * theirs) / (norm * other))
+        return Metrics(float(np.abs(ours - theirs).max()), off / norm if norm else float(off > 0), float(norm == other))
+    return Metrics(float(np.abs(ours - theirs).max()), off / norm, math.fsum(ours * theirs) / (norm * other))
 
 
 tolerances = st.builds(
@@ -657,14 +657,14 @@ def gate_of(tolerance: Tolerance, precision: Precision = PRECISIONS["fp16"]) -> 
 def test_the_figures_are_the_worst_of_all_calls_and_each_is_held_to_the_tolerance(
     calls: list[tuple[list[float], list[float]]], tolerance: Tolerance
 ) -> None:
-    gate, so_far = gate_of(tolerance), Figures()
+    gate, so_far = gate_of(tolerance), Metrics()
     for found, expected in calls:
-        figures = independent(found, expected)
+        metrics = independent(found, expected)
         scale = max(1.0, math.sqrt(math.fsum(each * each for each in expected) / len(expected)))
         sides = [
-            (figures.absolute, scale * tolerance.absolute),
-            (figures.relative, tolerance.relative),
-            (1 - figures.cosine, 1 - tolerance.cosine),
+            (metrics.absolute, scale * tolerance.absolute),
+            (metrics.relative, tolerance.relative),
+            (1 - metrics.cosine, 1 - tolerance.cosine),
         ]
         # Where both are the same but for rounding, either answer is right.
         assume(all(abs(value - bound) > 1e-9 * bound + 1e-13 for value, bound in sides))
@@ -675,16 +675,16 @@ def test_the_figures_are_the_worst_of_all_calls_and_each_is_held_to_the_toleranc
                 VerificationError, match=r"^a call: ys: the .* is .*, more than .*; export bf16 or fp32"
             ):
                 gate.compare("a call", found_one, expected_one)
-            assert gate.figures == so_far
+            assert gate.metrics == so_far
             return
         gate.compare("a call", found_one, expected_one)
-        so_far = Figures(
-            max(so_far.absolute, figures.absolute),
-            max(so_far.relative, figures.relative),
-            min(so_far.cosine, figures.cosine),
+        so_far = Metrics(
+            max(so_far.absolute, metrics.absolute),
+            max(so_far.relative, metrics.relative),
+            min(so_far.cosine, metrics.cosine),
         )
-        assert gate.figures == pytest.approx(so_far, rel=1e-9, abs=1e-13)
-        so_far = gate.figures
+        assert gate.metrics == pytest.approx(so_far, rel=1e-9, abs=1e-13)
+        so_far = gate.metrics
 
 
 LOOSE: Final = Tolerance(9.0, 9.0, -9.0)
@@ -697,10 +697,10 @@ def test_masks_have_to_be_equal(shape: list[int], data: st.DataObject) -> None:
     found = expected.clone()
     gate = gate_of(LOOSE)
     gate.compare("a call", [("mask", found.view(shape))], [("mask", expected.view(shape))])
-    assert gate.figures == Figures()
+    assert gate.metrics == Metrics()
     place = data.draw(st.integers(0, found.numel() - 1))
     found[place] = ~found[place]
-    with pytest.raises(VerificationError, match=r"^a call: mask is another one; "):
+    with pytest.raises(VerificationError, match=r"^a call: mask differs from the encoder's; "):
         gate.compare("a call", [("mask", found.view(shape))], [("mask", expected.view(shape))])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.families import PRECISIONS, Component, Precision
 from cosyjit.torchscript.gate import Mode, _calls, _Gate, _has_arithmetic
 from cosyjit.torchscript.load import load_encoder
@@ -49,16 +49,16 @@ def compare_zip(directory: Path, component: Component, precision: Precision) -> 
         for call in _calls(encoder, component.methods, whole=whole):
             expected = list(call.run(encoder, torch.float32))
             for mode in modes_of(precision):
-                gate.compare(f"{call.name}, {mode.name}", gate.found(call, module, mode), expected)
+                gate.compare(f"{call.name}, {mode.name}", gate.outputs(call, module, mode), expected)
                 count += 1
-    return count, gate.figures.absolute
+    return count, gate.metrics.absolute
 
 
 def compare_folder(directory: Path, component: Component, precision: Precision) -> tuple[int, float]:
     """How many tensors were compared, bit for bit."""
     checkpoint = opened(directory)
     weights = directory / component.weights
-    folder = plan_folder(component, read_base(checkpoint.source.directory), weights, indexed_file(weights))
+    folder = plan_folder(component, read_qwen2_config(checkpoint.source.directory), weights, indexed_file(weights))
     with tempfile.TemporaryDirectory() as copy:
         published = Path(f"{directory}-vllm-{precision.name}") / component.file_name(precision.name)
         made = shutil.copytree(published, Path(copy) / "vllm")  # of links, which the gate would refuse

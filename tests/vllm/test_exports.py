@@ -307,8 +307,8 @@ def test_another_precision_is_published_in_place_of_the_first(
     ("arguments", "words"),
     [
         (["--precision", "fp16", "--precision", "bf16"], "llm.vllm is published as one vllm, whatever its precision"),
-        (["--precision", "int8"], "'int8' is no precision of llm.vllm; choose from fp32, fp16, bf16"),
-        (["--component", "llm.llm"], "'llm.llm' is no component of CosyVoice3; choose from llm.vllm"),
+        (["--precision", "int8"], "'int8' is not a precision of llm.vllm; choose from fp32, fp16, bf16"),
+        (["--component", "llm.llm"], "'llm.llm' is not a component of CosyVoice3; choose from llm.vllm"),
     ],
     ids=lambda each: str(each)[:24],
 )
@@ -361,7 +361,7 @@ def test_a_folder_is_signed_as_a_zip_is(tiny3: Path, tmp_path: Path, store: Stor
     assert (found.sha256, found.files, len(found.signed_by)) == (made.sha256, made.files, 1)
 
     # By someone who has not the key, and does not write as cosyjit does: that keeps what is signed.
-    store.write(record.name_of(made.fingerprint), documents.seal(found.statement))
+    store.write(record.name_of(made.fingerprint), documents.with_checksum(found.statement))
     for command in (["export", tiny3, *required], ["lineage", out / "vllm", *required[2:]]):
         ran = run(*command)
         assert (ran.status, ran.out) == (2, "")
@@ -447,12 +447,12 @@ BAD: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
     "a file in place of the base": (_base_is_a_file, "{}: has no folder CosyVoice-BlankEN; put the one"),
     "no configuration": (_without("config.json"), "{}/CosyVoice-BlankEN/config.json: does not exist; "),
     "no generation": (_without("generation_config.json"), "{}/CosyVoice-BlankEN/generation_config.json: does not "),
-    "no JSON": (_with("config.json", b"{"), "{}/CosyVoice-BlankEN/config.json: is no JSON ("),
+    "no JSON": (_with("config.json", b"{"), "{}/CosyVoice-BlankEN/config.json: is not JSON ("),
     "no object": (_with("generation_config.json", b"[]"), "{}/CosyVoice-BlankEN/generation_config.json: holds a list"),
     "too large": (_with("config.json", b" " * (1 << 21)), "{}/CosyVoice-BlankEN/config.json: has more than 1,048,576"),
     "a directory": (_directory, "{}/CosyVoice-BlankEN/config.json: cannot be read (Is a directory); "),
-    "a pipe": (_pipe, "{}/CosyVoice-BlankEN/config.json: is no file; "),
-    "a device": (_device, "{}/CosyVoice-BlankEN/config.json: is no file; "),
+    "a pipe": (_pipe, "{}/CosyVoice-BlankEN/config.json: is not a file; "),
+    "a device": (_device, "{}/CosyVoice-BlankEN/config.json: is not a file; "),
     "another kind": (_saying(model_type="llama"), '{}/CosyVoice-BlankEN/config.json: model_type is "llama"; supported'),
     "sizes": (
         _saying(hidden_size=96),

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from cosyjit.configuration.base_model import read_base
+from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.errors import CheckpointError, ConfigError, CosyjitError, TensorMismatchError
 from cosyjit.families import PRECISIONS
 from cosyjit.fs.digests import Digests
@@ -138,7 +138,7 @@ def test_counters_that_training_leaves_stay_out(tiny3: Path) -> None:
 def test_digests_give_the_same_folder_as_the_index(tiny_folder: Path, tmp_path: Path) -> None:
     path = tiny_folder / "llm.pt"
     weights = read_tensors(Digests(tmp_path), [path])[path]
-    base = read_base(tiny_folder)
+    base = read_qwen2_config(tiny_folder)
     assert plan_folder(component_of(tiny_folder), base, path, weights.tensors) == planned(tiny_folder)
 
 
@@ -336,7 +336,7 @@ def test_entries_known_by_digests_that_are_no_tensors_are_listed_too(tiny3: Path
     tensors[name] = tensors[name]._replace(dtype="dict", shape=())
     tensors["epoch"] = tensors[name]._replace(dtype="int", shape=())
     with pytest.raises(TensorMismatchError) as error:
-        plan_folder(component_of(tiny3), read_base(tiny3), path, tensors)
+        plan_folder(component_of(tiny3), read_qwen2_config(tiny3), path, tensors)
     assert error.value.misshapen == [f"{name} (not a plain tensor: dict instead of (64,))"]
     assert error.value.unexpected == []
 
@@ -404,5 +404,5 @@ def test_a_head_that_is_the_embedding_is_refused(tiny3: Path, tmp_path: Path) ->
     tensors = dict(read_tensors(Digests(tmp_path), [path])[path].tensors)
     tensors["llm_decoder.weight"] = tensors["speech_embedding.weight"]
     with pytest.raises(CheckpointError) as error:
-        plan_folder(component_of(tiny3), read_base(tiny3), path, tensors)
+        plan_folder(component_of(tiny3), read_qwen2_config(tiny3), path, tensors)
     assert str(error.value) == words

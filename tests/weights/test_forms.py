@@ -382,7 +382,7 @@ def test_where_no_reading_fits_the_nearest_is_named_with_what_mends_it(
     message = refusal(capsys, model)
     assert message.startswith(
         f"cosyjit: {path}: llm.llm: the tensors do not fit the configuration (1 missing: llm.after_norm.bias); "
-        f"export a matching pair; its names stand {place} (python -c "
+        f"export a matching pair; its names were read {place} (python -c "
     )
     mended(message, path)
     assert state_of(path).keys() == kept.keys()
@@ -398,7 +398,7 @@ def test_a_prefix_is_not_blamed_on_the_base_configuration(
     torch.save(behind("module.")(state), directory / "llm.pt")
     message = refusal(capsys, directory, "--component", "llm.vllm")
     assert message.startswith(f"cosyjit: {directory}/llm.pt: llm.vllm: the tensors do not fit")
-    assert '(1 missing: llm_decoder.weight); export a matching pair; its names stand behind "module." (' in message
+    assert '(1 missing: llm_decoder.weight); export a matching pair; its names were read behind "module." (' in message
 
 
 def test_names_that_fit_as_they_stand_are_not_read_in_another_way(model: Path, tiny: Path, store: Store) -> None:
@@ -477,7 +477,7 @@ def test_what_stands_in_place_of_safetensors_is_named(
     (model / "llm.pt").unlink()
     content, words = MISTAKEN[kind]
     (model / "llm.safetensors").write_bytes(content)
-    words = words if kind != "a text" else "is damaged (a head of "
+    words = words if kind != "a text" else "is damaged (its head has "
     assert refusal(capsys, model).startswith(f"cosyjit: {model}/llm.safetensors: {words}")
 
 

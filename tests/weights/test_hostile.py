@@ -80,14 +80,14 @@ OTHER_ARCHIVES: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     ),
     "storage under another name": (
         lambda: archive([*SMALL_PARTS[:2], replace(SMALL_PARTS[2], header_name=b"archive/data/1"), VERSION]),
-        "archive/data/0 is another one by its header",
+        "the header of archive/data/0 names another member",
     ),
     "archive in an archive": (
         lambda: archive([Part(b"archive/archive.zip", WHOLE)]),
         "is a zip archive, not a file of ",
     ),
     "archive behind an archive": (lambda: WHOLE + archive(SMALL_PARTS), "its directory is not at its end"),
-    "pickle in front": (lambda: pickled(SOUND) + WHOLE, "a reference to a storage where there is none"),
+    "pickle in front": (lambda: pickled(SOUND) + WHOLE, "a reference to a storage where none can be"),
     "script in front": (lambda: b"#!/bin/sh\nexit\n" + WHOLE, "it does not begin as a file of torch.save does"),
     "page behind": (lambda: WHOLE + b"<html></html>", "has a comment or other bytes behind its end"),
 }
@@ -336,7 +336,7 @@ COSTLY: Final[dict[str, tuple[int, bytes, str]]] = {
         named_often(tensor([2] * TWOS, [1 << i for i in range(TWOS)], of=numbers_of(1 << TWOS)), 1),
         "has tensors that are not contiguous, in too many rows",
     ),
-    "too many dimensions": (1, sharing(row(*[b"K\1"] * 100_000), 60_000), "of more than 64 dimensions"),
+    "too many dimensions": (1, sharing(row(*[b"K\1"] * 100_000), 60_000), "or more than 64 dimensions"),
     "many pairs, again and again": (
         1,
         named("collections", "OrderedDict")
@@ -355,12 +355,12 @@ COSTLY: Final[dict[str, tuple[int, bytes, str]]] = {
         + b"q\1]("
         + b"h\0h\1R" * 150_000
         + b"e",
-        "is not as torch.save writes it (a tensor that is made of nothing, or of too much)",
+        "is not as torch.save writes it (a tensor is made from no arguments, or too many)",
     ),
     "a storage of more than anyone counts": (
         1,
         tensor(of=row(text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), LARGE_NUMBER) + b"Q"),
-        "is not as torch.save writes it (a storage that is none)",
+        "is not as torch.save writes it (a reference to a storage is malformed)",
     ),
     "too many objects": (
         1,

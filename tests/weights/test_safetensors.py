@@ -107,7 +107,7 @@ def test_a_head_that_is_not_well_formed_is_refused(content: bytes, tmp_path: Pat
     with pytest.raises(VerificationError) as error:
         read(content, path)
     message = str(error.value)
-    assert message.startswith(f"{path}: is no whole safetensors file (")
+    assert message.startswith(f"{path}: is not a whole safetensors file (")
     assert message.endswith("; this is a fault of cosyjit or of the disk: export again, and report it if it stays")
     assert len(message.splitlines()) == 1
 

@@ -164,7 +164,7 @@ def test_big_byte_order_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [0, 20, 23, 25, 28])
 def test_a_storage_that_is_not_as_long_as_its_description_is_refused(size: int) -> None:
-    refused(rewritten(WHOLE, {"data/0": bytes(size)}), f"storage 0 has {size} bytes, others than it should")
+    refused(rewritten(WHOLE, {"data/0": bytes(size)}), f"storage 0 has {size} bytes instead of ")
 
 
 def test_a_storage_that_is_missing_is_refused() -> None:
@@ -298,7 +298,7 @@ def assert_sound(content: bytes) -> None:
     with contextlib.suppress(CheckpointError):
         for entry in indexed(content).values():
             assert isinstance(entry, Other) or 0 <= entry.start <= entry.start + entry.extent <= len(content)
-            assert isinstance(entry, Other) or entry.bytes <= len(content)
+            assert isinstance(entry, Other) or entry.size <= len(content)
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])

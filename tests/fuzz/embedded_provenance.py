@@ -18,7 +18,7 @@ from tests.support.mutations import mutator
 from tests.support.stores import fingerprint
 
 
-def _archive(said: bytes, name: str = f"model/extra/{record.SHORT_FORM}") -> bytes:
+def _archive(said: bytes, name: str = f"model/extra/{record.EMBEDDED_NAME}") -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("model/data.pkl", b"\x80\x02}.")
@@ -26,7 +26,7 @@ def _archive(said: bytes, name: str = f"model/extra/{record.SHORT_FORM}") -> byt
     return stream.getvalue()
 
 
-_SAID: Final = record.short_form(fingerprint())
+_SAID: Final = record.embedded_provenance(fingerprint())
 _DIRECTORY: Final = Path(tempfile.mkdtemp())
 _STORE: Final = Store(_DIRECTORY / "store")
 SEEDS: Final = [_SAID, _archive(_SAID), _archive(_SAID, "extra/cosyjit.json")]
