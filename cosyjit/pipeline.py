@@ -211,7 +211,8 @@ class Export:
         link: bool = False,
         replace: bool = False,
     ) -> None:
-        """
+        """Prepare an export; nothing is read or written.
+
         Args:
             source, components, precisions, publish, store, force, link, replace: see `export`.
         """

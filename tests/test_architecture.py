@@ -240,6 +240,15 @@ def test_a_module_says_what_it_is_for_and_is_no_longer_than_it_should_be(path: P
     assert len(path.read_text(encoding="utf-8").splitlines()) < 600
 
 
+@pytest.mark.parametrize("path", [*modules(), *modules(FLOWS)], ids=ids)
+def test_a_docstring_begins_with_a_summary(path: Path) -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [ast.get_docstring(node) for node in ast.walk(parsed(path)) if isinstance(node, documented)]
+    assert [
+        each for each in docstrings if each and each.split()[0] in {"Args:", "Attributes:", "Raises:", "Returns:"}
+    ] == []
+
+
 FAMILY_WORDS: Final = {word.casefold() for family in FAMILIES for word in (family.name, family.language_model)}
 
 

@@ -28,7 +28,8 @@ class Root:
     """
 
     def __init__(self, path: Path) -> None:
-        """
+        """Take a path; nothing is read.
+
         Args:
             path: absolute. It may be a link, or lead through links: whoever names it decides that.
         """

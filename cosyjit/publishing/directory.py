@@ -56,7 +56,8 @@ class PublishedDirectory:
     """
 
     def __init__(self, path: str | Path, store: Store | None = None) -> None:
-        """
+        """Take a directory and its store; nothing is read or written.
+
         Args:
             path: the directory; it need not be there.
             store: the store of this user for None.

@@ -49,7 +49,8 @@ class Location:
     cache: "Location | None" = None
 
     def __init__(self, given: str, wait: float | None = None) -> None:
-        """
+        """Find out what a path or URL is; nothing is read or written.
+
         Args:
             given: a directory, or an fsspec URL.
             wait: how long to wait for other processes at most, in s; None for as long as it takes.

@@ -83,7 +83,8 @@ class Store(Location):
         require: Path | None = None,
         wait: float | None = None,
     ) -> None:
-        """
+        """Open a store; the keys are read, and nothing is written.
+
         Args:
             root: a directory, which the first write makes, or an fsspec URL; `DEFAULT_ROOT` for None.
             sign: the file of a private key.

@@ -86,7 +86,7 @@ def read_head(file: BinaryIO, size: int) -> tuple[bytes, dict[str, Entry]]:
     try:
         return _read_head(file, size)
     except (ValueError, TypeError, KeyError, RecursionError, struct.error) as error:
-        raise VerificationError(f"{file.name}: is no whole safetensors file ({line(error)}); {UNSOUND}") from None
+        raise VerificationError(f"{file.name}: is not a whole safetensors file ({line(error)}); {UNSOUND}") from None
 
 
 def _read_head(file: BinaryIO, size: int) -> tuple[bytes, dict[str, Entry]]:
