@@ -117,7 +117,7 @@ def make(
         else:
             directory.stage(_published(target, found), link=link)
     except StoreError:
-        if state == "built" or store.check_all_or_set_aside(found.objects) == "whole":
+        if state == "built" or store.check_all_or_set_aside(found.objects) == "intact":
             raise
         # The object was intact when it was planned, and is not now: build it.
         again = Planned(target, "stale", ("object missing or damaged",))

@@ -138,7 +138,7 @@ class _Copy:
         if not re.fullmatch(FORMS["objects"], name):
             raise _LeftOutError("is not an object")
         digest = name.rpartition("/")[2]
-        if self._to.check_or_set_aside(digest) == "whole":
+        if self._to.check_or_set_aside(digest) == "intact":
             return False
         with self._staging() as work:
             self._fetch(digest, work / digest)

@@ -60,8 +60,8 @@ class Status:
     @property
     def well(self) -> bool:
         """Whether all of it is intact and current."""
-        whole = all(each.condition == "whole" and each.state == "current" for each in self.names)
-        return whole and self.manifest == "whole"
+        whole = all(each.condition == "intact" and each.state == "current" for each in self.names)
+        return whole and self.manifest == "intact"
 
 
 def status(directory: str | Path, *, store: Store | None = None, check_source: bool = False) -> Status:

@@ -47,7 +47,7 @@ def verify_directory(directory: str | Path, *, store: Store | None = None) -> li
     """
     published = PublishedDirectory(directory, store)
     live, checked = published.check(reread=True)
-    faults = [Fault(str(published.path / each.name), each.condition) for each in checked if each.condition != "whole"]
+    faults = [Fault(str(published.path / each.name), each.condition) for each in checked if each.condition != "intact"]
     return [*faults, *_unsigned(published, live)]
 
 

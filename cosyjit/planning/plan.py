@@ -177,7 +177,7 @@ def compare_one(store: Store, target: Target, *, force: bool = False, exporting:
     if found is not None:
         check = store.check_all_or_set_aside if exporting else store.condition_of_all
         condition = check(found.objects)
-        if condition != "whole":
+        if condition != "intact":
             return Planned(target, "stale", (f"object {condition}",))
         if store.signer and store.signer.keyid not in found.signed_by:
             return Planned(target, "stale", ("not signed with this key",))

@@ -35,7 +35,7 @@ def condition_of(path: Path, sha256: str, digests: Digests, *, reread: bool = Fa
         return "missing"
     except (OSError, FileChangedError):  # not a file, not readable, or being written to
         return "damaged"
-    return "whole" if found == sha256 else "damaged"
+    return "intact" if found == sha256 else "damaged"
 
 
 def condition_of_artifact(
@@ -50,7 +50,7 @@ def condition_of_artifact(
     found = {condition_of(directory / path, digest, digests, reread=reread) for path, digest in members.items()}
     if artifact.files is not None and _count(directory / name) > len(members):
         return "damaged"  # whoever reads the folder would read what was added
-    return "missing" if found == {"missing"} else "whole" if found == {"whole"} else "damaged"
+    return "missing" if found == {"missing"} else "intact" if found == {"intact"} else "damaged"
 
 
 def is_copy(path: Path, artifact: Published, digests: Digests) -> bool:
@@ -58,13 +58,13 @@ def is_copy(path: Path, artifact: Published, digests: Digests) -> bool:
     if not is_real(path):
         return False
     if artifact.files is None:
-        return condition_of(path, artifact.sha256, digests) == "whole"
+        return condition_of(path, artifact.sha256, digests) == "intact"
     try:
         names = {each.name for each in path.iterdir()}
     except OSError:  # not a folder, or one that cannot be read
         return False
     found = (condition_of(path / name, each, digests) for name, each in artifact.files.items())
-    return names == artifact.files.keys() and all(each == "whole" for each in found)
+    return names == artifact.files.keys() and all(each == "intact" for each in found)
 
 
 def is_real(path: Path) -> bool:

@@ -128,7 +128,7 @@ class PublishedDirectory:
             while True:
                 live = self.require_live()
                 checked = self._checked(live, reread=reread)
-                if all(each.condition == "whole" for each in checked) or self.require_live() == live:
+                if all(each.condition == "intact" for each in checked) or self.require_live() == live:
                     return live, checked
         except PermissionError as error:
             raise OutputError(
@@ -147,7 +147,7 @@ class PublishedDirectory:
         manifest = self.path / MANIFEST
         if not manifest.exists():
             return "missing"
-        return "whole" if files.content(manifest, len(live.content)) == live.content else "damaged"
+        return "intact" if files.content(manifest, len(live.content)) == live.content else "damaged"
 
     # Before the work.
 
@@ -261,7 +261,7 @@ class PublishedDirectory:
 
     def _stage(self, digest: str, *, link: bool) -> None:
         path = self._layout.file(digest)
-        there = not path.is_symlink() and condition_of(path, digest, self.store.digests) == "whole"
+        there = not path.is_symlink() and condition_of(path, digest, self.store.digests) == "intact"
         if there and (link or not self.store.is_linked(digest, path)):
             return
         files.make_directory(path.parent)
@@ -418,7 +418,7 @@ class PublishedDirectory:
         """Whether the live publication is whole, a set, and not linked into the store unless that is asked for."""
         objects = [digest for each in live.artifacts.values() for digest in each.objects]
         linked = any(self.store.is_linked(digest, self._layout.file(digest)) for digest in objects)
-        whole = all(each.condition == "whole" for each in self._checked(live))
+        whole = all(each.condition == "intact" for each in self._checked(live))
         return whole and self._layout.live_set() == live.identity and (link or not linked)
 
     def _kept(self, live: Publication | None) -> dict[str, Published]:
@@ -454,10 +454,10 @@ class PublishedDirectory:
         """
         for name, artifact in artifacts.items():
             for member, digest in artifact.members(name).items():
-                if check(digest) == "whole":
+                if check(digest) == "intact":
                     continue
                 for path in (self._layout.file(digest), self.path / member):
-                    if condition_of(path, digest, self.store.digests) == "whole":
+                    if condition_of(path, digest, self.store.digests) == "intact":
                         yield path, digest
                         break
                 else:

@@ -57,7 +57,7 @@ FORMS: Final = {
 
 DEFAULT_ROOT: Final = files.DEFAULT_ROOT
 
-Condition = Literal["whole", "missing", "damaged"]
+Condition = Literal["intact", "missing", "damaged"]
 
 
 class Store(Location):
@@ -228,7 +228,7 @@ class Store(Location):
             file: renamed if it is on the store's disk, as in a `staging` directory; otherwise copied.
             sha256: the digest of its bytes.
         """
-        if self.check_or_set_aside(sha256) != "whole":
+        if self.check_or_set_aside(sha256) != "intact":
             with self._reached():
                 with file.open("rb") as complete:
                     before = Identity.written(complete.fileno())
@@ -246,13 +246,13 @@ class Store(Location):
         shows when it is fetched.
         """
         if self.local is None:
-            return "whole" if self.has(object_name(sha256)) else "missing"
+            return "intact" if self.has(object_name(sha256)) else "missing"
         with self._reached():
             try:
                 with self._opened(sha256) as file:
                     inode = Identity.of(file.fileno()).inode
                     if self._sha256(file, sha256) == sha256:
-                        return "whole"
+                        return "intact"
                 replaced = self._local.below.stat(object_name(sha256)).st_ino != inode
             except FileNotFoundError:
                 return "missing"
@@ -268,14 +268,14 @@ class Store(Location):
             StoreError: the store cannot be read or written.
         """
         if self.local is None:
-            return "whole" if self.renew(object_name(sha256)) else "missing"
+            return "intact" if self.renew(object_name(sha256)) else "missing"
         condition = self.condition(sha256)
         if condition == "damaged":
             self.set_aside(object_name(sha256))
         return condition
 
     def condition_of_all(self, objects: Iterable[str]) -> Condition:
-        """The condition of several objects together: "whole" if all of them are. Nothing of the store is changed."""
+        """The condition of several objects together: "intact" if all of them are. Nothing of the store is changed."""
         return _together([self.condition(each) for each in objects])
 
     def check_all_or_set_aside(self, objects: Iterable[str]) -> Condition:
@@ -332,7 +332,7 @@ class Store(Location):
 
     def _check_whole(self, sha256: str, *, set_aside: bool) -> None:
         condition = self.check_or_set_aside(sha256) if set_aside else self.condition(sha256)
-        if condition != "whole":
+        if condition != "intact":
             raise self._unusable(sha256, condition)
 
     def _unusable(self, sha256: str, condition: Condition) -> StoreError:
@@ -342,7 +342,7 @@ class Store(Location):
         """Whether this machine has a whole copy of a remote object, which is made if the home can be written to."""
         failure: StoreError | None = None
         try:
-            if cache.check_or_set_aside(sha256) == "whole":
+            if cache.check_or_set_aside(sha256) == "intact":
                 return True
             with cache.staging() as work:
                 copy = work / sha256
@@ -383,7 +383,7 @@ class Store(Location):
         Raises:
             StoreError: the object is missing or damaged, or cannot be linked.
         """
-        if self.local is None or self.check_or_set_aside(sha256) != "whole":
+        if self.local is None or self.check_or_set_aside(sha256) != "intact":
             raise StoreError(f"{self}: object {sha256} cannot be linked; publish without links")
         with self._reached():
             original = self._opened(sha256)
@@ -432,7 +432,7 @@ class Store(Location):
 
 
 def _together(conditions: Iterable[Condition]) -> Condition:
-    return next((each for each in conditions if each != "whole"), "whole")
+    return next((each for each in conditions if each != "intact"), "intact")
 
 
 def _digest(file: FileIO) -> str:

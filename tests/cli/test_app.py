@@ -365,7 +365,7 @@ def test_status_says_what_is_published_and_ends_with_0_when_all_is_well(publishe
     status, out, err = run("status", published)
     assert (status, err) == (0, "")
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in out.splitlines() if row.startswith("│")]
-    assert rows == [[ZIP, "whole", "current", ""]]
+    assert rows == [[ZIP, "intact", "current", ""]]
     assert out.splitlines()[-1].startswith("Publication 1 of 20")
     assert out.splitlines()[-1].endswith(f", from {published}; manifest whole")
 
@@ -377,9 +377,9 @@ def test_status_ends_with_1_when_the_source_has_changed(published: Path, run: Ru
     assert (status, err) == (1, "")
     assert list(document) == ["publication", "manifest", "compared_with", "names"]
     assert document["publication"]["number"] == 1
-    assert document["manifest"] == "whole"
+    assert document["manifest"] == "intact"
     (name,) = document["names"]
-    assert (name["name"], name["file"], name["state"]) == (ZIP, "whole", "stale")
+    assert (name["name"], name["file"], name["state"]) == (ZIP, "intact", "stale")
     assert name["reasons"][0].startswith(f"{count} of {count} tensors changed")
     assert run("status", published).status == 1
 

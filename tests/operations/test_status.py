@@ -57,13 +57,13 @@ def test_what_was_published_is_whole_and_current(source: Path, directory: Path, 
     before = snapshot(directory)
     found = status(directory, store=store)
     assert found.well
-    assert found.manifest == "whole"
+    assert found.manifest == "intact"
     assert (
         set(conditions(found))
         == {each.target.file_name for each in compare(source, precisions=["fp16"], store=store)}
         == set(shown(directory))
     )
-    assert set(conditions(found).values()) == {"whole"}
+    assert set(conditions(found).values()) == {"intact"}
     assert others(found) == {}
     assert (found.publication.number, found.publication.source) == (1, str(source))
     assert snapshot(directory) == before
@@ -105,8 +105,8 @@ def test_a_published_file_that_is_not_what_it_was_is_seen_and_mended_from_the_st
     damage(directory / ZIP)
     found = status(directory, store=store)
     assert not found.well
-    assert conditions(found) == {**dict.fromkeys(before, "whole"), ZIP: condition}
-    assert (others(found), found.manifest) == ({}, "whole")
+    assert conditions(found) == {**dict.fromkeys(before, "intact"), ZIP: condition}
+    assert (others(found), found.manifest) == ({}, "intact")
     assert [(fault.name, fault.problem) for fault in verify_directory(directory, store=store)] == [
         (str(directory / ZIP), condition)
     ]
@@ -140,7 +140,7 @@ def test_retrained_weights_make_what_was_published_from_them_stale(source: Path,
     count = retrain(source, "llm.pt", "llm.")
     found = status(directory, store=store)
     assert not found.well
-    assert set(conditions(found).values()) == {"whole"}
+    assert set(conditions(found).values()) == {"intact"}
     assert others(found).keys() == {"llm.llm.fp16.zip"}
     for state, (reason,) in others(found).values():
         assert state == "stale"
@@ -166,7 +166,7 @@ def test_a_source_that_is_gone_cannot_be_compared_with(source: Path, directory: 
     shutil.rmtree(source)
     found = status(directory, store=store)
     assert not found.well
-    assert set(conditions(found).values()) == {"whole"}
+    assert set(conditions(found).values()) == {"intact"}
     ((state, (reason,)),) = set(states(found).values())
     assert state == "unknown"
     assert reason.startswith(f"{source}: does not exist")
@@ -212,7 +212,7 @@ def test_without_its_store_what_is_shown_is_looked_at_and_its_source_is_not_open
     rewrite(source, "num_blocks: 3", "num_blocks: 4")
     for other in (Store(tmp_path / "file"), Store(tmp_path / "none")):
         found = status(directory, store=other)
-        assert set(conditions(found).values()) == {"whole"}
+        assert set(conditions(found).values()) == {"intact"}
         ((state, (reason,)),) = set(states(found).values())
         assert (state, found.compared_with) == ("unknown", None)
         assert reason.startswith(f"{other}")
@@ -304,7 +304,7 @@ def test_a_manifest_that_the_store_does_not_know_names_a_source_that_is_not_open
     hub.requests.clear()
 
     found = status(path, store=store, check_source=check_source)
-    assert (found.well, found.manifest, found.compared_with) == (False, "whole", None)
+    assert (found.well, found.manifest, found.compared_with) == (False, "intact", None)
     assert found.publication.source == (MODEL if named == "hub" else str(source))
     ((state, (reason,)),) = states(found).values()
     assert state == "unknown"

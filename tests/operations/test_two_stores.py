@@ -204,7 +204,7 @@ def is_as_published(directory: Path, *names: str) -> bool:
 
 def test_a_copy_shows_what_it_did_and_knows_its_history(copy: Path, first: Store) -> None:
     assert [each.number for each in PublishedDirectory(copy, first).history()] == [2, 1]
-    assert {each.condition for each in PublishedDirectory(copy, first).check()[1]} == {"whole"}
+    assert {each.condition for each in PublishedDirectory(copy, first).check()[1]} == {"intact"}
     PublishedDirectory(copy, first).rollback()
     assert shown(copy) == {FP32: b"1"}
     assert shown(copy / "vllm") == OLD

@@ -149,7 +149,7 @@ def test_an_object_is_read_even_if_it_is_remembered(store: Store) -> None:
     path.write_bytes(b"ONE")
     # A disk that turns bits over leaves the times as they are.
     store.digests.remember_sha256(path, digest, Identity.of(path))
-    assert store.condition(digest) == "whole"
+    assert store.condition(digest) == "intact"
     assert faults(store) == {object_name(sha256(b"one")): "damaged"}
 
 

@@ -168,7 +168,7 @@ def test_going_back_shows_and_takes_away_a_folder(store: Store, directory: Path)
     show(store, directory, NEW)
     PublishedDirectory(directory, store).rollback(2)
     assert read(directory / "vllm") == OLD
-    assert set(conditions(store, directory).values()) == {"whole"}
+    assert set(conditions(store, directory).values()) == {"intact"}
 
 
 def test_links_into_the_store_may_be_shown_in_a_folder(store: Store, directory: Path) -> None:
@@ -227,11 +227,11 @@ def test_what_is_damaged_of_a_folder_is_seen_and_mended(
 ) -> None:
     published = show(store, directory, a=b"zip")
     damage(directory / "vllm")
-    assert conditions(store, directory) == {"a.zip": "whole", "vllm": "damaged", "cosyjit.json": "whole"}
+    assert conditions(store, directory) == {"a.zip": "intact", "vllm": "damaged", "cosyjit.json": "intact"}
     assert verify_directory(directory, store=store) == [(str(directory / "vllm"), "damaged")]
     assert show(store, directory, a=b"zip") == published
     assert read(directory / "vllm") == OLD
-    assert set(conditions(store, directory).values()) == {"whole"}
+    assert set(conditions(store, directory).values()) == {"intact"}
     assert not (directory / "vllm").resolve().is_symlink()
 
 
@@ -387,7 +387,7 @@ def test_what_others_have_put_there_is_kept_aside_if_it_is_asked_for(occupied: P
     assert read(occupied / "vllm") == NEW
     aside = (occupied / "vllm.1").lstat()
     assert (aside.st_ino, aside.st_mode) == (before.st_ino, before.st_mode)
-    assert set(conditions(store, occupied).values()) == {"whole"}
+    assert set(conditions(store, occupied).values()) == {"intact"}
 
 
 def test_a_second_one_is_put_beside_the_first(store: Store, directory: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_folder_that_others_put_in_place_of_ours_is_theirs_where_it_is_not_exp
     put_theirs(directory)
     assert set(show(store, directory, None, a=b"other zip").artifacts) == {"a.zip"}
     assert read(directory / "vllm") == THEIRS
-    assert set(conditions(store, directory).values()) == {"whole"}
+    assert set(conditions(store, directory).values()) == {"intact"}
 
 
 def test_a_folder_is_there_at_any_time_while_it_is_replaced(store: Store, directory: Path) -> None:

@@ -61,7 +61,7 @@ def numbers(store: Store, directory: Path) -> list[int]:
 def faults(store: Store, directory: Path, *, again: bool = False) -> dict[str, str]:
     """The published names that are not whole."""
     _, found = PublishedDirectory(directory, store).check(reread=again)
-    return {each.name: each.condition for each in found if each.condition != "whole"}
+    return {each.name: each.condition for each in found if each.condition != "intact"}
 
 
 def manifest(directory: Path) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def test_what_is_damaged_is_seen_and_mended_by_publishing_it_again(
     damage(directory / name)
     assert faults(store, directory) == {name: condition}
     assert faults(store, directory, again=True) == {name: condition}
-    assert store.condition(sha256(FIRST[NAME])) == "whole"
+    assert store.condition(sha256(FIRST[NAME])) == "intact"
     assert put(store, directory, FIRST) == first
     assert faults(store, directory, again=True) == {}
     assert processes.shown(directory) == {"llm.pt": b"weights", **FIRST}
@@ -401,7 +401,7 @@ def test_a_file_that_cannot_be_written_whole_is_the_directorys_fault_and_not_the
         f"OutputError {directory}: cannot be written to (File too large); publish into another directory\n"
     )
     assert snapshot(directory) == as_it_was
-    assert store.condition(sha256(b"large" * 100_000)) == "whole"
+    assert store.condition(sha256(b"large" * 100_000)) == "intact"
 
 
 def test_what_was_brought_for_a_set_that_fails_is_removed(store: Store, directory: Path) -> None:
@@ -472,7 +472,7 @@ def test_what_a_copy_shows_is_kept_once_the_same_was_published_there(store: Stor
     put(store, elsewhere, FIRST)
     put(store, directory, SECOND)
     gc.gc(store, keep=1, older_than=0, delete=True)
-    assert {name: store.condition(sha256(content)) for name, content in FIRST.items()} == dict.fromkeys(FIRST, "whole")
+    assert {name: store.condition(sha256(content)) for name, content in FIRST.items()} == dict.fromkeys(FIRST, "intact")
 
 
 def test_what_was_published_from_another_store_is_kept_once_the_same_was_published_from_this(

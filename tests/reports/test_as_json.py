@@ -98,14 +98,14 @@ def test_a_plan_has_its_targets_and_what_an_export_would_refuse() -> None:
 
 def test_a_status_has_its_publication_and_each_name() -> None:
     one = publication(1, a="1", b="2")
-    found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "whole", "current")), "missing")
+    found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "intact", "current")), "missing")
     assert json.loads(as_json.status(found)) == {
         "publication": {"identity": one.identity, **json.loads(one.content)},
         "manifest": "missing",
         "compared_with": None,
         "names": [
             {"name": "a.zip", "file": "damaged", "state": "stale", "reasons": [MARKUP]},
-            {"name": "b.zip", "file": "whole", "state": "current", "reasons": []},
+            {"name": "b.zip", "file": "intact", "state": "current", "reasons": []},
         ],
     }
 

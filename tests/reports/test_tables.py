@@ -73,23 +73,23 @@ def test_a_plan_has_every_reason_in_its_table() -> None:
 
 def test_a_status_has_each_name_in_its_table() -> None:
     one = publication(1, a="1", b="2")
-    found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "whole", "current")), "missing")
+    found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "intact", "current")), "missing")
     assert cells(tables.status_table(found)) == [
         ["name", "file", "state", "why"],
         ["a.zip", "damaged", "stale", MARKUP],
-        ["b.zip", "whole", "current", ""],
+        ["b.zip", "intact", "current", ""],
     ]
 
 
 def test_a_status_says_what_an_id_was_taken_for_and_who_tells_what_it_is_now() -> None:
     one = Publication(2, "2026-01-02", "iic/a", {})
     line = "Publication 2 of 2026-01-02, from iic/a; manifest whole"
-    found = Status(one, (), "whole", "iic/a@abc")
+    found = Status(one, (), "intact", "iic/a@abc")
     hint = "Compared with iic/a@abc, the last commit on this machine; --check-source asks the hub"
     assert tables.status_lines(found, checked=False) == [line, hint]
     assert tables.status_lines(found, checked=True) == [line, "Compared with iic/a@abc"]
-    assert tables.status_lines(Status(one, (), "whole", "iic/a"), checked=False) == [line]
-    assert tables.status_lines(Status(one, (), "whole"), checked=False) == [line]
+    assert tables.status_lines(Status(one, (), "intact", "iic/a"), checked=False) == [line]
+    assert tables.status_lines(Status(one, (), "intact"), checked=False) == [line]
 
 
 def test_a_history_tells_what_each_publication_changed_and_restored() -> None:

@@ -275,7 +275,7 @@ class Member:
 def _has(store: Store, artifact: bytes) -> bool:
     """As `planning.compare_one` asks."""
     found = record.load(store, artifact_of(artifact).fingerprint)
-    whole = found is not None and store.check_or_set_aside(found.sha256) == "whole"
+    whole = found is not None and store.check_or_set_aside(found.sha256) == "intact"
     return whole and store.renew(record.name_of(artifact_of(artifact).fingerprint))
 
 

@@ -382,7 +382,7 @@ def test_a_look_at_a_directory_is_at_one_publication_of_it(store: Store, tmp_pat
     looking.digests = Publishing(store.digests.directory, lambda: show(store, tmp_path / "a", b"three", b"two"))
     published, found = PublishedDirectory(tmp_path / "a", looking).check()
     assert published.number == 2
-    assert {each.condition for each in found} == {"whole"}
+    assert {each.condition for each in found} == {"intact"}
 
 
 # What others leave and take right now.

@@ -214,7 +214,7 @@ def test_what_is_published_is_what_its_digest_is_of_whatever_is_exchanged(
         assert published_file == GOOD
         assert (out / NAME).exists() or done <= number
         if (out / NAME).exists():
-            assert status.status(out, store=shared).names[0].condition == "whole"
+            assert status.status(out, store=shared).names[0].condition == "intact"
     assert done > 0
 
 
@@ -247,7 +247,7 @@ def test_where_a_signature_is_required_nothing_is_linked_that_others_can_change(
 
 def test_what_is_staged_for_a_shared_store_is_out_of_reach(shared: Store, home: Path) -> None:
     digest = add(shared, b"an artifact")
-    assert shared.condition(digest) == "whole"
+    assert shared.condition(digest) == "intact"
     assert not Path(shared.root, "tmp").exists()
     own = Store(home / ".cache" / "cosyjit" / "cache")
     assert litter(own) == []

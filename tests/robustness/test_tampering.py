@@ -122,7 +122,7 @@ def test_no_byte_of_what_a_directory_shows_can_be_changed(store: Store, tmp_path
             (tmp_path / "out" / name).resolve(),
             lambda: tuple(each.condition for each in published.check()[1]),
         )
-        assert set(found) == {("whole",) * number + ("damaged",) + ("whole",) * (1 - number)}
+        assert set(found) == {("intact",) * number + ("damaged",) + ("intact",) * (1 - number)}
 
 
 def test_no_byte_of_an_object_can_be_changed(store: Store, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_read_only_store_serves_what_it_has(kept: Store, directory: Path) -> N
     assert shown(out) == shown(directory / "out")
     again = run(kept, "export", model, *ONE, "--publish", out)
     assert (again.status, again.err) == (0, "")
-    assert "whole" in run(kept, "status", out).out
+    assert "intact" in run(kept, "status", out).out
     assert run(kept, "verify", out).status == 0
     assert snapshot(Path(kept.root)) == before
 

@@ -59,7 +59,7 @@ def test_an_object_is_kept_under_its_digest_and_comes_back(kept: Store, tmp_path
     assert kept.condition(DIGEST) == "missing"
     assert add(kept, CONTENT) == DIGEST
     assert files_of(kept) == {object_name(DIGEST)}
-    assert kept.condition(DIGEST) == "whole"
+    assert kept.condition(DIGEST) == "intact"
     assert fetched(kept, DIGEST, tmp_path / "copy") == CONTENT
     assert kept.objects() == {DIGEST}
     assert [(entry.name, entry.size) for entry in kept.entries("objects")] == [(object_name(DIGEST), len(CONTENT))]
@@ -112,8 +112,8 @@ def test_a_copy_of_a_damaged_object_is_refused_and_the_object_stays_if_that_is_a
 
 def test_several_objects_are_whole_if_each_is(kept: Store) -> None:
     digests = [add(kept, b"1"), add(kept, b"2")]
-    assert kept.condition_of_all([]) == kept.condition_of_all(digests) == "whole"
-    assert kept.check_all_or_set_aside(digests) == "whole"
+    assert kept.condition_of_all([]) == kept.condition_of_all(digests) == "intact"
+    assert kept.check_all_or_set_aside(digests) == "intact"
     kept.remove(object_name(digests[1]))
     assert kept.condition_of_all(digests) == kept.check_all_or_set_aside(digests) == "missing"
 
@@ -238,7 +238,7 @@ def test_tampering_is_seen_even_if_all_times_are_restored_that_can_be(tmp_path: 
     store = Store(tmp_path / "store")
     add(store, CONTENT)
     path = object_path(store, DIGEST)
-    assert store.condition(DIGEST) == "whole"
+    assert store.condition(DIGEST) == "intact"
     before = path.stat()
     path.chmod(0o644)
     with path.open("r+b") as file:
@@ -288,7 +288,7 @@ def test_a_whole_object_is_not_read_again_and_a_touched_one_is(tmp_path: Path) -
 
     def looked() -> int:
         before = bytes_read()
-        assert store.condition(digest) == "whole"
+        assert store.condition(digest) == "intact"
         return bytes_read() - before
 
     assert looked() < 1_000_000
@@ -303,7 +303,7 @@ def test_a_link_is_another_name_of_the_object(tmp_path: Path) -> None:
     add(store, CONTENT)
     store.link(DIGEST, tmp_path / "link")
     assert (tmp_path / "link").samefile(object_path(store, DIGEST))
-    assert store.condition(DIGEST) == "whole"
+    assert store.condition(DIGEST) == "intact"
 
 
 def test_what_cannot_be_linked_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_an_object_that_is_linked_elsewhere_while_it_is_read_is_whole(tmp_path: 
     with start(checking, store.root, digest) as reader:
         wait_for(lambda: str(path) in opened_by(reader.pid))
         os.link(path, tmp_path / "link")
-        assert said(reader) == "whole"
+        assert said(reader) == "intact"
     assert path.is_file()
 
 
@@ -418,12 +418,12 @@ def test_a_kill_at_any_step_leaves_whole_files_or_none_and_the_next_try_succeeds
         assert shown <= {object_name(digest), "records/a.json"}
         assert "records/a.json" not in shown or object_name(digest) in shown
         seen.add(len(shown))
-        assert store.condition(digest) == ("whole" if object_name(digest) in shown else "missing")
+        assert store.condition(digest) == ("intact" if object_name(digest) in shown else "missing")
         assert store.read("records/a.json") in {None, b"{}"}
         with store.in_use():
             assert list((tmp_path / str(step)).glob("tmp/*")) == []
             add(store, bytes(100_000))
-        assert store.condition(digest) == "whole"
+        assert store.condition(digest) == "intact"
     assert seen == {0, 1, 2}
 
 
@@ -682,7 +682,7 @@ def test_a_full_disk_elsewhere_is_not_the_stores_fault(kept: Store) -> None:
     digest = add(kept, bytes(4 << 20))
     with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb") as file:
         kept.fetch(digest, file)
-    assert kept.condition(digest) == "whole"
+    assert kept.condition(digest) == "intact"
 
 
 def test_the_digests_of_a_url_are_remembered_on_this_machine(home: Path) -> None:
@@ -696,7 +696,7 @@ def test_what_cannot_be_remembered_is_only_read_again(tmp_path: Path) -> None:
         memory.unlink()
     (tmp_path / "store" / "digests").rmdir()
     (tmp_path / "store" / "digests").write_bytes(b"in the way")
-    assert store.condition(DIGEST) == "whole"
+    assert store.condition(DIGEST) == "intact"
     assert fetched(store, DIGEST, tmp_path / "copy") == CONTENT
 
 
@@ -789,7 +789,7 @@ def test_an_object_that_the_bucket_has_already_is_copied_here(
     add(other, CONTENT)
     assert shared.entries() == before
     assert other.cache is not None
-    assert other.cache.condition(DIGEST) == "whole"
+    assert other.cache.condition(DIGEST) == "intact"
 
 
 def test_a_damaged_copy_is_set_aside_and_downloaded_again(shared: Store, tmp_path: Path) -> None:
@@ -798,7 +798,7 @@ def test_a_damaged_copy_is_set_aside_and_downloaded_again(shared: Store, tmp_pat
     for content in (b"other", CONTENT[:-1]):
         write_behind(shared.cache, object_name(DIGEST), content)
         assert fetched(shared, DIGEST, tmp_path / "copy") == CONTENT
-        assert shared.cache.condition(DIGEST) == "whole"
+        assert shared.cache.condition(DIGEST) == "intact"
     assert len(shared.cache.entries("damaged")) == 2
     assert files_of(shared) == {object_name(DIGEST)}
 
