@@ -24,7 +24,7 @@ test: $(INSTALLED)
 
 # The second tier: more cases of the same, and what starts many processes. A file's costly fixtures are made once.
 test-slow: $(INSTALLED)
-	$(PYTEST) --dist loadfile -m slow
+	$(PYTEST) --dist loadfile -m "slow and not stress"
 
 # What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)

@@ -40,6 +40,8 @@ TWICE = [
     (signal.SIGHUP, signal.SIGHUP),
 ]
 
+pytestmark = pytest.mark.slow  # each test starts processes
+
 
 def slow(*values: str) -> list[ParameterSet]:
     """Parameters of the second tier."""

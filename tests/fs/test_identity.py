@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 import torch
 
-from cosyjit.errors import CheckpointError
+from cosyjit.errors import FileChangedError
 from cosyjit.fs import identity
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity, settle
@@ -112,7 +112,7 @@ def test_a_file_that_changes_all_the_time_has_no_digest(memory: Digests, tmp_pat
     code = "import sys\nprint(flush=True)\nwhile True:\n    open(sys.argv[1], 'r+b').write(b'12')"
     with start(code, path) as writer:
         assert said(writer) == ""
-        with pytest.raises(CheckpointError, match="was changed while it was read"):
+        with pytest.raises(FileChangedError, match="was changed while it was read"):
             ask_often()
         writer.kill()
         writer.communicate()

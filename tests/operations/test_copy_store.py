@@ -78,6 +78,7 @@ def test_all_is_copied_byte_for_byte_and_not_twice(first: Store, second: Store, 
     assert shown(tmp_path / "one") == {"0.zip": b"one 0", "1.zip": b"same"}
 
 
+@pytest.mark.slow
 def test_a_store_goes_into_a_bucket_and_back_with_its_history(
     tiny2: Path, tmp_path: Path, run: Run, s3: Service, copy_of: Callable[[Path], Path]
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_copy_leaves_no_copies_in_this_machines_cache(first: Store, tmp_path: 
     assert not (home / ".cache" / "cosyjit" / "cache" / "objects").exists()
 
 
+@pytest.mark.slow
 def test_who_is_killed_at_any_moment_leaves_nothing_that_names_what_is_not_there(tmp_path: Path) -> None:
     """And goes on where it was when it is run again."""
     fill(Store(tmp_path / "first"), tmp_path)
@@ -345,6 +347,7 @@ def test_a_store_that_cannot_be_locked_is_copied_as_it_stands(first: Store, tmp_
     assert len(copy_store(first, Store(tmp_path / "to")).copied) == 2
 
 
+@pytest.mark.slow
 def test_a_bucket_that_breaks_off_ends_it_in_a_line_and_it_goes_on_later(
     first: Store, tmp_path: Path, s3: Service
 ) -> None:

@@ -145,6 +145,7 @@ def bucket(s3: Service, store: Store) -> dict[str, tuple[str, object]]:
     return {each["Key"]: (each["ETag"], each["LastModified"]) for each in listed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["nothing", "object", "record", "head", "publication", "latest"])
 def test_looking_twice_changes_nothing_of_a_bucket_and_says_the_same(
     damage: str, run: Run, tiny2: Path, home: Path, directory: Path, s3: Service

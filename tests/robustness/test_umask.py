@@ -28,10 +28,10 @@ store, published = cosyjit.Store(folder / "stores" / "one"), folder / "published
 synthesized = synth(folder / "made" / "model", "cosyvoice")
 for precision in ("fp32", "fp16"):
     (made,) = cosyjit.export(
-        synthesized, components=["flow.encoder"], precisions=[precision], store=store, directory=published
+        synthesized, components=["flow.encoder"], precisions=[precision], store=store, publish=published
     )
     assert made.state == "built", made
-cosyjit.rollback(store, published)
+cosyjit.rollback(published, store=store)
 assert cosyjit.gc(store, older_than=0, keep=1, delete=True)
 (made,) = cosyjit.export(model, components=["flow.encoder"], precisions=["fp32"], store=store)
 assert made.state == "cached", made

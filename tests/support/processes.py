@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 
 from cosyjit.errors import BuildError, TensorMismatchError
@@ -166,9 +167,20 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
+class _Process(subprocess.Popen[str]):
+    """A process that is killed when the block which it is the context of fails, and not waited for for ever."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
+
+
 def start(code: str, *arguments: object, cwd: Path = ROOT) -> "subprocess.Popen[str]":
     """Start Python on some code that finds this project's tests; the pipes are text."""
-    return subprocess.Popen(
+    return _Process(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,
         text=True,
@@ -210,7 +222,7 @@ def run_here(capsys: "pytest.CaptureFixture[str]", *arguments: object) -> Ran:
 def spawn(*command: object, cwd: Path | None = None) -> "subprocess.Popen[str]":
     """Starts a command as a shell would, its output in pipes."""
     environment = {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "PYTHONPATH"}}
-    return subprocess.Popen(
+    return _Process(
         [str(part) for part in command],
         cwd=cwd,
         env=environment,
