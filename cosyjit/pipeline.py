@@ -187,8 +187,8 @@ class Pending(Protocol):
 class Export:
     """One export of one source, in three steps: `plan`, `begin`, `finish`.
 
-    A context manager within which all three are called, and within `Store.in_use` of its store. If it is left before
-    the set is published, what was staged is removed.
+    A context manager within which all three are called, once and in this order, and within `Store.in_use` of its
+    store. If it is left before the set is published, what was staged is removed.
 
     Attributes:
         store: where the artifacts are kept.
@@ -196,7 +196,7 @@ class Export:
         directory: where the set is published, once that is known.
     """
 
-    planned: tuple[Planned, ...]
+    planned: tuple[Planned, ...] = ()
     directory: PublishedDirectory
 
     def __init__(
@@ -254,7 +254,10 @@ class Export:
                 something else that the directory shows does not have one.
             StoreError: the store has no room for what is to be built.
             OutputError: the directory cannot be written to, has no room for that, or has something else in its place.
+            RuntimeError: it is not planned, or has begun already.
         """
+        if not self.planned or self._pending:
+            raise RuntimeError("an export begins once, after it is planned")
         for error in _obstacles(self.planned, self.directory, replace=self._replace, exporting=True):
             raise error
         self.directory.prepare()
@@ -272,7 +275,10 @@ class Export:
 
         Raises:
             OutputError, StoreError: see `PublishedDirectory.publish`.
+            RuntimeError: it has not begun.
         """
+        if not self._pending:
+            raise RuntimeError("an export is finished after it has begun")
         self._outcomes = self._outcomes or [_outcome(each.target, self._pending[each.target]) for each in self.planned]
         if any(each.record is None for each in self._outcomes):
             self.directory.discard_staged()

@@ -64,7 +64,7 @@ def xml(text: str) -> str:
 
 _SECRETS: Final = (
     # A name and a password in a URL, and parameters of its query.
-    (r"(?<=//)[^/?#\s]*@", ""),
+    (r"(:/+)[^\s'\"]*@", r"\1"),
     (r"(?i)([?&;][^=&;\s]*(?:token|secret|password|signature|credential|key)[^=&;\s]*=)[^&;\s'\"]+", r"\1…"),
     # Headers of requests, as Python shows mappings of them, and as the errors of HTTP clients quote their values.
     (r"(?i)\b(bearer|basic) [^\s'\"]+", r"\1 …"),
@@ -73,7 +73,7 @@ _SECRETS: Final = (
 )
 """Where clients' errors quote what nobody else should see, and what is shown in its place."""
 
-_SECRET_VARIABLE: Final = re.compile("(?i)token|secret|password|auth|key|session")
+_SECRET_VARIABLE: Final = re.compile("(?i)(?:^|_)(?:[a-z0-9]*(?:token|secret|password|key)|auth|credentials?)(?:_|$)")
 _SHORTEST: Final = 4
 """In characters: a shorter value of such a variable is a setting, or nothing that could be kept secret."""
 

@@ -162,6 +162,25 @@ def carried_out(work: Export) -> list[Outcome]:
         return work.finish()
 
 
+def failing(planned: Planned) -> Done:
+    return Done(partial(Outcome, planned.target, "failed", error="a reason"))
+
+
+def test_the_steps_of_an_export_are_taken_once_and_in_their_order(tiny: Path, tmp_path: Path, store: Store) -> None:
+    with store.in_use(), Export(tiny, FLOW, ["fp16"], publish=tmp_path / "out", store=store) as work:
+        with pytest.raises(RuntimeError, match="after it is planned"):
+            work.begin(failing)
+        with pytest.raises(RuntimeError, match="after it has begun"):
+            work.finish()
+        work.plan()
+        with pytest.raises(RuntimeError, match="after it has begun"):
+            work.finish()
+        work.begin(failing)
+        with pytest.raises(RuntimeError, match="begins once"):
+            work.begin(failing)
+        assert [(each.state, each.error) for each in work.finish()] == [("failed", "a reason")]
+
+
 def test_the_run_that_an_artifact_was_built_in_stands_in_its_record(tiny: Path, tmp_path: Path, store: Store) -> None:
     run = {"prefect_flow_run": "a", "prefect_task_run": "b"}
     with store.in_use(), Export(tiny, FLOW, ["fp16"], publish=tmp_path, store=store) as work:

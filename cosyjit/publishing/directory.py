@@ -278,8 +278,9 @@ class PublishedDirectory:
 
     def discard_staged(self) -> None:
         """Remove what was staged and is not shown; if others publish there now, they will."""
-        with suppress(BusyError), self._layout.writing(wait=0):
-            self._layout.clean()
+        if self.path.is_dir():
+            with suppress(BusyError), self._layout.writing(wait=0):
+                self._layout.clean()
 
     # Publishing.
 

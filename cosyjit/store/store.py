@@ -5,7 +5,7 @@ Below one root are
     objects/<2 hex>/<sha256>     artifacts, read-only
     records/<fingerprint>.json   what each was made from (`cosyjit.provenance.record`)
     latest/<key>.json            the fingerprint that a target was last exported with
-    publications/<sha256>.json   the sets that directories show or showed (`cosyjit.publishing.publish`)
+    publications/<sha256>.json   the sets that directories show or showed (`cosyjit.publishing.publication`)
     heads/<key>.json             the last publication of each directory
     damaged/                     files that were set aside, since their bytes are not what their names say
     tmp/, digests/, locks/, …    this machine's: staging directories, remembered digests, locks

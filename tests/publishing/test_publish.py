@@ -919,6 +919,11 @@ def test_what_someone_puts_in_the_place_of_a_name_that_is_not_published_anew_sta
     assert list(after.artifacts) == ["0.zip"]
 
 
+def test_nothing_is_made_where_there_is_nothing_to_discard(tmp_path: Path) -> None:
+    PublishedDirectory(tmp_path / "none").discard_staged()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_of_sets_keeps_what_is_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / ".cosyjit").mkdir()
     (tmp_path / ".cosyjit" / "theirs").write_bytes(b"theirs")
