@@ -62,9 +62,12 @@ _QUOTING: Final = {"CredentialRetrievalError"}
 
 
 def log_cause(error: BaseException) -> None:
-    """Write an error to the debug log, with all that it was raised from; called where it becomes one line."""
+    """Write an error to the debug log, with all that it was raised from; called where it becomes one line.
+
+    Its text is escaped here: other handlers than cosyjit's own, such as Prefect's, may have this log as well.
+    """
     if _LOG.isEnabledFor(logging.DEBUG):
-        _LOG.debug("%s", trace(error))
+        _LOG.debug("%s", "\n".join(map(plain, trace(error).splitlines())))
 
 
 def trace(error: BaseException) -> str:

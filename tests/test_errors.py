@@ -5,12 +5,21 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import pytest
 from botocore.exceptions import CredentialRetrievalError  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cosyjit import errors
-from cosyjit.errors import CosyjitError, StoreError, TensorMismatchError, UnsupportedOptionError, trace
+from cosyjit.errors import (
+    ConfigError,
+    CosyjitError,
+    StoreError,
+    TensorMismatchError,
+    UnsupportedOptionError,
+    log_cause,
+    trace,
+)
 
 
 def below(kind: type[CosyjitError]) -> Iterator[type[CosyjitError]]:
@@ -137,3 +146,11 @@ def test_a_trace_of_causes_in_a_circle_ends() -> None:
     one, other = ValueError("one"), ValueError("other")
     one.__context__, other.__context__ = other, one
     assert trace(one) == "ValueError: other\n\nValueError: one"
+
+
+def test_the_debug_log_has_no_control_characters(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "cosyjit")
+    log_cause(ConfigError("a \x1b[31mred\x07 key"))
+    (record,) = caplog.records
+    assert record.getMessage().splitlines()[-1].endswith("ConfigError: a \\x1b[31mred\\x07 key")
+    assert record.getMessage().replace("\n", "").isprintable()
