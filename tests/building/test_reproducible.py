@@ -23,7 +23,7 @@ import cosyjit
 source, store, into = sys.argv[1:]
 assert cosyjit.__file__.startswith(sys.path[1]), cosyjit.__file__
 precisions = ["fp32", "fp16", "bf16", "int8"]
-outcomes = cosyjit.export(source, precisions=precisions, store=cosyjit.Store(store), directory=into)
+outcomes = cosyjit.export(source, precisions=precisions, store=cosyjit.Store(store), publish=into)
 print([outcome.error for outcome in outcomes if outcome.error])
 """
 
