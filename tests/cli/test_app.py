@@ -367,7 +367,7 @@ def test_status_says_what_is_published_and_ends_with_0_when_all_is_well(publishe
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in out.splitlines() if row.startswith("│")]
     assert rows == [[ZIP, "intact", "current", ""]]
     assert out.splitlines()[-1].startswith("Publication 1 of 20")
-    assert out.splitlines()[-1].endswith(f", from {published}; manifest whole")
+    assert out.splitlines()[-1].endswith(f", from {published}; manifest intact")
 
 
 def test_status_ends_with_1_when_the_source_has_changed(published: Path, run: Run) -> None:

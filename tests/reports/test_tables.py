@@ -83,7 +83,7 @@ def test_a_status_has_each_name_in_its_table() -> None:
 
 def test_a_status_says_what_an_id_was_taken_for_and_who_tells_what_it_is_now() -> None:
     one = Publication(2, "2026-01-02", "iic/a", {})
-    line = "Publication 2 of 2026-01-02, from iic/a; manifest whole"
+    line = "Publication 2 of 2026-01-02, from iic/a; manifest intact"
     found = Status(one, (), "intact", "iic/a@abc")
     hint = "Compared with iic/a@abc, the last commit on this machine; --check-source asks the hub"
     assert tables.status_lines(found, checked=False) == [line, hint]
