@@ -377,7 +377,7 @@ def test_eight_processes_add_the_same_object_at_once(tmp_path: Path) -> None:
         adder.stdin.write("\n")
         adder.stdin.flush()
     ends = [(adder.communicate(timeout=60), adder.returncode) for adder in adders]
-    assert ends == [(("whole\n", ""), 0)] * 8
+    assert ends == [(("intact\n", ""), 0)] * 8
     assert files_of(store) == {object_name(digest)}
     assert digest == sha256(object_path(store, digest).read_bytes())
 
@@ -863,7 +863,7 @@ def test_machines_that_add_the_same_object_at_once_add_one(shared: Store, tmp_pa
     for adder in adders:
         out, err = adder.communicate(timeout=60)
         ends.append((out, err, adder.returncode))
-    assert ends == [("whole\n", "", 0)] * 2
+    assert ends == [("intact\n", "", 0)] * 2
     assert files_of(shared) == {object_name(digest)}
     assert fetched(Store(shared.root), digest, tmp_path / "copy") == bytes(5_000_000)
 
