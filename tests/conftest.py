@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cosyjit.fs.digests import Digests
 from cosyjit.store.store import Store
 from cosyjit.synth.synth import synth
 from tests.support.builds import Builds
+from tests.support.file_changes import need_stamps
 from tests.support.processes import Run, run_here
 from tests.support.s3 import Server, Service
 from tests.support.stores import unique_url
@@ -87,6 +89,21 @@ def first(tmp_path: Path) -> Store:
 def second(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """The other one, of this machine or behind a URL."""
     return Store(tmp_path / "second" if request.param == "local" else unique_url())
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """An empty directory, to publish into."""
+    path = tmp_path / "model"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Digests:
+    """Where digests are remembered; the test is skipped where they cannot be."""
+    need_stamps(tmp_path)
+    return Digests(tmp_path / "memory")
 
 
 @pytest.fixture

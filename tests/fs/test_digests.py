@@ -10,15 +10,9 @@ import pytest
 from cosyjit.errors import FileChangedError
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
-from tests.support.file_changes import CHANGED, CHANGING, WRITER, need_stamps
+from tests.support.file_changes import CHANGED, CHANGING, changing
 from tests.support.files import sha256_of
-from tests.support.processes import start, wait_for
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Digests:
-    need_stamps(tmp_path)
-    return Digests(tmp_path / "memory")
+from tests.support.processes import wait_for
 
 
 @pytest.fixture
@@ -132,18 +126,15 @@ def test_a_file_that_is_changed_while_its_sha256_is_taken_never_has_a_wrong_one(
     right = [sha256_of(path) for path in originals]
     path = Path(shutil.copy(originals[0], tmp_path / "changing"))
     errors: list[str] = []
-    with start(WRITER.format(change=CHANGING["rewritten"]), path, *originals) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
 
-        def seen() -> bool:
-            try:
-                assert memory.sha256(path) in right
-            except FileChangedError as error:
-                errors.append(str(error))
-            return len(errors) == 5
+    def seen() -> bool:
+        try:
+            assert memory.sha256(path) in right
+        except FileChangedError as error:
+            errors.append(str(error))
+        return len(errors) == 5
 
+    with changing(CHANGING["rewritten"], path, originals):
         assert wait_for(seen)
-        writer.communicate()
     assert errors == [f"{path}: {CHANGED}"] * 5
     assert memory.sha256(path) == sha256_of(path)

@@ -24,12 +24,6 @@ COARSE: Final = 6
 """CLOCK_MONOTONIC_COARSE."""
 
 
-@pytest.fixture
-def memory(tmp_path: Path) -> Digests:
-    need_stamps(tmp_path)
-    return Digests(tmp_path / "memory")
-
-
 def holds(path: Path) -> bool:
     """Whether whatever is done to a file from now on shows."""
     with path.open("rb") as file:

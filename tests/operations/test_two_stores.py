@@ -31,13 +31,6 @@ OLD: Final = {"config.json": b"old config", "model.safetensors": b"old model"}
 NEW: Final = {"config.json": b"new config", "model.safetensors": b"new model"}
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    path.mkdir()
-    return path
-
-
 def show(store: Store, directory: Path, zips: Mapping[str, bytes], folder: Mapping[str, bytes] = {}) -> Publication:
     with store.in_use():
         artifacts = {name: put(store, content) for name, content in zips.items()}

@@ -30,13 +30,6 @@ NEW: Final = {"config.json": b"new config", "model.safetensors": b"new model", "
 THEIRS: Final = {"config.json": b"their config", "model.safetensors": b"their model", "extra.json": b"theirs"}
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    path.mkdir()
-    return path
-
-
 def show(
     store: Store, directory: Path, contents: Mapping[str, bytes] | None = OLD, *, replace: bool = False, **zips: bytes
 ) -> Publication:

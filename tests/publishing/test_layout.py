@@ -24,13 +24,6 @@ FIRST: Final = {"a.zip": b"a 1", "b.zip": b"b 1"}
 SECOND: Final = {"a.zip": b"a 2", "c.zip": b"c 2"}
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    path.mkdir()
-    return path
-
-
 def show(directory: Path, name: str, contents: Mapping[str, bytes], document: bytes = b"{}") -> None:
     """Bring files and show them."""
     with Layout(directory).writing():

@@ -4,8 +4,8 @@ import ctypes
 import mmap
 import os
 import random
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from cosyjit.fs import files
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import settle
 from tests.support.files import sha256_of
+from tests.support.processes import start
 
 CHANGING: Final = {
     "rewritten": "os.pwrite(fd, contents[i % 2], 0)",
@@ -29,7 +30,7 @@ CHANGING: Final = {
 
 CHANGED: Final = "was changed while it was read; run again when it is complete"
 
-WRITER: Final = """
+_WRITER: Final = """
 import os, random, select, sys, time
 
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -40,6 +41,23 @@ while not select.select([sys.stdin], [], [], random.random() * 0.06)[0]:
     i += 1
     {change}
 """
+
+
+@contextmanager
+def changing(change: str, path: Path, contents: Sequence[Path]) -> Iterator[None]:
+    """Have a process change a file for as long as the block lasts.
+
+    Args:
+        change: one of `CHANGING`.
+        contents: the files whose contents the file has in turn.
+    """
+    with start(_WRITER.format(change=change), path, *contents) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        yield
+        writer.communicate()
+    assert writer.returncode == 0
+
 
 SIZE: Final = 5 * 4096
 """Of the files, in bytes: some pages."""

@@ -22,17 +22,11 @@ from cosyjit.fs.identity import Identity
 from cosyjit.weights.fit import PLAIN
 from cosyjit.weights.tensor_digests import TensorDigest, _kind, are_remembered, read_tensors
 from cosyjit.weights.tensors import ITEM_SIZES
-from tests.support.file_changes import CHANGED, CHANGING, WRITER, need_stamps
-from tests.support.processes import ROOT, finished, spawn, start, wait_for
+from tests.support.file_changes import CHANGED, CHANGING, changing
+from tests.support.processes import ROOT, finished, spawn, wait_for
 
 Save = Callable[..., Path]
 Taken = Mapping[str, TensorDigest]
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Digests:
-    need_stamps(tmp_path)
-    return Digests(tmp_path / "memory")
 
 
 @pytest.fixture
@@ -371,20 +365,16 @@ def test_a_file_that_is_changed_while_it_is_read_never_has_a_wrong_digest(
     right = [taken(path) for path in originals]
     path = Path(shutil.copy(originals[0], tmp_path / "changing.pt"))
     errors: list[str] = []
-    with start(WRITER.format(change=change), path, *originals) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
 
-        def seen() -> bool:
-            try:
-                assert taken(path, memory) in right
-            except CheckpointError as error:
-                errors.append(str(error))
-            return errors.count(f"{path}: {CHANGED}") == 5
+    def seen() -> bool:
+        try:
+            assert taken(path, memory) in right
+        except CheckpointError as error:
+            errors.append(str(error))
+        return errors.count(f"{path}: {CHANGED}") == 5
 
+    with changing(change, path, originals):
         assert wait_for(seen)
-        writer.communicate()
-    assert writer.returncode == 0
     assert taken(path, memory) == taken(path) in right
     assert all(message.startswith(f"{path}: ") and len(message.splitlines()) == 1 for message in errors)
 
