@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from cosyjit.building.build import build
 from cosyjit.documents import now
@@ -238,7 +238,6 @@ class Export:
             InputError: see `export`.
         """
         source, components, precisions = self._wanted
-        check_apart(self.store, source, self._publish)
         self.planned = plan(source, components, precisions, store=self.store, force=self._force, exporting=True)
         self.directory = publication_directory(self.planned, self._publish, self.store)
         return self.planned
@@ -420,9 +419,9 @@ def export(
         InputError: the source, the store or the directory is not fit for it; what was published is as it was.
     """
     store = store or Store()
-    options: dict[str, Any] = {"publish": publish, "store": store, "force": force, "link": link, "replace": replace}
     check_apart(store, source, publish)
-    with store.in_use(), Export(source, components, precisions, **options) as work:
+    work = Export(source, components, precisions, publish=publish, store=store, force=force, link=link, replace=replace)
+    with store.in_use(), work:
         work.plan()
         with ThreadPoolExecutor(workers()) as pool, worker.CancelScope() as scope:
 

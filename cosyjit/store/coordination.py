@@ -27,7 +27,8 @@ STAGED: Final = rf"{STAGING}[a-z0-9_]{{8}}"
 _WORK: Final = "tmp"
 """The folder of the staging directories."""
 
-_ENTRY, _USE = Path("gate"), Path("lock")
+LOCKS: Final = "gate", "lock"
+_ENTRY, _USE = map(Path, LOCKS)
 """The files of two locks. Whoever enters a store holds the entry lock until it has the use lock; whoever uses the store
 holds the use lock, shared with others or exclusively."""
 

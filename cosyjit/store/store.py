@@ -37,7 +37,7 @@ from cosyjit.fs import files, hashing
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
 from cosyjit.store.backends import Entry
-from cosyjit.store.coordination import PRIVATE_ROOT, STAGED, Location
+from cosyjit.store.coordination import LOCKS, PRIVATE_ROOT, STAGED, Location
 from cosyjit.store.signing import Signer, TrustedKeys
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
@@ -123,7 +123,7 @@ class Store(Location):
         with self._reached():
             found = self._storage.names()
             is_new = found == set() if self.local else any(self._storage.uploads())
-        if not is_new and not (found or set()) & {*FORMS, "gate", "lock"}:
+        if not is_new and not (found or set()) & {*FORMS, *LOCKS}:
             raise StoreError(
                 f"{self}: there is no store; name the one that was exported into, with --store or COSYJIT_STORE, "
                 "or export into this one first"
