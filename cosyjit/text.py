@@ -8,6 +8,7 @@ cosyjit writes it in ASCII, with JSON's own escapes for everything else.
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from logging import DEBUG, LogRecord
 from typing import Final
 
 
@@ -35,6 +36,12 @@ def one_line(text: str, longest: int | None = None) -> str:
 def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names, with commas between them, and "…" if there are more."""
     return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
+
+
+def log_lines(record: LogRecord) -> list[str]:
+    """The text of a log record, escaped: one line, or the lines of a traceback in the debug log."""
+    text = record.getMessage()
+    return [plain(each) for each in (text.splitlines() if record.levelno == DEBUG else [text])]
 
 
 def markdown(text: str) -> str:

@@ -40,7 +40,7 @@ from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.reports.run_page import failed_page, run_page, run_rows
 from cosyjit.reports.tables import counts, summary
 from cosyjit.store.store import Store
-from cosyjit.text import plain, without_password
+from cosyjit.text import log_lines, plain, without_password
 
 _DELAYS: Final = (2, 8)
 """How long to wait before each retry, in s. By then, the clients of the store and the hub have retried themselves."""
@@ -199,9 +199,12 @@ def export(
         check_apart(store, *sources, publish)
         with ExitStack() as held:
             _with_retries(lambda: held.enter_context(store.in_use()))
-            options: dict[str, Any] = {"publish": publish, "store": store, "force": force, "replace": replace}
-            # After an error, what they have staged is removed, once nothing is built.
-            exports = [held.enter_context(Export(each, components, precisions, **options)) for each in sources]
+            exports = [
+                Export(each, components, precisions, publish=publish, store=store, force=force, replace=replace)
+                for each in sources
+            ]
+            for each in exports:
+                held.enter_context(each)  # after an error, what it has staged is removed, once nothing is built
             scope = held.enter_context(CancelScope())
             errors = [_begin(each, scope) for each in exports]  # all of it is under way before any of it is waited for
             exported = list(map(_finish, sources, exports, errors))
@@ -286,10 +289,11 @@ class _RunHandler(logging.Handler):
     """Forwards cosyjit's own log, such as of downloads, to the run that a thread works for."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Prefect's own level decides on what is below it; COSYJIT_LOG has decided on this.
-        debugging = record.levelno == logging.DEBUG
-        lines = record.getMessage().splitlines() if debugging else [record.getMessage()]
+        lines = log_lines(record)
+        # Prefect's handler of all logs, which has this one next, escapes nothing.
+        record.msg, record.args = "\n".join(lines), None
         with suppress(MissingContextError):
+            # Prefect's own level decides on what is below it; COSYJIT_LOG has decided on this.
             _log(max(record.levelno, logging.INFO), *lines)
 
 

@@ -27,6 +27,7 @@ from cosyjit.reports import as_json, tables
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from cosyjit.store.store import Store
+from cosyjit.text import one_line
 
 FAILED = 1
 """The exit status when a target could not be built, or the system lacks what the build needs."""
@@ -435,6 +436,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status: Any = app.meta(arguments, **_CALLED)
     except (CosyjitError, CycloptsError, OverflowError) as error:  # the last of numbers that are too large
         log_cause(error)
-        tell(" ".join(str(error).split()))
+        tell(one_line(str(error)))
         status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
     sys.exit(status)

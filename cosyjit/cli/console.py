@@ -14,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from cosyjit import pipeline
 from cosyjit.errors import OutputError
 from cosyjit.planning.target import Target
-from cosyjit.text import plain
+from cosyjit.text import log_lines, plain
 
 _errors: Final = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)
 
@@ -86,8 +86,7 @@ class ConsoleHandler(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        debugging = record.levelno == logging.DEBUG
-        first, *others = record.getMessage().splitlines() if debugging else [record.getMessage()]
+        first, *others = log_lines(record)
         tell(first)
         for other in others:
-            _errors.print(f"    {plain(other)}")
+            _errors.print(f"    {other}")

@@ -37,7 +37,7 @@ from cosyjit import Store, history, plan
 from cosyjit.processes import worker
 from cosyjit.provenance import record
 from cosyjit.provenance.record import Material
-from flows.export import export
+from flows.export import _forward_logs, export
 from tests.support import s3 as s3_server
 from tests.support.checkpoints import change, retrain
 from tests.support.hostile_text import HOSTILE, acting
@@ -553,3 +553,12 @@ def test_an_older_server_fails_the_run_with_one_line(tiny: Path, tmp_path: Path)
     assert state.name == "Failed"
     assert state.message == f"{url}: Prefect 3.7.1 is older than 3.8, which cosyjit needs; upgrade the server"
     assert listing(tmp_path) == []
+
+
+def test_a_strangers_text_in_cosyjits_log_is_escaped_before_prefects_handlers_have_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _forward_logs()
+    logging.getLogger("cosyjit").warning("%s: is read", "a\x1b[31mred\nname")
+    (record,) = (each for each in caplog.records if each.name == "cosyjit")
+    assert record.getMessage() == "a\\x1b[31mred\\nname: is read"
