@@ -208,7 +208,7 @@ def test_prepare_starts_the_server_once_and_the_next_call_uses_it() -> None:
     worker.stop()
     assert servers(os.getpid()) == []
     worker.prepare()
-    (server,) = servers(os.getpid())
+    (server,) = wait_for(lambda: servers(os.getpid()))  # it has a command line a moment after it is started
     worker.prepare()
     assert worker.run(processes.give, 1) == 1
     assert servers(os.getpid()) == [server]
@@ -216,7 +216,7 @@ def test_prepare_starts_the_server_once_and_the_next_call_uses_it() -> None:
 
 def test_a_server_that_was_killed_before_a_call_is_started_again() -> None:
     worker.prepare()
-    (server,) = servers(os.getpid())
+    (server,) = wait_for(lambda: servers(os.getpid()))  # it has a command line a moment after it is started
     os.kill(server, signal.SIGKILL)
     wait_for(lambda: ended(server))
     worker.prepare()
