@@ -28,7 +28,7 @@ test-slow: $(INSTALLED)
 
 # What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
-	$(PYTEST) --dist loadfile -m stress
+	$(PYTEST) --dist worksteal -m stress
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions

@@ -22,6 +22,9 @@ _PAUSE: Final = 0.1
 _SILENT: Final = 2.0
 """In s, how long a wait is silent."""
 
+_LOOKS: Final = 10
+"""How often no holder is found before it is said not to be seen: a lock that goes from hand to hand can be missed."""
+
 _SHOWN: Final = 3
 """How many processes a message names."""
 
@@ -85,7 +88,11 @@ class Wait:
 def holders(inodes: Iterable[int]) -> str:
     """In words, the processes of this machine that hold locks of files with these inodes; "" if only this one does."""
     wanted = set(inodes)
-    pids = {pid for pid, inode in _locks() if inode in wanted}
+    for look in range(_LOOKS):
+        time.sleep(min(look, 1) * _PAUSE / 2)
+        pids = {pid for pid, inode in _locks() if inode in wanted}
+        if pids:
+            break
     if pids == {os.getpid()}:
         return ""
     found = [_described(pid) for pid in sorted(pids - {os.getpid()})]

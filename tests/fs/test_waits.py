@@ -74,6 +74,14 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, err
 
 
+def test_a_holder_that_was_missed_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that goes from hand to hand is at times not listed; what the kernel lists cannot be arranged."""
+    (tmp_path / "file").touch()
+    listed = iter([[], [], [(os.getpid(), (tmp_path / "file").stat().st_ino)]])
+    monkeypatch.setattr("cosyjit.fs.waits._locks", lambda: next(listed))
+    assert holders([(tmp_path / "file").stat().st_ino]) == ""
+
+
 def test_a_wait_is_told_and_bounded(store: Store, tmp_path: Path) -> None:
     """By a collector behind an export that was stopped: what it waits for, and that it gave up, in a line each."""
     show(store, tmp_path / "out", b"one")
