@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import pytest
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import subprocess
 
 pytestmark = pytest.mark.stress
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +59,20 @@ def builders(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return [each for each in below if "cosyjit.processes.worker" in " ".join(each.cmdline())]
 
 
-def building(service: Service, worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+def amid(service: Service, run: str, look: Callable[[], T | None]) -> T:
+    """What is seen while a run goes on, as soon as it is; a run that has ended will not show it any more."""
+
+    def seen() -> T | None:
+        found = look()
+        assert found or service.ended(run) is None, service.tasks(run)
+        return found
+
+    return wait_for(seen, seconds=PATIENCE)
+
+
+def building(service: Service, worker: "subprocess.Popen[bytes]", run: str) -> list[psutil.Process]:
     """The same, once something has been staged."""
-    return wait_for(lambda: builders(worker) if litter(service.store) else None, seconds=PATIENCE)
+    return amid(service, run, lambda: builders(worker) if litter(service.store) else None)
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -84,7 +97,7 @@ def test_a_cancelled_run_ends_its_processes_and_the_next_one_finishes_the_work(
     service: Service, worker: "subprocess.Popen[bytes]", slow: Path, tmp_path: Path
 ) -> None:
     run = service.deploy("cosyvoice", source=str(slow), publish=str(tmp_path / "out"))
-    processes = building(service, worker)
+    processes = building(service, worker, run)
     service.run(f"prefect flow-run cancel {run}")
     wait_for(lambda: not alive(processes), seconds=PATIENCE)
     assert service.wait_for_end(run)["state_type"] == "CANCELLED"
@@ -161,8 +174,8 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_shows_nothing_half(
     store = Store(tmp_path / "store")
     worker = start_worker(service, **environment)
     try:
-        service.deploy("cosyvoice", source=str(slow), publish=str(out))
-        wait_for(lambda: store.entries("records"), seconds=PATIENCE)
+        run = service.deploy("cosyvoice", source=str(slow), publish=str(out))
+        amid(service, run, lambda: store.entries("records"))
         below = psutil.Process(worker.pid).children(recursive=True)
         for process in [psutil.Process(worker.pid), *below]:
             with suppress(psutil.NoSuchProcess):  # some end by themselves, once the first is gone

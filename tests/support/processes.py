@@ -119,12 +119,14 @@ def wait_until_exists(path: Path, progress: Progress) -> str:
 
 
 def wait_for(condition: Callable[[], T | None], seconds: float = 300) -> T:
-    """Poll until a condition gives something true, and return that."""
+    """Poll until a condition gives something true, and return that; first often, and then less often."""
     deadline = time.monotonic() + seconds
+    pause = 0.005
     while not (result := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{condition} did not come true within {seconds} s")
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.1)
     return result
 
 
@@ -236,7 +238,11 @@ def spawn(*command: object, cwd: Path | None = None) -> "subprocess.Popen[str]":
 def finished(process: "subprocess.Popen[str]") -> Ran:
     """What a started command comes to."""
     with process:
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"{process.args!r} does not end; it has said {process.communicate()}") from None
         return Ran(process.returncode, out, err)
 
 
