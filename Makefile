@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= build/demo
 
+# Tests start some thousand processes, and without this each of them might compile every module anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 

@@ -81,6 +81,7 @@ def test_an_export_publishes_the_names_of_the_runtime_and_leaves_nothing_else(
     assert verify_store(store) == []
 
 
+@pytest.mark.slow
 def test_an_export_of_the_second_family_publishes_what_its_runtime_reads(tiny2: Path, tmp_path: Path) -> None:
     before = snapshot(tiny2)
     assert states(export(str(tiny2), publish=tmp_path / "out")) == ["built", "built", "built"]
@@ -108,6 +109,7 @@ def test_a_second_export_builds_nothing_and_publishes_nothing_new(
     assert {path: path.stat().st_ino for path in (store.local or Path()).rglob("objects/*/*")} == stored
 
 
+@pytest.mark.slow
 def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) -> None:
     told: list[tuple[str, str]] = []
     export(
@@ -193,6 +195,7 @@ def test_the_run_that_an_artifact_was_built_in_stands_in_its_record(tiny: Path, 
     assert load(store, outcome.target.fingerprint.key) == outcome.record
 
 
+@pytest.mark.slow
 def test_equal_checkpoints_share_objects_wherever_they_are(
     tiny: Path, copy_of: Copy, tmp_path: Path, store: Store
 ) -> None:
@@ -322,6 +325,7 @@ def test_an_object_that_goes_between_the_plan_and_its_use_is_built_after_all(
     assert shown(tmp_path / "second") == shown(tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_exports_into_one_directory_at_the_same_time_both_succeed(tiny: Path, tmp_path: Path, store: Store) -> None:
     def work(component: str) -> list[Outcome]:
         return export(tiny, components=[component], publish=tmp_path / "out")
@@ -346,6 +350,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(
     assert list(store.objects()) == []
 
 
+@pytest.mark.slow
 def test_a_set_of_which_a_name_cannot_be_taken_is_not_published_at_all(
     tiny: Path, tmp_path: Path, store: Store
 ) -> None:
@@ -361,6 +366,7 @@ def test_a_set_of_which_a_name_cannot_be_taken_is_not_published_at_all(
     assert_clean(tmp_path, store)
 
 
+@pytest.mark.slow
 def test_a_target_whose_process_is_killed_fails_alone_and_the_others_are_kept(
     tiny: Path, copy_of: Copy, store: Store
 ) -> None:
@@ -406,6 +412,7 @@ def test_a_failure_leaves_an_earlier_publication_and_its_history_as_they_are(
     assert_clean(directory, store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [lambda path: os.truncate(path, 1000), os.unlink, lambda path: retrain(path.parent, path.name, "encoder.")],
@@ -580,6 +587,7 @@ def assert_recovers(directory: Path, store: Store, before: dict[str, bytes], sto
     assert states(export(directory, components=FLOW)) == ["cached", "cached"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", BUILDING)
 def test_after_a_kill_the_next_export_builds_what_is_not_stored(
     tiny: Path, copy_of: Copy, store: Store, moment: str
@@ -591,6 +599,7 @@ def test_after_a_kill_the_next_export_builds_what_is_not_stored(
     assert_recovers(directory, store, before, stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", PUBLISHING)
 def test_after_a_kill_in_a_publication_the_set_from_before_is_shown_whole(
     tiny: Path, copy_of: Copy, tmp_path: Path, store: Store, stock: Stock, moment: str
@@ -604,6 +613,7 @@ def test_after_a_kill_in_a_publication_the_set_from_before_is_shown_whole(
     assert_recovers(directory, store, before, 2)
 
 
+@pytest.mark.slow
 def test_nothing_outlives_an_export_that_was_killed(tiny: Path, copy_of: Copy, store: Store) -> None:
     directory = copy_of(tiny)
     with start("import sys, cosyjit; cosyjit.export(sys.argv[1])", directory) as process:
@@ -630,6 +640,7 @@ def test_a_record_that_is_no_record_is_made_again(tiny: Path, tmp_path: Path, st
     assert verify_store(store) == []
 
 
+@pytest.mark.slow
 def test_where_there_is_no_home_a_build_notes_its_memory_elsewhere(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -671,6 +682,7 @@ class Interrupted(BaseException):
     """As Ctrl-C is, of one export among several."""
 
 
+@pytest.mark.slow
 def test_an_export_that_is_interrupted_stops_no_other_of_the_same_process(
     tiny: Path, tiny2: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,8 @@ import venv
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.support.processes import ROOT
 
 RIGHT: Final = """
@@ -18,6 +20,7 @@ for outcome in cosyjit.export("CosyVoice-300M", precisions=["fp16"]):
 WRONG: Final = RIGHT.replace("outcome.path", "outcome.place")
 
 
+@pytest.mark.slow
 def test_mypy_sees_the_types_of_an_installed_package(tmp_path: Path) -> None:
     # An environment that has the package's files and nothing else.
     venv.create(tmp_path / "user")

@@ -88,6 +88,7 @@ def test_the_model_directory_has_the_names_of_the_public_exporter(
     assert shown(tmp_path).keys() == {"flow.encoder.fp16.zip"}
 
 
+@pytest.mark.slow
 def test_components_and_precisions_may_be_repeated(tiny: Path, copy_of: Copy, run: Run) -> None:
     directory = copy_of(tiny)
     before = shown(directory)
@@ -184,6 +185,7 @@ def test_a_killed_build_ends_with_status_1_and_nothing_is_published(
     assert snapshot(directory) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_export_leaves_no_file_and_no_process(
     tiny: Path, copy_of: Copy, store: Store, sent: signal.Signals, status: int
@@ -204,6 +206,7 @@ def test_an_interrupted_export_leaves_no_file_and_no_process(
 HOSTILE = "import os; os.mkdir(os.path.join({directory!r}, 'sprung')); raise ImportError('hostile')\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["console script", "library"])
 def test_modules_in_the_model_directory_are_not_imported(tiny: Path, copy_of: Copy, tmp_path: Path, form: str) -> None:
     directory = copy_of(tiny)
@@ -257,6 +260,7 @@ def spied(*arguments: object) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return targets(out), json.loads(err)
 
 
+@pytest.mark.slow
 def test_with_nothing_changed_plan_and_export_import_start_and_open_nothing_of_weight(
     tiny: Path, copy_of: Copy, run: Run, stock: Stock
 ) -> None:

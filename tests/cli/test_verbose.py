@@ -134,6 +134,7 @@ def test_what_a_hub_is_told_is_no_secret_in_the_log(run: Run, hub: Hub, monkeypa
         assert PASSWORD not in text
 
 
+@pytest.mark.slow
 def test_what_a_bucket_is_told_is_no_secret_in_the_log(run: Run, s3: Service) -> None:
     s3.url()
     shown = causes(run, "verify", "--store", "s3://no-such-bucket/a")

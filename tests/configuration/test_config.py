@@ -510,6 +510,7 @@ def dumped(mapping: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(OPTIONS)
 def test_options_survive_whatever_their_order_comments_and_indentation(options: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ def states(found: Status) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {each.name: (each.state, each.reasons) for each in found.names}
 
 
+@pytest.mark.slow
 def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_the_usual_one(
     tiny2: Path, store: Store, tmp_path: Path, run: Run
 ) -> None:

@@ -32,6 +32,7 @@ from tests.encoders.vectors import CONFORMER, TRANSFORMER, frames, ours, plain
 # Against the plain encoders, eagerly and in float64
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(configurations(), batches(), st.integers(-1, 3), st.integers(-1, 3))
 def test_forward_is_the_plain_one(
@@ -49,6 +50,7 @@ def test_forward_is_the_plain_one(
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(configurations(), chunks())
 def test_forward_chunk_is_the_plain_one(configuration: Configuration, sequence: Chunks) -> None:
@@ -76,6 +78,7 @@ def upsample_pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]
     return ours(*request.param).double(), plain(*request.param).double()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(batch=batches(), streaming=st.booleans(), with_context=st.booleans())
 def test_upsampling_forward_is_the_plain_one(

@@ -58,6 +58,7 @@ def test_forward_chunk_takes_one_sequence(form: str, batch: int) -> None:
         encoder.forward_chunk(frames("batch", (batch, 3, 12)), 0, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_lengths_of_both_types(form: str, name: str) -> None:
     configuration = CONFIGURATIONS[name]
@@ -82,6 +83,7 @@ def half(request: pytest.FixtureRequest) -> torch.dtype:
     return dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True], ids=["half inputs", "autocast"])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_forward_in_half_precision(form: str, half: torch.dtype, name: str, autocast: bool) -> None:
@@ -168,6 +170,7 @@ _MEGABYTE: Final = 2**20
 _LARGE: Final = {"input_size": 512, "output_size": 512, "linear_units": 2048}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_an_artifact_has_each_weight_once_and_no_device(name: str) -> None:
     """A megabyte is little here: these encoders have 25 and more."""

@@ -150,6 +150,12 @@ class Service:
         made = self.ask(f"deployments/{found['id']}/create_flow_run", parameters=parameters)
         return str(made["id"])
 
+    def pause_schedules(self) -> None:
+        """Have no run begin by itself, which would keep others of its deployment waiting."""
+        for deployment in self.ask("deployments/filter"):
+            with requests.post(f"{self.api}/deployments/{deployment['id']}/pause_deployment", timeout=30) as response:
+                response.raise_for_status()
+
     def wait_for_end(self, run: str) -> dict[str, Any]:
         return wait_for(lambda: self.ended(run), seconds=PATIENCE)
 

@@ -127,6 +127,7 @@ def test_what_changed_is_built_and_says_why_and_the_rest_is_cached(
     assert "fresh" in messages.values()
 
 
+@pytest.mark.slow
 def test_force_builds_what_has_not_changed(tiny: Path, tmp_path: Path, stock: Callable[..., None]) -> None:
     stock(tiny, ["flow.encoder"])
     run(tiny, components=["flow.encoder"], publish=str(tmp_path))
@@ -135,6 +136,7 @@ def test_force_builds_what_has_not_changed(tiny: Path, tmp_path: Path, stock: Ca
     assert state.message == "2 built"
 
 
+@pytest.mark.slow
 def test_the_record_names_the_runs(tiny: Path, tmp_path: Path) -> None:
     state = run(tiny, components=["flow.encoder"], precisions=["fp16"], publish=str(tmp_path))
     (outcome,) = state.result()
@@ -153,6 +155,7 @@ def test_the_environment_names_the_store(tiny: Path, tmp_path: Path, monkeypatch
     assert len(list(Store(tmp_path / "store").objects())) == 1
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_keys(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = pair(tmp_path)
     one = {"components": ["flow.encoder"], "precisions": ["fp16"], "publish": str(tmp_path / "out")}
@@ -171,6 +174,7 @@ def test_components_and_precisions_can_be_chosen(tiny: Path, tmp_path: Path) -> 
     assert listing(tmp_path) == ["llm.llm.bf16.zip"]
 
 
+@pytest.mark.slow
 def test_without_a_directory_the_zips_go_beside_the_checkpoint(tiny2: Path, copy_of: Callable[[Path], Path]) -> None:
     directory = copy_of(tiny2)
 
@@ -196,6 +200,7 @@ def kill_one_build(directory: Path) -> None:
         seen |= builders
 
 
+@pytest.mark.slow
 def test_a_killed_build_fails_its_own_task_and_the_run_and_leaves_what_was_published(
     tiny: Path, tmp_path: Path, store: Store
 ) -> None:
@@ -232,6 +237,7 @@ def test_bad_input_is_one_line_in_the_state(tiny: Path, tmp_path: Path, monkeypa
     assert listing(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_environment_asks_for_the_causes_in_the_log_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +258,7 @@ def test_the_environment_asks_for_the_causes_in_the_log_of_the_run(
     assert run(tmp_path / "missing").message == "COSYJIT_LOG=loud: is not a level of the log; give debug or info"
 
 
+@pytest.mark.slow
 def test_what_is_no_source_or_no_single_place_is_one_line_as_well(tiny: Path, tmp_path: Path) -> None:
     none = export([], return_state=True)
     one_place = export([str(tiny), str(tiny)], publish=str(tmp_path), return_state=True)
@@ -284,6 +291,7 @@ def test_a_setting_that_is_none_is_one_line_as_well(
     )
 
 
+@pytest.mark.slow
 def test_several_sources_are_exported_in_one_run_and_a_bad_one_stops_no_other(
     tiny: Path, tiny2: Path, copy_of: Callable[[Path], Path], tmp_path: Path
 ) -> None:
@@ -359,6 +367,7 @@ def check_shown(state: State[Any]) -> None:
         assert text is None or text.isprintable()
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_files_of_a_source_that_fails_is_shown_as_text(
     tiny: Path, copy_of: Callable[[Path], Path], tmp_path: Path
 ) -> None:
@@ -376,6 +385,7 @@ def test_what_stands_in_the_files_of_a_source_that_fails_is_shown_as_text(
         check_shown(state)
 
 
+@pytest.mark.slow
 def test_what_a_record_says_and_what_directories_are_called_is_shown_as_text(
     tiny: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +407,7 @@ def test_what_a_record_says_and_what_directories_are_called_is_shown_as_text(
         check_shown(state)
 
 
+@pytest.mark.slow
 def test_the_server_hears_of_the_assets_that_were_built_and_of_no_others(
     tiny: Path, copy_of: Callable[[Path], Path]
 ) -> None:
@@ -443,6 +454,7 @@ def logged(state: State[Any]) -> list[str]:
 # A hub, and a store that others share.
 
 
+@pytest.mark.slow
 def test_an_id_is_exported_and_pinned_and_nothing_new_downloads_nothing(
     tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +481,7 @@ def test_an_id_is_exported_and_pinned_and_nothing_new_downloads_nothing(
     assert any(f"commit {commit} is used" in line for line in logged(down))
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_is_one_line_and_one_that_is_away_is_tried_again(
     s3: s3_server.Service, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def server() -> None:
 @pytest.fixture
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with serving(tmp_path_factory.mktemp("service")) as started:
+        started.pause_schedules()
         yield started
 
 

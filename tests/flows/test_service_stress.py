@@ -37,6 +37,7 @@ def server() -> None:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service without workers."""
     with serving(tmp_path_factory.mktemp("service")) as started:
+        started.pause_schedules()
         yield started
 
 

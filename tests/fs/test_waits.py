@@ -98,6 +98,7 @@ def test_a_wait_is_told_and_bounded(store: Store, tmp_path: Path) -> None:
     assert status == 2
 
 
+@pytest.mark.slow
 def test_an_export_does_not_wait_for_a_collector_that_waits_itself(
     store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_an_export_does_not_wait_for_a_collector_that_waits_itself(
         collector.kill()
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_who_only_looks(
     store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
 ) -> None:
@@ -121,6 +123,7 @@ def test_nobody_waits_for_who_only_looks(
         assert ended(spawn(CONSOLE_SCRIPT, "gc", "--wait", "0"))[0] == 0
 
 
+@pytest.mark.slow
 def test_who_looks_is_waited_for_by_who_removes(store: Store, tmp_path: Path) -> None:
     show(store, tmp_path / "out", b"one")
     with held("looked_at", store.root), pytest.raises(BusyError):
@@ -129,6 +132,7 @@ def test_who_looks_is_waited_for_by_who_removes(store: Store, tmp_path: Path) ->
         gc.gc(Store(store.root, wait=0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", ["0", "2.5"])
 def test_what_someone_else_builds_is_waited_for_as_long_as_asked(
     wait: str, store: Store, tiny2: Path, planned: "tuple[Planned, ...]"
@@ -142,6 +146,7 @@ def test_what_someone_else_builds_is_waited_for_as_long_as_asked(
     assert all(re.search(named(builder), line) for line in waited)
 
 
+@pytest.mark.slow
 def test_who_publishes_into_the_same_directory_is_waited_for_as_long_as_asked(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     show(store, out, b"one")
@@ -155,6 +160,7 @@ def test_who_publishes_into_the_same_directory_is_waited_for_as_long_as_asked(st
     assert PublishedDirectory(out, store).history() == before
 
 
+@pytest.mark.slow
 def test_the_environment_bounds_waits_too(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     show(store, tmp_path / "out", b"one")
     monkeypatch.setenv("COSYJIT_WAIT", "0.1")
@@ -169,6 +175,7 @@ def test_what_is_no_time_is_refused(wait: str) -> None:
     assert (status, err) == (2, f"cosyjit: --wait {wait}: is not a time to wait; give a number of seconds, 0 or more\n")
 
 
+@pytest.mark.slow
 def test_a_machine_says_in_its_lease_who_it_is(s3: Service) -> None:
     url, key = s3.url(), "ab" * 16
     place = storage(url)
@@ -236,6 +243,7 @@ def planned(tiny2: Path, store: Store) -> "tuple[Planned, ...]":
     return plan(tiny2, ["flow.encoder"], ["fp16"], store=store)
 
 
+@pytest.mark.slow
 def test_an_export_waits_for_its_directory_as_long_as_asked(
     store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
 ) -> None:
@@ -248,6 +256,7 @@ def test_an_export_waits_for_its_directory_as_long_as_asked(
     assert err.startswith(f"cosyjit: {out}: is in use by process {other.pid} on ")
 
 
+@pytest.mark.slow
 def test_an_export_that_is_ended_waits_for_nobody(
     store: Store, tiny2: Path, planned: "tuple[Planned, ...]", tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ print(step)
 # What is left out.
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_left_out_with_all_that_names_it(first: Store, second: Store, tmp_path: Path) -> None:
     fill(first, tmp_path)
     lost, cut = put(first, b"lost"), put(first, b"cut")
@@ -201,6 +202,7 @@ def test_the_command_names_what_is_left_out(first: Store, tmp_path: Path, run: R
     assert lines[2].endswith("; 0 were there already, 2 left out")
 
 
+@pytest.mark.slow
 def test_documents_of_a_later_version_are_left_out_and_named(first: Store, second: Store, tmp_path: Path) -> None:
     fill(first, tmp_path)
     made = put(first, b"later")
@@ -410,6 +412,7 @@ def test_a_store_in_the_place_that_is_published_into_is_refused(
     assert ran.err == f"cosyjit: {found[0]}\n"
 
 
+@pytest.mark.slow
 def test_a_store_in_a_folder_of_its_own_below_a_model_is_none_of_its_files(
     tiny2: Path, copy_of: Callable[[Path], Path], run: Run
 ) -> None:

@@ -76,6 +76,7 @@ def test_what_directories_show_stays_whatever_its_age(store: Store, tmp_path: Pa
     assert all(is_whole(store, each) for each in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 5])
 def test_the_last_publications_of_each_directory_stay(keep: int, store: Store, tmp_path: Path) -> None:
     history = {
@@ -378,6 +379,7 @@ print(len(found), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["gc", "verify"])
 def test_records_are_not_all_in_memory_at_once(command: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
@@ -518,6 +520,7 @@ for step in range(1000):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_removal_leaves_all_in_reach_whole_and_the_next_run_ends_the_work(
     store: Store, tmp_path: Path
 ) -> None:
@@ -570,6 +573,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(STEPS, st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
 def test_after_any_history_all_that_is_kept_has_what_it_names(

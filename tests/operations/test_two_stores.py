@@ -294,6 +294,7 @@ def test_a_manifest_that_names_other_files_makes_no_folder_cosyjits(first: Store
     assert shown(theirs / "vllm") == OLD
 
 
+@pytest.mark.slow
 def test_a_copied_model_directory_is_exported_as_the_first(tiny2: Path, tmp_path: Path, run: Run) -> None:
     model = Path(shutil.copytree(tiny2, tmp_path / "model"))
     assert run("export", model).status == 0

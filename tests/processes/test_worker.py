@@ -146,6 +146,7 @@ def test_torch_computes_with_its_threads_in_every_process(pool: ThreadPoolExecut
         assert found == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_caller_keeps_no_open_files_of_calls_that_are_done() -> None:
     def count() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -182,6 +183,7 @@ def test_stop_ends_the_running_calls_and_the_next_call_works(waiting: tuple["Fut
     assert worker.run(processes.give, "again") == "again"
 
 
+@pytest.mark.slow
 def test_stop_amid_calls_raises_nothing_but_build_errors_in_them(pool: ThreadPoolExecutor) -> None:
     stopped = threading.Event()
 
@@ -214,6 +216,7 @@ def test_prepare_starts_the_server_once_and_the_next_call_uses_it() -> None:
     assert servers(os.getpid()) == [server]
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_before_a_call_is_started_again() -> None:
     worker.prepare()
     (server,) = wait_for(lambda: servers(os.getpid()))  # it has a command line a moment after it is started
@@ -224,6 +227,7 @@ def test_a_server_that_was_killed_before_a_call_is_started_again() -> None:
     assert servers(os.getpid()) != [server]
 
 
+@pytest.mark.slow
 def test_a_killed_server_costs_the_calls_under_way_and_no_more(waiting: tuple["Future[str]", int, Path]) -> None:
     running, _, path = waiting
     (server,) = servers(os.getpid())
@@ -245,6 +249,7 @@ worker.run(calls.wait_until_exists, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_server_and_calls_end_when_the_caller_is_killed(tmp_path: Path) -> None:
     with start(WAIT, tmp_path / "never") as caller:
         call = _pid_in(tmp_path / "never.pid")
@@ -255,6 +260,7 @@ def test_server_and_calls_end_when_the_caller_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: all(map(ended, below)))
 
 
+@pytest.mark.slow
 def test_a_server_that_still_starts_ends_when_the_caller_is_killed(tmp_path: Path) -> None:
     with start(WAIT, tmp_path / "never") as caller:
         below = wait_for(lambda: servers(caller.pid))
@@ -287,6 +293,7 @@ def test_a_server_that_cannot_be_started_is_an_error_that_says_why(monkeypatch: 
             call()
 
 
+@pytest.mark.slow
 def test_a_scope_that_is_left_by_an_error_cancels_its_own_calls_and_lets_none_begin(
     waiting: tuple["Future[str]", int, Path], pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
@@ -318,6 +325,7 @@ def test_a_scope_that_is_left_without_an_error_cancels_nothing() -> None:
     assert worker.run(processes.give, 2, scope=scope) == 2
 
 
+@pytest.mark.slow
 def test_calls_that_are_cancelled_while_the_server_starts_end_before_it_has_started(pool: ThreadPoolExecutor) -> None:
     worker.stop()
     scope = worker.CancelScope()

@@ -572,6 +572,7 @@ def test_a_value_and_its_text_are_told_apart_in_words(was: object, now: object) 
     assert before != after
 
 
+@pytest.mark.slow
 @given(FINGERPRINTS, FINGERPRINTS)
 def test_there_are_words_just_where_the_keys_differ(before: Fingerprint, after: Fingerprint) -> None:
     assume(list(before.recipe) == list(after.recipe))

@@ -133,6 +133,7 @@ def test_a_zip_without_embedded_provenance_in_its_place_is_refused(member: str, 
         lineage(str(path), store=store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_an_artifact_damaged_at_any_byte_is_an_artifact_still_or_refused(
     method: int, store: Store, tmp_path: Path
@@ -218,6 +219,7 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
     assert snapshot(home) == before
 
 
+@pytest.mark.slow
 def test_an_archive_that_says_too_much_of_itself_is_refused(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -232,6 +234,7 @@ def test_an_archive_that_says_too_much_of_itself_is_refused(store: Store, tmp_pa
     assert peak < 20 << 20
 
 
+@pytest.mark.slow
 def test_an_archive_of_very_many_members_is_refused_in_little_memory(store: Store, tmp_path: Path) -> None:
     path = archive(tmp_path / "many.zip", record.embedded_provenance(fingerprint()))
     content = path.read_bytes()

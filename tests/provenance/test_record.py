@@ -346,6 +346,7 @@ print(*opened, sep="\\n")
 """
 
 
+@pytest.mark.slow
 def test_to_read_one_of_a_thousand_records_opens_that_one(tmp_path: Path) -> None:
     content = documents.with_checksum(record_of(DIGEST).statement)
     (tmp_path / "records").mkdir()

@@ -374,6 +374,7 @@ def directory_of(directory: Path) -> list[tuple[str, int, int]]:
     return sorted((str(path), path.lstat().st_ino, path.lstat().st_mode) for path in found)
 
 
+@pytest.mark.slow
 def test_what_others_have_put_there_is_kept_aside_if_it_is_asked_for(occupied: Path, store: Store) -> None:
     before = (occupied / "vllm").lstat()
     show(store, occupied, NEW, replace=True, a=b"new zip")

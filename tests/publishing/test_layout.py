@@ -247,6 +247,7 @@ for number in range(10):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_show_and_clean_at_the_same_time_leave_one_whole_set(directory: Path) -> None:
     running = [start(MANY, directory, who) for who in range(3)]
     for each in running:

@@ -603,6 +603,7 @@ print(len(identities & {Path(name).stem for name in opened}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["history", "rollback"])
 def test_no_more_of_a_long_history_is_read_than_is_asked_for(command: str, store: Store, directory: Path) -> None:
     versions(store, directory, 12)
@@ -755,6 +756,7 @@ class Reader:
         assert 0 < whole <= rounds
 
 
+@pytest.mark.slow
 def test_a_reader_finds_one_set_under_one_manifest_while_others_publish(store: Store, directory: Path) -> None:
     put(store, directory, FIRST)
     reader = Reader(directory, {name: [FIRST[name], SECOND[name]] for name in FIRST})
@@ -777,6 +779,7 @@ def test_a_reader_finds_old_files_until_it_finds_the_set_that_replaces_them(stor
         reader.check()
 
 
+@pytest.mark.slow
 def test_a_reader_finds_all_names_while_a_file_in_the_place_of_one_is_replaced(store: Store, directory: Path) -> None:
     put(store, directory, FIRST)
     stop = threading.Event()
@@ -812,6 +815,7 @@ for number in range(4):
 """
 
 
+@pytest.mark.slow
 def test_publications_at_the_same_time_leave_one_whole_set_and_show_no_other(store: Store, directory: Path) -> None:
     contents = {
         name: [b"%d %d" % (who, number) + name.encode() for who in range(4) for number in range(4)] for name in FIRST

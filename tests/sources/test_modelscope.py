@@ -453,6 +453,7 @@ def test_a_busy_hub_is_waited_for(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.downloads) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [CONTENT[1:], CONTENT + b"x", CONTENT[:-1] + b"x"], ids=["short", "long", "other"])
 def test_other_bytes_than_were_listed_are_refused(content: bytes, hub: Hub, tmp_path: Path) -> None:
     found = file("llm.pt", listing(ASKED, NAMES))

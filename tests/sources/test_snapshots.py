@@ -410,6 +410,7 @@ def test_a_look_is_not_what_is_used_while_the_hub_is_down(hub: Hub) -> None:
 # What goes wrong.
 
 
+@pytest.mark.slow
 def test_other_bytes_never_stand_in_a_snapshot(hub: Hub) -> None:
     hub.fail("download", name="flow.pt", content=b"x" * len(FLOW), times=None)
     source = open_source(MODEL)

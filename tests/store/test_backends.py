@@ -316,6 +316,7 @@ def test_what_may_pass_is_tried_again(method: str, fault: str, s3: Service, tmp_
     assert asked == (["PUT", "PUT", "GET"] if method == "PUT" else ["PUT", "GET", "GET"])
 
 
+@pytest.mark.slow
 def test_an_answer_that_breaks_off_amid_a_file_is_asked_for_again(s3: Service, tmp_path: Path) -> None:
     url, content = s3.url(), large(tmp_path).read_bytes()
     storage(url).add(tmp_path / "large", "a")

@@ -137,6 +137,7 @@ with leases.held(storage(sys.argv[1]), sys.argv[2], float(sys.argv[3])):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_owners_lease_is_taken_over(s3: Service) -> None:
     url, period = s3.url(), 1
     place = remote(url)

@@ -74,6 +74,7 @@ AS_NOBODY: Final = (
 """Root may write what is read-only; without these capabilities he may not, where it is not his."""
 
 
+@pytest.mark.slow
 def test_a_read_only_store_serves_what_it_has(kept: Store, directory: Path) -> None:
     others(Path(kept.root))
     before = snapshot(Path(kept.root))

@@ -69,6 +69,7 @@ def guarded(s3: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     requests.post(guard, b"inf", timeout=60).raise_for_status()
 
 
+@pytest.mark.slow
 def test_who_may_not_look_is_told_so(guarded: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refusal("s3://bucket/a")
     assert isinstance(error, PermissionError)
@@ -133,6 +134,7 @@ def test_a_file_that_breaks_off_each_time_is_not_taken_for_its_beginning(s3: Ser
             file.read()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_never_answers_is_not_waited_for_for_ever(s3: Service) -> None:
     with socket.socket() as silent:

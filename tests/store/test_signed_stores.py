@@ -123,6 +123,7 @@ def test_another_keys_record_is_not_used(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_with_the_key_at_hand_it_is_built_again_and_signed(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
@@ -277,6 +278,7 @@ def test_a_file_that_is_no_key_is_refused_before_anything_is_done(
     assert not home.exists()
 
 
+@pytest.mark.slow
 def test_the_private_key_stands_nowhere(
     tiny2: Path, keys: Pair, store: Store, tmp_path: Path, home: Path, run: Run
 ) -> None:
@@ -302,6 +304,7 @@ def test_a_later_versions_envelope_is_left_alone(
     assert record_path(store, key).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_key_signs_what_is_there_unsigned_by_building_it_again(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
@@ -348,6 +351,7 @@ def test_a_publication_with_another_size_than_was_signed_is_refused(
         PublishedDirectory(tmp_path / "out", required).publish({NAME: signed[NAME]._replace(size=7)}, "/models/a")
 
 
+@pytest.mark.slow
 def test_a_zip_of_no_record_is_refused_where_a_signature_is_required(
     tiny2: Path, keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
@@ -403,6 +407,7 @@ def signed_for_real(tiny2: Path, keys: Pair, store: Store, out: Path) -> Outcome
     return outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", [False, True], ids=["copied", "linked"])
 def test_an_object_that_is_damaged_after_the_plan_is_not_built_again_where_it_cannot_be_signed(
     tiny2: Path, keys: Pair, store: Store, tmp_path: Path, *, link: bool
@@ -434,6 +439,7 @@ def test_an_object_that_is_damaged_after_the_plan_is_not_built_again_where_it_ca
     assert (store.objects(), shown(tmp_path / "out")) == (set(), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [[], ["--force"]], ids=["object damaged", "forced"])
 def test_an_equal_artifact_that_is_built_without_the_key_keeps_its_signed_record(
     option: list[str], tiny2: Path, keys: Pair, store: Store, tmp_path: Path, run: Run
@@ -451,6 +457,7 @@ def test_an_equal_artifact_that_is_built_without_the_key_keeps_its_signed_record
     assert run("verify", "--require-signature", keys.public).status == 0
 
 
+@pytest.mark.slow
 def test_a_signed_record_of_another_artifact_is_not_given_up_for_an_unsigned_one(
     tiny2: Path, signed: dict[str, Published], keys: Pair, store: Store, tmp_path: Path, run: Run
 ) -> None:
@@ -471,6 +478,7 @@ def test_a_signed_record_of_another_artifact_is_not_given_up_for_an_unsigned_one
     assert run("verify", out, "--require-signature", keys.public).status == 0
 
 
+@pytest.mark.slow
 def test_a_record_that_is_signed_while_the_same_is_built_without_a_key_stays(
     tiny2: Path, planned: tuple[Planned, ...], keys: Pair, store: Store, tmp_path: Path
 ) -> None:

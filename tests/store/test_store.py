@@ -326,6 +326,7 @@ def test_what_cannot_be_linked_is_refused_in_one_line(tmp_path: Path) -> None:
         remote.link(DIGEST, tmp_path / "link")
 
 
+@pytest.mark.slow
 def test_an_object_that_is_linked_elsewhere_while_it_is_read_is_whole(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     size = 200 << 20
@@ -403,6 +404,7 @@ for step in range(1000):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_whole_files_or_none_and_the_next_try_succeeds(tmp_path: Path) -> None:
     with start(KILLED, tmp_path) as killer:
         out, err = killer.communicate(timeout=120)
@@ -562,6 +564,7 @@ print((memory / "copy").stat().st_size, peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_object(tmp_path: Path) -> None:
     with other_device(tmp_path) as memory, start(LARGE, memory, tmp_path / "store") as process:
         out, err = process.communicate(timeout=120)
@@ -811,6 +814,7 @@ def test_an_object_that_is_missing_is_not_made_up_for_by_copies_of_others(shared
     assert list((shared.cache.local or Path()).glob("tmp/*")) == []
 
 
+@pytest.mark.slow
 def test_a_home_that_takes_no_copies_is_done_without(
     shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -834,6 +838,7 @@ store.fetch(sys.argv[2], sys.stdout.buffer)
 """
 
 
+@pytest.mark.slow
 def test_a_home_that_is_full_is_done_without(
     shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Service
 ) -> None:
@@ -868,6 +873,7 @@ def test_machines_that_add_the_same_object_at_once_add_one(shared: Store, tmp_pa
     assert fetched(Store(shared.root), digest, tmp_path / "copy") == bytes(5_000_000)
 
 
+@pytest.mark.slow
 def test_two_machines_take_turns(s3: Service, tmp_path: Path) -> None:
     url, key = s3.url(), "ab" * 16
     asked: list[tuple[str, str]] = []

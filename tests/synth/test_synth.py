@@ -83,6 +83,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "component", "weights", "prefix"), COMPONENTS)
 def test_each_encoder_loads_strictly_and_stays_near_one(
     written: dict[str, Path], family: str, component: str, weights: str, prefix: str

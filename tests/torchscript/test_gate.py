@@ -113,7 +113,10 @@ def in_block(module: str) -> str:
 # What is right.
 
 
-@pytest.mark.parametrize(("family", "name", "precision"), TARGETS)
+@pytest.mark.parametrize(
+    ("family", "name", "precision"),
+    [pytest.param(*each, marks=[pytest.mark.slow] if each[1] != "llm.llm" else []) for each in TARGETS],
+)
 def test_an_artifact_of_every_component_passes_at_every_precision(
     family: str, name: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -245,6 +248,7 @@ def test_a_weight_that_is_off_is_refused_with_the_call_the_figure_and_the_bound(
     assert float(found[1]) == pytest.approx(off, rel=0.06)  # two digits are shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "where"),
     [
@@ -302,6 +306,7 @@ def another_chunk(encoder: Any) -> None:
     encoder.offline_chunk_size -= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "precision"), [(never_streaming, "fp32"), (another_chunk, "fp32"), (another_chunk, "fp16")]
 )
@@ -340,6 +345,7 @@ def test_a_fault_that_only_autocast_shows_is_refused_in_bf16(tiny: Path, tmp_pat
     assert refusal(path, tiny, "flow.encoder", "bf16") == "the artifact's code is not that of the float32 one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "form"),
     [(faulty_encoders.NotStreaming, "streaming"), (faulty_encoders.WithoutContext, "streaming with context")],
@@ -483,6 +489,7 @@ def test_results_of_another_type_are_refused(tiny: Path, tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_the_code_of_a_half_artifact_is_the_float32_one_whatever_the_options(
@@ -522,6 +529,7 @@ def passes(directory: Path, precision: str, into: Path) -> None:
     assert zips._verify(planned.target, path, lambda _: None)["cosine"] > 0.9
 
 
+@pytest.mark.slow
 @every_precision
 @every_type
 def test_a_checkpoint_of_another_type_passes(
@@ -537,6 +545,7 @@ def test_all_of_a_checkpoint_of_another_type_is_exported(dtype: torch.dtype, tin
     assert [outcome.error for outcome in outcomes] == [None] * 10
 
 
+@pytest.mark.slow
 @every_precision
 def test_a_checkpoint_with_untrained_norms_and_without_biases_passes(
     precision: str, tiny: Path, copy_of: Copy, tmp_path: Path
@@ -555,6 +564,7 @@ def test_a_checkpoint_with_untrained_norms_and_without_biases_passes(
     passes(directory, precision, tmp_path)
 
 
+@pytest.mark.slow
 @every_precision
 def test_a_checkpoint_with_the_same_weights_in_every_block_passes(
     precision: str, tiny: Path, copy_of: Copy, tmp_path: Path

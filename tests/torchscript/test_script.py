@@ -139,6 +139,7 @@ def test_a_changed_cast_does_not_reach_its_input() -> None:
     assert torch.equal(weight, torch.ones(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "component"), COMPONENTS, ids=lambda each: each.name)
 def test_an_artifact_keeps_the_methods_asked_for_and_no_others(
     family: Any, component: Component, tiny: Path, tiny2: Path, tmp_path: Path
@@ -279,6 +280,7 @@ def test_extra_files_stand_in_the_archive_and_change_nothing_else(
         torch.testing.assert_close(loaded(path)(xs, LENGTHS)[0], streaming(xs, LENGTHS)[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llm.llm.fp32", "llm.text_encoder.fp16", "flow.encoder.bf16"])
 def test_two_processes_build_equal_bytes(name: str, tiny: Path, tmp_path: Path) -> None:
     component, _, precision = name.rpartition(".")
@@ -294,6 +296,7 @@ def test_two_processes_build_equal_bytes(name: str, tiny: Path, tmp_path: Path) 
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_equal_model_directories_build_equal_bytes(tiny: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:
     digests = set()
     for directory in (tiny, copy_of(tiny)):

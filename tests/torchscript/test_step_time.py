@@ -7,6 +7,7 @@ import pytest
 from cosyjit import Store, export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_the_record_of_what_decodes_in_steps_says_what_a_step_takes(precision: str, tiny: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")

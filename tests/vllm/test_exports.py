@@ -126,6 +126,7 @@ def test_over_files_that_have_not_changed_nothing_is_read(
     assert (tmp_path / "vllm" / "model.safetensors").stat().st_ino == inode
 
 
+@pytest.mark.slow
 def test_two_components_are_told_apart_by_what_each_is_made_from(tiny2: Path, copy_of: Copy, tmp_path: Path) -> None:
     directory = copy_of(tiny2)
     export(directory, publish=tmp_path / "out", precisions=["fp16"])

@@ -185,6 +185,7 @@ def numbers_of(dtype: torch.dtype) -> Tensor:
     return torch.randn(1500, 1501, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", *HALVES])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -343,6 +344,7 @@ def refused_by_the_gate(directory: Path, out: Path, precision: str = "bf16") -> 
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json"])
 def test_no_byte_of_a_folder_may_be_another(name: str, tiny3: Path, tmp_path: Path) -> None:
     out = tmp_path / "vllm"

@@ -271,6 +271,7 @@ def assert_each_is_refused(mutants: list[Mutant], directory: Path, precision: st
 OTHERS: Final = [pytest.param(name, marks=pytest.mark.stress) for name in ("fp32", "fp16")]
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("precision", [*OTHERS, "bf16"])
 def test_tensors_by_any_other_rule_are_noticed(directory: Path, precision: str, tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ def test_tensors_of_any_kind_may_stand_beside_a_component(name: str, tiny: Path,
 VLLM: Final = [form for form in READ if form != "beside another model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", VLLM)
 def test_a_form_gives_the_folder_that_the_plain_file_gives(
     form: str, tiny3: Path, copy_of: Callable[[Path], Path], store: Store, tmp_path: Path
@@ -350,6 +351,7 @@ def mended(message: str, path: Path) -> None:
     Path(f"{path}.new").replace(path)
 
 
+@pytest.mark.slow
 def test_one_of_several_readings_is_to_be_chosen(
     tiny: Path, model: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -542,6 +544,7 @@ def test_a_whole_module_is_refused_with_the_lines_that_save_its_state(
     assert list(state_of(Path(f"{path}.new"))) == ["0.weight", "0.bias"]
 
 
+@pytest.mark.slow
 def test_a_torchscript_archive_is_refused_with_the_lines_that_save_its_state(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -674,6 +677,7 @@ def test_what_stands_whole_is_not_looked_for_elsewhere(
     assert "llm.text_encoder.fp32" in {each.name for each in targets(model, store, "llm.text_encoder")}
 
 
+@pytest.mark.slow
 def test_what_mends_safetensors_leaves_them_as_they_are(
     model: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_tensor_that_is_none_of_torch_is_refused_in_one_short_line(name: str) 
 SIZES: Final = st.integers(0, 4) | st.sampled_from([2**31, 2**62, 2**63 - 1, 2**63, 2**64, -1])
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_tensor_that_the_index_takes_is_one_that_torch_maps_and_loads(data: st.DataObject) -> None:

@@ -357,6 +357,7 @@ def test_what_is_not_a_weights_file_is_not_remembered(memory: Digests, tmp_path:
 # What happens to a file while it is read.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGING.values(), ids=CHANGING)
 def test_a_file_that_is_changed_while_it_is_read_never_has_a_wrong_digest(
     change: str, save: Save, memory: Digests, tmp_path: Path
@@ -392,6 +393,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(save: Save, memory: Digests) -> None:
     peaks = []
     for size in (1 << 10, 75 << 20):
