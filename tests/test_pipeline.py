@@ -513,7 +513,7 @@ def test_eight_processes_that_export_the_same_build_each_target_once(tiny: Path,
     found = []
     for process in started:
         with process:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)
         assert (process.returncode, err) == (0, "")
         found.append([tuple(each) for each in json.loads(out)])
     assert {error for each in found for _, error in each} == {None}
@@ -568,7 +568,7 @@ PUBLISHING: Final = {
 def kill_before(directory: Path, event: str, word: str, times: int) -> None:
     """Starts an export that is killed just before it does something."""
     with start(KILLED, directory, event, word, times) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (-signal.SIGKILL, "", "")
 
 
@@ -655,7 +655,7 @@ print([each.state for each in export(sys.argv[1], components=["flow.encoder"], p
 """
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with start(nobody, tiny, tmp_path / "out", tmp_path / "store") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     assert (out, err) == ("['built']\n", "")
 
 

@@ -196,7 +196,7 @@ def test_an_interrupted_export_leaves_no_file_and_no_process(
         wait_for(lambda: litter(store) and builds(process.pid))
         below = children(process.pid)
         process.send_signal(sent)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
     assert (process.returncode, out) == (status, "")
     wait_for(lambda: all(map(ended, below)))
     assert snapshot(directory) == before
@@ -256,7 +256,7 @@ HEAVY = {"fsspec", "numpy", "prefect", "torch"}
 def spied(*arguments: object) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A command's targets, and what its process did: its status, what it opened, started and imported."""
     with start(SPIED, *arguments) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     return targets(out), json.loads(err)
 
 

@@ -114,7 +114,7 @@ def test_a_writer_that_is_killed_amid_the_bytes_leaves_the_name_as_it_was(tmp_pa
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with start(KILLED_AMID, path) as writer:
-        _, err = writer.communicate(timeout=60)
+        _, err = writer.communicate(timeout=600)
     assert (writer.returncode, err) == (-signal.SIGXFSZ, "")
     assert path.read_bytes() == b"old"
     (left,) = [found for found in tmp_path.iterdir() if found != path]

@@ -90,7 +90,7 @@ def test_a_long_write_that_is_under_way_is_waited_for(memory: Digests, tmp_path:
         assert said(writer) == "begun"
         wait_for(lambda: Identity.of(path) != before)  # stamped, and then no more
         found = memory.sha256(path)
-        assert writer.wait(60) == 0
+        assert writer.wait(600) == 0
     assert found == sha256_of(path)
     assert memory.sha256(path) == sha256_of(path)
 

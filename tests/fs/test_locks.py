@@ -34,12 +34,12 @@ def test_locks_are_shared_or_waited_for_and_freed_by_the_end(first: str, second:
                 wait_for(lambda: waits_for_a_lock(other.pid))
             if end == "kill":
                 holder.kill()
-                holder.wait(60)
+                holder.wait(600)
             else:
-                holder.communicate("\n", timeout=60)
+                holder.communicate("\n", timeout=600)
             assert first == second == "shared" or said(other) == "held"
             assert not locks.is_free(path)
-            other.communicate("\n", timeout=60)
+            other.communicate("\n", timeout=600)
     assert locks.is_free(path)
 
 

@@ -209,11 +209,11 @@ def test_other_work_of_the_same_process_is_no_reason_to_give_up(store: Store) ->
     def work() -> None:
         with store.build_lock("ab" * 16):
             entered.set()
-            leave.wait(60)
+            leave.wait(600)
 
     thread = threading.Thread(target=work)
     thread.start()
-    entered.wait(60)
+    entered.wait(600)
     done: list[str] = []
 
     def wait() -> None:
@@ -225,8 +225,8 @@ def test_other_work_of_the_same_process_is_no_reason_to_give_up(store: Store) ->
     second.join(0.5)
     assert (second.is_alive(), done) == (True, [])
     leave.set()
-    second.join(60)
-    thread.join(60)
+    second.join(600)
+    thread.join(600)
     assert done == ["entered"]
 
 

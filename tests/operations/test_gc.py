@@ -390,7 +390,7 @@ def test_records_are_not_all_in_memory_at_once(command: str, tmp_path: Path) -> 
         record.save(store, made)
         size += len(store.read(record.name_of(made.fingerprint.key)) or b"")
     with start(PEAK, store.root, command, cwd=ROOT) as reader:
-        out, err = reader.communicate(timeout=120)
+        out, err = reader.communicate(timeout=600)
     found, more = map(int, out.split())
     assert (found, err) == (0, "")
     assert more < size / 2
@@ -452,7 +452,7 @@ def test_a_folder_that_must_not_be_read_stops_all_before_anything_goes(folder: s
         Path(store.root, folder).chmod(0)
         try:
             with start(UNPRIVILEGED, store.root, cwd=ROOT) as collector:
-                out, err = collector.communicate(timeout=60)
+                out, err = collector.communicate(timeout=600)
         finally:
             Path(store.root, folder).chmod(0o755)
         assert (out, err) == (
@@ -492,7 +492,7 @@ def test_a_running_export_is_waited_for_and_what_it_publishes_stays(store: Store
         with start(COLLECT, store.root) as collector:
             wait_for(lambda: waits_for_a_lock(collector.pid))
             assert Path(store.root, orphan).exists()
-            out, err = publisher.communicate("\n", timeout=60)
+            out, err = publisher.communicate("\n", timeout=600)
             assert (publisher.returncode, err) == (0, "")
             assert orphan in said(collector).split()
     shown = PublishedDirectory(tmp_path / "a", store).history()[0]
@@ -532,7 +532,7 @@ def test_a_kill_at_any_removal_leaves_all_in_reach_whole_and_the_next_run_ends_t
     age(store, MONTH)
     (tmp_path / "stores").mkdir()
     with start(KILLED, store.root, tmp_path / "stores") as killer:
-        out, err = killer.communicate(timeout=120)
+        out, err = killer.communicate(timeout=600)
     statuses = [int(line) for line in out.split()]
     assert err == ""
     assert statuses == [-signal.SIGKILL] * (len(statuses) - 1) + [0]

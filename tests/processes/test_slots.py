@@ -27,7 +27,7 @@ class Queue:
         def work() -> None:
             with self._slots.taken(scope):
                 self.order.append(number)
-                assert leave.wait(60)
+                assert leave.wait(600)
 
         waiting = len(self._slots._waiting)
         self._pool.submit(work)

@@ -278,7 +278,7 @@ from tests.support import processes as calls
 print(worker.run(calls.shout), "torch" in sys.modules, *calls.servers(os.getpid()))
 """
     with start(code) as caller:
-        out, err = caller.communicate(timeout=60)
+        out, err = caller.communicate(timeout=600)
     answer, imported, server = out.split()
     assert (answer, imported) == ("answer", "False")
     assert sorted(err.splitlines()) == ["printed by the call", "written by the call"]

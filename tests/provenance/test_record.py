@@ -355,5 +355,5 @@ def test_to_read_one_of_a_thousand_records_opens_that_one(tmp_path: Path) -> Non
     record.save(Store(tmp_path), record_of(DIGEST))
     key = fingerprint().key
     with start(READ_ONE, tmp_path, key) as reader:
-        out, err = reader.communicate(timeout=60)
+        out, err = reader.communicate(timeout=600)
     assert (out.splitlines(), err) == ([f"open {tmp_path}", "open records", f"open {key}.json"], "")

@@ -213,7 +213,7 @@ def test_a_state_that_is_removed_while_others_wait_for_it_is_made_again(director
         state = directory / ".cosyjit"
         wait_for(lambda: any(_leads_to(path, state) for path in descriptors.iterdir()))
         shutil.rmtree(state)
-        finished_holder = holder.communicate("\n", timeout=60)
+        finished_holder = holder.communicate("\n", timeout=600)
         assert finished_holder == ("", "")
         waiting.result(60)
     assert shown(directory) == FIRST

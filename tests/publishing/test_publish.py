@@ -608,7 +608,7 @@ print(len(identities & {Path(name).stem for name in opened}))
 def test_no_more_of_a_long_history_is_read_than_is_asked_for(command: str, store: Store, directory: Path) -> None:
     versions(store, directory, 12)
     with start(READ_SOME, store.root, directory, command) as reader:
-        out, err = reader.communicate(timeout=60)
+        out, err = reader.communicate(timeout=600)
     assert err == ""
     assert 0 < int(out) <= 4  # in the store; the directory has its own of the current one
 
@@ -749,7 +749,7 @@ class Reader:
         assert self._process.stdout.readline() == "reading\n"
 
     def check(self) -> None:
-        out, err = self._process.communicate("", timeout=60)
+        out, err = self._process.communicate("", timeout=600)
         assert err == ""
         rounds, whole, found = json.loads(out)
         assert found == []

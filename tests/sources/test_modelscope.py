@@ -356,7 +356,7 @@ def test_an_answer_is_bounded_before_it_is_unpacked_or_parsed(
     as_usual = status == 200 and kind != "revisions"
     hub.fail(kind, times=None, status=0 if as_usual else status, content=body, headers=headers)
     with start(PEAK, MODEL, *([tmp_path] if kind == "download" else [])) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     said, grown = out.splitlines()
     assert err == ""
     assert said.split(":")[0] in {"SourceError", "SourceUnavailableError"}
@@ -563,6 +563,6 @@ def test_the_client_is_imported_by_who_needs_it_alone(hub: Hub, tiny: Path) -> N
     answers = []
     for source in (tiny, MODEL):
         with start(code, source) as process:
-            answers.append(process.communicate(timeout=60))
+            answers.append(process.communicate(timeout=600))
     assert answers == [("False\n", ""), ("True\n", "")]
     assert hub.downloads == ["cosyvoice.yaml"]

@@ -472,7 +472,7 @@ def test_of_two_processes_one_downloads(hub: Hub, home: Path) -> None:
     with start(FETCH, MODEL) as first, start(FETCH, MODEL) as second:
         wait_for(lambda: hub.count("listing") == 2 and incomplete(home))
         both.set()
-        answers = [process.communicate(timeout=60) for process in (first, second)]
+        answers = [process.communicate(timeout=600) for process in (first, second)]
     assert answers == [(f"{open_source(MODEL).pinned}\n", "")] * 2
     assert sorted(hub.downloads) == ["cosyvoice.yaml", "llm.pt"]
 

@@ -274,14 +274,14 @@ def test_a_kill_amid_an_upload_leaves_nothing_to_see_and_the_next_try_succeeds(s
 
     def kill(method: str, path: str) -> None:
         if is_part(2, method, path):
-            started.wait(60)
+            started.wait(600)
             uploader[0].kill()
 
     with s3.proxied(kill):
         uploader.append(start(UPLOAD, url, file))
         started.set()
         with uploader[0] as process:
-            process.communicate(timeout=60)
+            process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL
     place = storage(url)
     assert outcome_of(place) == "nothing"

@@ -60,7 +60,7 @@ def waiting(place: Remote, period: float = leases.PERIOD) -> Iterator[threading.
     thread = threading.Thread(target=wait)
     thread.start()
     yield had
-    thread.join(60)
+    thread.join(600)
     assert had.is_set()
 
 

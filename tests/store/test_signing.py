@@ -205,7 +205,7 @@ for read in (Signer, TrustedKeys):
 
 def test_who_has_no_cryptography_is_told_what_to_install() -> None:
     with start(WITHOUT) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert (out, err) == ("/key.pem: needs a package that is missing; install cosyjit[signing]\n" * 2, "")
 
 

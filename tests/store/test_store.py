@@ -377,7 +377,7 @@ def test_eight_processes_add_the_same_object_at_once(tmp_path: Path) -> None:
         assert adder.stdin is not None
         adder.stdin.write("\n")
         adder.stdin.flush()
-    ends = [(adder.communicate(timeout=60), adder.returncode) for adder in adders]
+    ends = [(adder.communicate(timeout=600), adder.returncode) for adder in adders]
     assert ends == [(("intact\n", ""), 0)] * 8
     assert files_of(store) == {object_name(digest)}
     assert digest == sha256(object_path(store, digest).read_bytes())
@@ -407,7 +407,7 @@ for step in range(1000):
 @pytest.mark.slow
 def test_a_kill_at_any_step_leaves_whole_files_or_none_and_the_next_try_succeeds(tmp_path: Path) -> None:
     with start(KILLED, tmp_path) as killer:
-        out, err = killer.communicate(timeout=120)
+        out, err = killer.communicate(timeout=600)
     statuses = [int(line) for line in out.split()]
     assert err == ""
     assert statuses == [-signal.SIGKILL] * (len(statuses) - 1) + [0]
@@ -466,9 +466,9 @@ def test_who_wants_to_be_alone_waits_for_every_user(end: str, tmp_path: Path) ->
 def leave(process: "subprocess.Popen[str]", end: str = "return") -> None:
     if end == "kill":
         process.kill()
-        process.wait(60)
+        process.wait(600)
     else:
-        process.communicate("\n", timeout=60)
+        process.communicate("\n", timeout=600)
 
 
 def test_who_wants_to_be_alone_is_not_passed_by(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_what_a_killed_process_left_goes_once_nobody_is_at_work(tmp_path: Path) 
     with start(USE, store.root, "in_use") as killed, start(USE, store.root, "in_use") as live:
         left, used = Path(said(killed)), Path(said(live))
         killed.kill()
-        killed.wait(60)
+        killed.wait(600)
         with store.in_use():
             assert (left / "half").read_bytes() == b"half"
             assert (used / "half").read_bytes() == b"half"
@@ -567,7 +567,7 @@ print((memory / "copy").stat().st_size, peak() - before)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_object(tmp_path: Path) -> None:
     with other_device(tmp_path) as memory, start(LARGE, memory, tmp_path / "store") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     assert err == ""
     size, grown = map(int, out.split())
     assert size == 300_000_000
@@ -670,7 +670,7 @@ def test_a_disk_that_takes_no_more_is_an_error_and_leaves_nothing(tmp_path: Path
     store.write("records/a.json", b"{}")
     digest = sha256(bytes(300_000))
     with other_device(tmp_path) as memory, start(FULL, store.root, memory, digest) as writer:
-        out, err = writer.communicate(timeout=60)
+        out, err = writer.communicate(timeout=600)
     assert err == ""
     assert out.splitlines() == [
         f"{store.root}: cannot be read or written ({name}: File too large); mend it, or name another store"
@@ -733,7 +733,7 @@ except StoreError as error:
 
 def test_who_has_no_s3fs_is_told_what_to_install() -> None:
     with start(WITHOUT_S3FS) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert (out, err) == ("s3://bucket/x: needs a package that is missing; install cosyjit[s3]\n", "")
 
 
@@ -846,7 +846,7 @@ def test_a_home_that_is_full_is_done_without(
     digest = add(shared, b"x" * 300_000)
     other = elsewhere(shared, monkeypatch, tmp_path)
     with start(FETCH_WITHIN, other.root, digest) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert (err, sha256(out.encode())) == ("", digest)
     assert other.cache is not None
     assert files_of(other.cache) == set()
@@ -866,7 +866,7 @@ def test_machines_that_add_the_same_object_at_once_add_one(shared: Store, tmp_pa
         adder.stdin.write("\n")
         adder.stdin.flush()
     for adder in adders:
-        out, err = adder.communicate(timeout=60)
+        out, err = adder.communicate(timeout=600)
         ends.append((out, err, adder.returncode))
     assert ends == [("intact\n", "", 0)] * 2
     assert files_of(shared) == {object_name(digest)}

@@ -239,7 +239,7 @@ def finished(process: "subprocess.Popen[str]") -> Ran:
     """What a started command comes to."""
     with process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.kill()
             raise AssertionError(f"{process.args!r} does not end; it has said {process.communicate()}") from None
