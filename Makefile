@@ -41,10 +41,11 @@ VERSIONS_TESTS ?= tests/encoders $(addprefix tests/,$(addsuffix .py,torchscript/
 versions: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
 
-# A hundred thousand inputs for each reader of what strangers write: some ten minutes.
+# A hundred thousand inputs for each reader of what strangers write, and new ones for each property: some twenty minutes.
 fuzz: $(INSTALLED)
 	for target in $(filter-out _%,$(basename $(notdir $(wildcard tests/fuzz/*.py)))); do \
 		$(BIN)/python -m tests.support.fuzzing $$target -runs=100000 || exit; done
+	$(PYTEST) --hypothesis-profile explore -m hypothesis
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -24,8 +24,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks it when it is imported
 # A shell lets what it starts in the background ignore this, and the processes under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # A machine that is busy with something else is slow, which is nothing that a test should fail of.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A change is judged by the same inputs on each machine and at each run; `make fuzz` looks for others.
+settings.register_profile("repeat", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("repeat")
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ PLAIN: Final = [kind for kind in CLASSES if kind.__init__ is CosyjitError.__init
 
 ANYTHING: Final = st.text(st.characters(exclude_categories=()))
 LINES: Final = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), min_size=1)
-NAMES: Final = st.lists(LINES, max_size=3)
+NAMES: Final = st.lists(LINES.filter(lambda name: len(name) < 100), max_size=3)
+"""Of tensors; longer ones are shortened where they are shown."""
 OPTION_ERRORS: Final = st.builds(UnsupportedOptionError, LINES, LINES, LINES, LINES | st.just(""))
 MISMATCHES: Final = st.builds(TensorMismatchError, LINES, NAMES, NAMES, NAMES)
 HOSTILE: Final = st.builds(UnsupportedOptionError, ANYTHING, ANYTHING, ANYTHING) | st.builds(
