@@ -31,7 +31,7 @@ test-slow: $(INSTALLED)
 
 # What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
-	$(PYTEST) --dist worksteal -m stress
+	$(PYTEST) --dist loadfile -m stress
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions
