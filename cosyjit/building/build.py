@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 from cosyjit.building import folders, zips
 from cosyjit.building.artifact import Artifact, Proof, files_of, unwritable
-from cosyjit.errors import CosyjitError
+from cosyjit.errors import CosyjitError, ResourceError
 from cosyjit.planning.target import Target
-from cosyjit.processes import worker
+from cosyjit.processes import limits, worker
 
 
 class _Kind(NamedTuple):
@@ -46,6 +46,7 @@ def build(
         InputError: the model directory has changed since it was planned.
         OutputError: the artifact cannot be written to the disk.
         BuildError: a process was killed, or the scope is cancelled.
+        ResourceError: the system does not give the processes, files or memory that the build needs.
         VerificationError: the artifact does not match its encoder.
     """
     begun = time.perf_counter()
@@ -63,7 +64,8 @@ def build(
         target.check_unchanged()  # else that is the reason, whatever it has led to
         raise
     except OSError as error:
-        raise unwritable(path, error.strerror) from None
+        lack = limits.lack(error)
+        raise (ResourceError(lack) if lack else unwritable(path, error.strerror)) from None
     if progress is not None:
         progress("built")
     return artifact

@@ -1,6 +1,7 @@
 """The command as a process: signals at any moment, and a system that gives or takes less than is asked of it."""
 
 import os
+import re
 import random
 import shutil
 import signal
@@ -333,7 +334,12 @@ def test_an_odd_environment_changes_no_more_than_where_the_store_is(
 
 
 @pytest.mark.parametrize(
-    ("limit", "says"), [("nofile=12", "too many files are open"), ("nproc=1", THREADS), ("fsize=0", "File too large")]
+    ("limit", "says"),
+    [
+        ("nofile=12", r"too many files are open|Too many open files"),  # whichever needs the one too many
+        ("nproc=1", re.escape(THREADS)),
+        ("fsize=0", "File too large"),
+    ],
 )
 def test_other_limits_are_one_line(published: Path, limit: str, says: str) -> None:
     before = snapshot(published)
@@ -343,7 +349,7 @@ def test_other_limits_are_one_line(published: Path, limit: str, says: str) -> No
     else:
         assert ran.err.count("\n") <= 1
         assert "Traceback" not in ran.err
-        assert says in ran.err + ran.out
+        assert re.search(says, ran.err + ran.out)
         assert snapshot(published) == before
 
 
