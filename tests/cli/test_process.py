@@ -1,8 +1,8 @@
 """The command as a process: signals at any moment, and a system that gives or takes less than is asked of it."""
 
 import os
-import re
 import random
+import re
 import shutil
 import signal
 import sys
