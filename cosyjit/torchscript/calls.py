@@ -13,9 +13,8 @@ An encoder computes the same for any number of frames, but for these branches in
     forward_chunk: att_mask                     given | none                    prompt, steps | the last step
     forward_chunk: required_cache_size          all | so many                   all | the last step
 
-A step behind a random cache reaches far positions for the price of a single frame. An encoder without `forward_chunk`
-would have to run over as many frames. So its far positions are not computed: there the code is proof, which `structure`
-compares.
+A step behind a random cache reaches far positions for the price of a frame, and the memory of the cache. Farther ones,
+and those of `forward`, are not computed: there the code is proof, which `structure` compares.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +34,8 @@ _PADDED: Final = [3, 2]
 
 _FAR: Final = 600
 """Frames behind a chunk, all of whose cache is compared."""
-_FARTHEST: Final = 2_100
-"""Frames behind a step. The cache of a full-size `llm.llm` then takes 240 MB."""
+_FARTHEST: Final = 1_100
+"""Frames behind a step. The cache of a full-size `llm.llm` then takes 130 MB, for which builds reserve memory."""
 
 
 class Call(NamedTuple):
@@ -50,7 +49,7 @@ def calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool) -> Iterato
     """All the ways to use an encoder; unless `whole`, over a few frames.
 
     Args:
-        encoder: filled or on the meta device.
+        encoder: not scripted; its weights are not read.
         methods: the methods of the artifact beside `forward`.
         whole: whether to compute on both sides of every branch.
     """
@@ -180,11 +179,13 @@ def _forward_chunk(encoder: Any, size: int, *, whole: bool) -> Callable[[Any, to
             )
             call = f"call {number}, {step.frames} frames behind {cached}"
             yield f"ys of {call}", ys
-            kept = max(att_cache.size(2) - step.frames, 0) if step.required < 0 else 0
-            if kept or (cached and step.required < 0):
-                same = torch.equal(att_cache[:, :, :kept], before.to(att_cache.dtype))
+            if step.required < 0:
+                same = att_cache.size(2) == cached + step.frames and (
+                    cached == 0 or torch.equal(att_cache[:, :, :cached], before.to(att_cache.dtype))
+                )
                 yield f"what att_cache of {call}, keeps", torch.tensor(same)
-            yield f"att_cache of {call}", att_cache[:, :, kept:].contiguous()  # which does not hold all in memory
+            # A copy of what is new, so that the whole cache does not stay in memory.
+            yield f"att_cache of {call}", att_cache[:, :, cached if step.required < 0 else 0 :].contiguous()
         yield "cnn_cache", cnn_cache
 
     return run

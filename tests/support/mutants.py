@@ -237,7 +237,7 @@ MUTANTS: Final = (
     Mutant("many queries are off", "flow.encoder 2", _position_scores(few=False), _by(NUMBERS, CODE)),
     Mutant("few queries of a batch are off", "llm.llm", _position_scores(few=True, right=1), _by(NUMBERS, CODE)),
     Mutant("many queries of a batch are off", "llm.llm", _position_scores(few=False, right=1), _by(NUMBERS, CODE)),
-    # Positions. What has no `forward_chunk` is not run over so many frames: its code is compared.
+    # Positions. Beyond the frames of the calls, the code is compared.
     *(
         Mutant(f"positions beyond {far:,} are wrong", name, _positions(far), seen)
         for far, name, seen in [
@@ -246,13 +246,15 @@ MUTANTS: Final = (
             (20, "flow.encoder 2", _by(NUMBERS, CODE)),
             (200, "llm.llm", _by(NUMBERS, CODE, CODE)),
             (500, "llm.llm", _by(NUMBERS, CODE, CODE)),
-            (2000, "llm.llm", _by(NUMBERS, CODE, CODE)),
+            (1000, "llm.llm", _by(NUMBERS, CODE, CODE)),
+            (2000, "llm.llm", _by(CODE, int8=CODE)),
             (5000, "llm.llm", _by(CODE, int8=CODE)),
             *((far, "llm.text_encoder", _by(CODE)) for far in (200, 500, 2000, 5000)),
             *((far, "flow.encoder", _by(CODE)) for far in (200, 500, 2000, 5000)),
             *((far, "flow.encoder 2", _by(CODE)) for far in (200, 500, 2000, 5000)),
         ]
     ),
+    Mutant("2,000 frames back are seen", "llm.llm", _limited(faulty.ShortOfMemory, 2000), _by(CODE, int8=CODE)),
     # Caches.
     *(
         Mutant(name, "llm.llm", fault, _by(NUMBERS, CODE, int8))
@@ -261,7 +263,7 @@ MUTANTS: Final = (
             ("the cache is ignored", faulty.Unremembering, NUMBERS),
             ("20 frames back are seen", _limited(faulty.ShortOfMemory, 20), NUMBERS),
             ("500 frames back are seen", _limited(faulty.ShortOfMemory, 500), CODE),
-            ("2,000 frames back are seen", _limited(faulty.ShortOfMemory, 2000), CODE),
+            ("1,000 frames back are seen", _limited(faulty.ShortOfMemory, 1000), CODE),
             ("a mask is ignored", faulty.Unmasked, CODE),
             ("a number of the cache is off", faulty.Mislaying, CODE),
             ("a cache is cut to 20", _limited(faulty.Cutting, 20), NUMBERS),
