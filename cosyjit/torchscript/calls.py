@@ -5,15 +5,15 @@ An encoder computes the same for any number of frames, but for these branches in
     where                                       sides                           calls
     Linear.forward                              one row | several               "one" | all others
     attention.position_scores                   few queries | many              "one", "padded", steps | "many", prompt
-    attention_mask, with a chunk                chunks 1 and 2 | later ones     "one" | "many"
+    attention_mask, with a chunk                chunks 1 to 3 | later ones      "one", "padded" | "many"
     attention_mask, pad_mask                    all real | padded               "one" | "padded", "many"
     UpsampleConformerEncoder: streaming         no | yes                        each form
     UpsampleConformerEncoder: context           none | given                    each form
-    forward_chunk: att_cache, cnn_cache         none | given                    prompt | steps
-    forward_chunk: att_mask                     given | none                    prompt, steps | the last step
-    forward_chunk: required_cache_size          all | so many                   all | the last step
+    forward_chunk: att_cache, cnn_cache         none | given                    prompt | all others
+    forward_chunk: att_mask                     given | none                    all others | last step
+    forward_chunk: required_cache_size          all | so many                   all others | last step
 
-A step behind a random cache reaches far positions for the price of a frame, and the memory of the cache. Farther ones,
+Frames behind a random cache reach far positions for the price of a frame, and the memory of the cache. Farther ones,
 and those of `forward`, are not computed: there the code is proof, which `structure` compares.
 """
 
@@ -32,10 +32,8 @@ Labelled = tuple[str, Tensor]
 _PADDED: Final = [3, 2]
 """The lengths of a padded batch with few queries."""
 
-_FAR: Final = 600
-"""Frames behind a chunk, all of whose cache is compared."""
-_FARTHEST: Final = 1_100
-"""Frames behind a step. The cache of a full-size `llm.llm` then takes 130 MB, for which builds reserve memory."""
+_FAR: Final = 1_040
+"""Frames behind a chunk. The cache of a full-size `llm.llm` then takes 120 MB, for which builds reserve memory."""
 
 
 class Call(NamedTuple):
@@ -154,8 +152,8 @@ def chunks(encoder: Any, *, whole: bool) -> list[_Chunk]:
     return [
         _Chunk(_head_size(encoder), 0, _causal),  # many queries, no cache: a prompt
         _Chunk(1, None, _everything),  # a step of decoding
-        _Chunk(4, _FAR, _scattered),
-        _Chunk(1, _FARTHEST, _none, 2),
+        _Chunk(2, _FAR, _scattered),
+        _Chunk(1, 8, _none, 2),
     ]
 
 

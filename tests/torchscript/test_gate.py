@@ -213,9 +213,9 @@ def test_a_weight_that_is_off_is_refused_with_the_call_the_figure_and_the_bound(
     [
         (faulty_encoders.Forgetful, "ys of call 2, 1 frames behind 16: "),
         (faulty_encoders.Unremembering, "ys of call 2, 1 frames behind 16: "),
-        (faulty_encoders.ShortOfMemory, "ys of call 3, 4 frames behind 600: "),
-        (faulty_encoders.Unmasked, "ys of call 3, 4 frames behind 600: "),
-        (faulty_encoders.Mislaying, "att_cache of call 3, 4 frames behind 600: "),
+        (faulty_encoders.ShortOfMemory, "ys of call 3, 2 frames behind 1040: "),
+        (faulty_encoders.Unmasked, "ys of call 3, 2 frames behind 1040: "),
+        (faulty_encoders.Mislaying, "att_cache of call 3, 2 frames behind 1040: "),
     ],
 )
 def test_a_fault_in_streaming_alone_is_refused_with_the_first_call_that_has_it(
@@ -234,7 +234,8 @@ def test_a_cache_that_is_not_kept_as_it_was_given_is_refused(
 ) -> None:
     path = saved(tiny, "llm.llm", "fp32", tmp_path, lambda encoder: kind(encoder, 500))
     assert refusal(path, tiny, "llm.llm", "fp32") == (
-        "forward_chunk, float32 inputs: what att_cache of call 3, 4 frames behind 600, keeps differs from the encoder's"
+        "forward_chunk, float32 inputs: "
+        "what att_cache of call 3, 2 frames behind 1040, keeps differs from the encoder's"
     )
 
 
