@@ -44,6 +44,7 @@ OTHERS: Final = {
             "building.zips",
             "torchscript.load",
             "torchscript.script",
+            "torchscript.calls",
             "torchscript.gate",
             "torchscript.structure",
         ),

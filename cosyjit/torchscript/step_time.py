@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
-STEP: Final = "forward_chunk"
-"""The method that a runtime calls for each step."""
+from cosyjit.torchscript.calls import random_cache
 
 _CACHED: Final = 64
 """The number of frames before the step."""
@@ -36,23 +35,20 @@ def measure(module: Any, encoder: nn.Module, dtype: torch.dtype) -> Step:
         dtype: the type of the artifact's inputs.
     """
     size: Any = encoder.get_submodule("embed.out.0").in_features
-    xs = torch.randn(1, _CACHED + 1, size, generator=torch.Generator().manual_seed(0))
-    cache = _chunk(encoder, xs[:, :_CACHED], 0, torch.zeros(0, 0, 0, 0))[1]
-    frame, narrow = xs[:, _CACHED:], cache.to(dtype)
+    frame = torch.randn(1, 1, size, generator=torch.Generator().manual_seed(0))
+    cache = random_cache(encoder, _CACHED, torch.float32)
+    narrow_frame, narrow_cache = frame.to(dtype), cache.to(dtype)
     turns: dict[str, Callable[[], Any]] = {
-        "artifact": lambda: _chunk(module, frame.to(dtype), _CACHED, narrow),
-        "encoder": lambda: _chunk(encoder, frame, _CACHED, cache),
+        "artifact": lambda: _step(module, narrow_frame, narrow_cache),
+        "encoder": lambda: _step(encoder, frame, cache),
     }
     seconds = {name: min(_timed(turn) for _ in range(_TURNS)) for name, turn in turns.items()}
     return Step(seconds["artifact"], seconds["encoder"] / seconds["artifact"])
 
 
-def _chunk(model: Any, xs: torch.Tensor, offset: int, cache: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    seen = torch.ones(1, xs.size(1), xs.size(1), dtype=torch.bool)
-    outputs: tuple[torch.Tensor, ...] = model.forward_chunk(
-        xs, offset=offset, required_cache_size=-1, att_cache=cache, cnn_cache=torch.zeros(0, 0, 0, 0), att_mask=seen
-    )
-    return outputs
+def _step(model: Any, frame: torch.Tensor, cache: torch.Tensor) -> None:
+    seen, none = torch.ones(1, 1, 1, dtype=torch.bool), torch.zeros(0, 0, 0, 0)
+    model.forward_chunk(frame, offset=_CACHED, required_cache_size=-1, att_cache=cache, cnn_cache=none, att_mask=seen)
 
 
 def _timed(turn: Callable[[], Any]) -> float:

@@ -1,10 +1,14 @@
-"""Checks that a half-precision artifact equals the float32 one but for the type of its numbers.
+"""Checks that an artifact is its encoder: the code that TorchScript makes of it, and its weights, bit for bit.
 
-Half precisions are too coarse to prove this by their outputs, so the contents of the file are compared. Its code has to
-be that of a float32 artifact. Its constants have to be the cast weights: each is identified by the constant of the same
-name in an artifact whose weights are placeholders.
+The encoder is scripted anew, with placeholders for weights. The artifact's code has to be the same but for the type of
+its numbers, and its constants have to be the cast weights: each is identified by the placeholder of the same name. So
+all is proven that the code decides, over any number of frames and in half precisions, whose outputs are too coarse; but
+not what TorchScript makes of the encoder, nor constants that freezing computes. These need calls (`calls`).
+
+Quantized weights do not have placeholders: the encoder is quantized anew, and its constants are compared as they are.
 """
 
+import copy
 import io
 import re
 import zipfile
@@ -15,13 +19,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from cosyjit.encoders.quantized import quantize
+from cosyjit.families import Precision
 from cosyjit.torchscript import script
 
 _FRACTION: Final = 0.25
 """What the first row of a placeholder has beside its index."""
 
 
-def problem(path: Path, module: Any, encoder: nn.Module, methods: Sequence[str], dtype: torch.dtype) -> str | None:
+def problem(path: Path, module: Any, encoder: nn.Module, methods: Sequence[str], precision: Precision) -> str | None:
     """In words, what differs in an artifact besides the type; None if nothing does.
 
     Args:
@@ -29,30 +35,64 @@ def problem(path: Path, module: Any, encoder: nn.Module, methods: Sequence[str],
         module: the same, loaded.
         encoder: filled, float32, not scripted.
         methods: the methods that it keeps beside `forward`.
-        dtype: the type of its weights.
+        precision: that of the artifact.
     """
+    dtype: torch.dtype = getattr(torch, precision.dtype)
     weights = script.cast(weights_of(encoder), dtype)
-    indexed = list(weights.values())
+    if precision.quantized:
+        reference = script.optimize(_quantized(encoder), methods)
+    else:
+        reference = script.optimize(encoder, methods, placeholders(weights))
     archive = io.BytesIO()
     with script.deprecations_ignored():
-        torch.jit.save(script.optimize(encoder, methods, placeholders(weights)), archive)
-        archive.seek(0)
-        reference = torch.jit.load(archive)
+        torch.jit.save(reference, archive)
     if _code(path) != _as_written_for(dtype, _code(archive)):
-        return "the artifact's code is not that of the float32 one"
-    seen = set()  # most constants occur in several methods
+        return "the artifact's code is not that of its encoder"
+    is_right = _same if precision.quantized else _Cast(list(weights.values()))
     for method in ("forward", *methods):
         constants = _constants(module, method)
-        for name, placeholder in _constants(reference, method).items():
-            identified = placeholder_index(placeholder)
-            constant = constants[name]
-            if identified is None or (constant.data_ptr(), identified) in seen:
-                continue
-            index, transposed = identified
-            if not _equals(constant, indexed[index], transposed):
-                return f"a constant of the artifact's {method}, {tuple(constant.shape)}, is not the cast of its tensor"
-            seen.add((constant.data_ptr(), identified))
+        for name, expected in _constants(reference, method).items():
+            if not is_right(constants[name], expected):
+                shape = tuple(_numbers(constants[name])[0].shape)
+                return f"a constant of the artifact's {method}, {shape}, is not the cast of its tensor"
     return None
+
+
+class _Cast:
+    """Says whether a constant is the weight that a placeholder stands for. Most occur in several methods."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.weights = weights
+        self.seen: set[tuple[int, tuple[int, bool]]] = set()
+
+    def __call__(self, constant: Tensor, placeholder: Tensor) -> bool:
+        identified = placeholder_index(placeholder)
+        if identified is None or (constant.data_ptr(), identified) in self.seen:
+            return True
+        index, transposed = identified
+        self.seen.add((constant.data_ptr(), identified))
+        return _equals(constant, self.weights[index], transposed)
+
+
+def _quantized(encoder: nn.Module) -> nn.Module:
+    """The encoder with weights of 8 bits. It shares the others with the one given."""
+    quantized = copy.deepcopy(encoder, {id(tensor): tensor for tensor in weights_of(encoder).values()})
+    quantize(quantized)
+    return quantized
+
+
+def _same(constant: Any, expected: Any) -> bool:
+    """Whether constants, tensors or packed weights of 8 bits, are the same to the bit."""
+    ours, theirs = _numbers(constant), _numbers(expected)
+    return len(ours) == len(theirs) and all(map(torch.equal, map(_bits, ours), map(_bits, theirs)))
+
+
+def _numbers(constant: Any) -> list[Tensor]:
+    """The numbers of a constant; those of packed weights are the weights, their scales and the biases."""
+    if isinstance(constant, Tensor):
+        return [constant]
+    weight, bias = torch.ops.quantized.linear_unpack(constant)
+    return [weight.int_repr(), weight.q_per_channel_scales(), bias]
 
 
 def weights_of(encoder: nn.Module) -> dict[str, Tensor]:
@@ -123,11 +163,11 @@ def _as_written_for(dtype: torch.dtype, code: str) -> str:
     return re.sub(casts, rf"\g<1>{_NUMBERS[dtype]})", code)
 
 
-def _constants(module: Any, method: str) -> dict[str, Tensor]:
-    """The tensors in a method's code, by their names there."""
+def _constants(module: Any, method: str) -> dict[str, Any]:
+    """The tensors and packed weights in a method's code, by their names there."""
     _, constants = (module if method == "forward" else getattr(module, method)).code_with_constants
     names = getattr(constants, "const_mapping", constants)  # that of `forward` is not a dictionary
-    return {name: value for name, value in names.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in names.items() if isinstance(value, (Tensor, torch.ScriptObject))}
 
 
 def _equals(constant: Tensor, weight: Tensor, transposed: bool) -> bool:
@@ -138,5 +178,6 @@ def _equals(constant: Tensor, weight: Tensor, transposed: bool) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """A tensor of two-byte numbers as integers, which are compared much faster."""
-    return tensor.view(torch.int16) if tensor.element_size() == 2 else tensor  # noqa: PLR2004
+    """A tensor of floating-point numbers as integers: 0 is not -0, and half ones are compared much faster."""
+    types = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(types[tensor.element_size()]) if tensor.is_floating_point() else tensor

@@ -6,7 +6,6 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,20 +22,20 @@ from cosyjit.encoders.layers import Linear
 from cosyjit.encoders.quantized import QuantizedLinear, quantize
 from cosyjit.encoders.registry import build_encoder
 from cosyjit.errors import VerificationError
-from cosyjit.families import FAMILIES, PRECISIONS, Component, Precision, Tolerance
+from cosyjit.families import FAMILIES, PRECISIONS, Precision, Tolerance
 from cosyjit.provenance.record import load
+from cosyjit.torchscript import calls, script, structure
 from cosyjit.torchscript import gate as verify
-from cosyjit.torchscript import script, structure
 from cosyjit.torchscript.gate import Metrics
 from tests.encoders.cases import CONFIGURATIONS, Configuration
 from tests.encoders.vectors import ours
 from tests.support import faulty_encoders
-from tests.support.checkpoints import change, component_of, eager, opened
+from tests.support.checkpoints import change, eager
+from tests.support.judged import Fault, cast_encoder, component_in, judged, refusal, saved
 from tests.support.processes import run_here, shown
 from tests.support.stores import files_of, litter
 
 Copy = Callable[[Path], Path]
-Fault = Callable[[nn.Module], object]
 
 TARGETS: Final = [
     (family.name, component.name, precision)
@@ -55,51 +54,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@cache
-def component_in(directory: Path, name: str) -> Component:
-    """A component of a directory that is not changed."""
-    return component_of(opened(directory), name)
-
-
-def half(directory: Path, name: str, precision: str) -> nn.Module:
-    """A component's encoder with its weights as an artifact of that precision has them."""
-    encoder = eager(directory, name, getattr(torch, PRECISIONS[precision].dtype))
-    if PRECISIONS[precision].quantized:
-        quantize(encoder)
-    return encoder
-
-
-def saved(directory: Path, name: str, precision: str, into: Path, fault: Fault | None = None) -> Path:
-    """An artifact as a build makes it, of an encoder that a fault has changed, or made another one of."""
-    encoder = half(directory, name, precision)
-    if fault is not None:
-        with torch.no_grad():
-            other = fault(encoder)
-        encoder = other.eval() if isinstance(other, nn.Module) else encoder
-    return script.save(script.optimize(encoder, component_in(directory, name).methods), into)
-
-
-def judged(path: Path, directory: Path, name: str, precision: str, encoder: nn.Module | None = None) -> Metrics:
-    """What the gate measures of an artifact, against the directory's encoder or another one."""
-    wanted = PRECISIONS[precision]
-    encoder = encoder or eager(directory, name)
-    weight_bytes = sum(wanted.size(each, tensor.shape) for each, tensor in encoder.state_dict().items())
-    return verify.verify(path, encoder, component_in(directory, name), wanted, weight_bytes, weight_bytes)[0]
-
-
-def refusal(
-    path: Path, directory: Path, name: str, precision: str, encoder: nn.Module | None = None, way_out: str | None = None
-) -> str:
-    """What the gate says of an artifact that it refuses, without the way out: the precision's, or another one."""
-    with pytest.raises(VerificationError) as caught:
-        judged(path, directory, name, precision, encoder)
-    (message,) = caught.value.args
-    assert "\n" not in message
-    problem, _, last = message.rpartition("; ")
-    assert last == (way_out or PRECISIONS[precision].hint)
-    return str(problem)
 
 
 def weight(encoder: nn.Module, name: str) -> Tensor:
@@ -138,9 +92,18 @@ def test_an_artifact_of_every_component_passes_at_every_precision(
     assert all(torch.equal(tensor, before[each]) for each, tensor in encoder.state_dict().items())
 
 
-def test_the_faulty_encoders_without_their_fault_pass(tiny: Path, tmp_path: Path) -> None:
-    path = saved(tiny, "llm.llm", "fp32", tmp_path, faulty_encoders.Streaming)
-    assert judged(path, tiny, "llm.llm", "fp32").absolute < 1e-5
+def test_nothing_but_the_code_of_the_faulty_encoders_is_refused_without_their_fault(
+    tiny: Path, tiny2: Path, tmp_path: Path
+) -> None:
+    cases: list[tuple[Path, str, Fault]] = [
+        (tiny, "llm.llm", faulty_encoders.Streaming),
+        (tiny, "llm.llm", faulty_encoders.astray),
+        (tiny2, "flow.encoder", faulty_encoders.Upsampling),
+        (tiny2, "flow.encoder", faulty_encoders.astray),
+    ]
+    for directory, name, kind in cases:
+        path = saved(directory, name, "fp32", tmp_path, kind)
+        assert refusal(path, directory, name, "fp32") == "the artifact's code is not that of its encoder"
 
 
 # The file.
@@ -207,7 +170,7 @@ def test_a_file_that_is_no_zip_does_not_load(tiny: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_artifact_much_smaller_than_its_weights_is_refused(precision: str, tiny: Path, tmp_path: Path) -> None:
-    encoder = half(tiny, "llm.llm", precision)
+    encoder = cast_encoder(tiny, "llm.llm", precision)
     weight_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     path = script.save(
         script.optimize(encoder, ["forward_chunk"], structure.placeholders(structure.weights_of(encoder))), tmp_path
@@ -219,7 +182,7 @@ def test_an_artifact_much_smaller_than_its_weights_is_refused(precision: str, ti
 
 def test_an_artifact_twice_as_large_as_its_weights_is_refused(tiny2: Path, tmp_path: Path) -> None:
     path = saved(tiny2, "flow.encoder", "fp16", tmp_path, nn.Module.float)
-    weight_bytes = sum(tensor.nbytes for tensor in half(tiny2, "flow.encoder", "fp16").state_dict().values())
+    weight_bytes = sum(tensor.nbytes for tensor in cast_encoder(tiny2, "flow.encoder", "fp16").state_dict().values())
     assert path.stat().st_size > 2 * weight_bytes
     assert refusal(path, tiny2, "flow.encoder", "fp16") == (
         f"the artifact has {path.stat().st_size:,} bytes for weights of {weight_bytes:,}"
@@ -236,7 +199,7 @@ def test_a_weight_that_is_off_is_refused_with_the_call_the_figure_and_the_bound(
     path = saved(tiny, "llm.llm", "fp32", tmp_path, move)
     other = eager(tiny, "llm.llm")
     move(other)
-    xs, lengths = verify._random(1, 1, 1, 64), torch.tensor([1])
+    xs, lengths = calls._random(1, 1, 1, 64), torch.tensor([1])
     with torch.inference_mode():
         off = float((other(xs, lengths)[0] - eager(tiny, "llm.llm")(xs, lengths)[0]).abs().max())
     found = re.fullmatch(
@@ -252,11 +215,11 @@ def test_a_weight_that_is_off_is_refused_with_the_call_the_figure_and_the_bound(
 @pytest.mark.parametrize(
     ("kind", "where"),
     [
-        (faulty_encoders.Forgetful, "ys of call 2, 1 frames behind 17: "),
-        (faulty_encoders.Unremembering, "ys of call 2, 1 frames behind 17: "),
-        (faulty_encoders.ShortOfMemory, "ys of call 6, 1 frames behind 21: "),
-        (faulty_encoders.Unmasked, "ys of call 7, 4 frames behind 22: "),
-        (faulty_encoders.Mislaying, "att_cache: "),
+        (faulty_encoders.Forgetful, "ys of call 2, 1 frames behind 16: "),
+        (faulty_encoders.Unremembering, "ys of call 2, 1 frames behind 16: "),
+        (faulty_encoders.ShortOfMemory, "ys of call 3, 2 frames behind 1040: "),
+        (faulty_encoders.Unmasked, "ys of call 3, 2 frames behind 1040: "),
+        (faulty_encoders.Mislaying, "att_cache of call 3, 2 frames behind 1040: "),
     ],
 )
 def test_a_fault_in_streaming_alone_is_refused_with_the_first_call_that_has_it(
@@ -269,31 +232,33 @@ def test_a_fault_in_streaming_alone_is_refused_with_the_first_call_that_has_it(
     )
 
 
+@pytest.mark.parametrize("kind", [faulty_encoders.Cutting, faulty_encoders.Shifting])
+def test_a_cache_that_is_not_kept_as_it_was_given_is_refused(
+    kind: type[faulty_encoders.Streaming], tiny: Path, tmp_path: Path
+) -> None:
+    path = saved(tiny, "llm.llm", "fp32", tmp_path, lambda encoder: kind(encoder, 500))
+    assert refusal(path, tiny, "llm.llm", "fp32") == (
+        "forward_chunk, float32 inputs: "
+        "what att_cache of call 3, 2 frames behind 1040, keeps differs from the encoder's"
+    )
+
+
 def limit_attention(encoder: Any) -> None:
     """Lets a frame see the first 64 alone, which nobody notices who has no more."""
     assert encoder.static_chunk_size == 0
     encoder.static_chunk_size = 64
 
 
-def test_a_fault_that_only_long_sequences_show_is_refused(tiny: Path, tmp_path: Path) -> None:
-    path = saved(tiny, "flow.encoder", "fp32", tmp_path, limit_attention)
-    assert refusal(path, tiny, "flow.encoder", "fp32").startswith(
-        "forward over 333 frames, float32 inputs: ys: the largest absolute error is "
-    )
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_fault_that_only_long_sequences_show_is_refused_in_half_precision(
-    precision: str, tiny: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_fault_that_only_long_sequences_show_is_refused(precision: str, tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "flow.encoder", precision, tmp_path, limit_attention)
-    assert refusal(path, tiny, "flow.encoder", precision) == "the artifact's code is not that of the float32 one"
+    assert refusal(path, tiny, "flow.encoder", precision) == "the artifact's code is not that of its encoder"
 
 
 def test_a_fault_that_only_padding_shows_is_refused(tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "flow.encoder", "fp32", tmp_path, faulty_encoders.BlindToPadding)
     assert refusal(path, tiny, "flow.encoder", "fp32").startswith(
-        "forward over 17 and 8 and 1 frames, float32 inputs: ys: the largest absolute error is "
+        "forward over 3 and 2 frames, float32 inputs: ys: the largest absolute error is "
     )
 
 
@@ -316,20 +281,22 @@ def test_a_chunked_artifact_that_attends_otherwise_is_refused(
     path = saved(tiny2, "flow.encoder.chunked", precision, tmp_path, fault)
     problem = refusal(path, tiny2, "flow.encoder.chunked", precision)
     if precision == "fp32":
-        assert problem.startswith("forward over 64 frames, float32 inputs: ys: the largest absolute error is ")
+        assert problem.startswith("forward over 151 and 76 frames, float32 inputs: ys: the largest absolute error is ")
     else:
-        assert problem == "the artifact's code is not that of the float32 one"
+        assert problem == "the artifact's code is not that of its encoder"
 
 
 def test_a_chunked_artifact_does_not_pass_for_the_usual_one(tiny2: Path, tmp_path: Path) -> None:
     path = saved(tiny2, "flow.encoder.chunked", "fp32", tmp_path)
-    assert refusal(path, tiny2, "flow.encoder", "fp32").startswith("forward over 64 frames, float32 inputs: ys: ")
+    assert refusal(path, tiny2, "flow.encoder", "fp32").startswith(
+        "forward over 76 and 39 frames, float32 inputs: ys: "
+    )
 
 
 def test_another_mask_is_refused(tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "flow.encoder", "fp32", tmp_path, faulty_encoders.MaskingNothing)
     assert refusal(path, tiny, "flow.encoder", "fp32") == (
-        "forward over 17 and 8 and 1 frames, float32 inputs: mask differs from the encoder's"
+        "forward over 3 and 2 frames, float32 inputs: mask differs from the encoder's"
     )
 
 
@@ -342,20 +309,23 @@ def test_another_shape_is_refused(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_fault_that_only_autocast_shows_is_refused_in_bf16(tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "flow.encoder", "bf16", tmp_path, faulty_encoders.WrongUnderAutocast)
-    assert refusal(path, tiny, "flow.encoder", "bf16") == "the artifact's code is not that of the float32 one"
+    assert refusal(path, tiny, "flow.encoder", "bf16") == "the artifact's code is not that of its encoder"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "form"),
-    [(faulty_encoders.NotStreaming, "streaming"), (faulty_encoders.WithoutContext, "streaming with context")],
+    ("kind", "call"),
+    [
+        (faulty_encoders.NotStreaming, "forward over 76 and 39 frames, streaming"),
+        (faulty_encoders.WithoutContext, "forward over 3 and 2 frames, streaming with context"),
+    ],
 )
 def test_an_option_of_forward_that_does_nothing_is_refused(
-    kind: type[faulty_encoders.Upsampling], form: str, tiny2: Path, tmp_path: Path
+    kind: type[faulty_encoders.Upsampling], call: str, tiny2: Path, tmp_path: Path
 ) -> None:
     path = saved(tiny2, "flow.encoder", "fp32", tmp_path, kind)
     assert refusal(path, tiny2, "flow.encoder", "fp32").startswith(
-        f"forward over 64 frames, {form}, float32 inputs: ys: the largest absolute error is "
+        f"{call}, float32 inputs: ys: the largest absolute error is "
     )
 
 
@@ -390,7 +360,7 @@ def test_a_half_artifact_whose_numbers_are_not_its_tensors_is_refused(
 
 def test_a_half_artifact_that_holds_other_types_is_refused(tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "llm.llm", "fp16", tmp_path, nn.Module.bfloat16)
-    assert refusal(path, tiny, "llm.llm", "fp16") == "the artifact's code is not that of the float32 one"
+    assert refusal(path, tiny, "llm.llm", "fp16") == "the artifact's code is not that of its encoder"
 
 
 # What is no number.
@@ -411,7 +381,7 @@ def test_hidden_values_that_overflow_in_fp16_are_refused_and_the_way_out_works(t
     path = saved_as(encoder, tiny, "fp16", tmp_path)
     said = refusal(path, tiny, "llm.llm", "fp16", encoder)
     assert re.fullmatch(
-        r"forward over \d+ frames, float16 inputs: ys has [\d,]+ of [\d,]+ numbers NaN or infinite", said
+        r"forward over [\d and]+ frames, float16 inputs: ys has [\d,]+ of [\d,]+ numbers NaN or infinite", said
     )
     for precision in ("bf16", "fp32"):
         judged(saved_as(encoder, tiny, precision, tmp_path), tiny, "llm.llm", precision, encoder)
@@ -490,9 +460,9 @@ def test_results_of_another_type_are_refused(tiny: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_code_of_a_half_artifact_is_the_float32_one_whatever_the_options(
+def test_the_contents_of_an_artifact_are_those_of_its_encoder_whatever_the_options(
     name: str, precision: str, tmp_path: Path
 ) -> None:
     see_the_structure(CONFIGURATIONS[name], precision, tmp_path)
@@ -502,11 +472,10 @@ def see_the_structure(configuration: Configuration, precision: str, into: Path) 
     encoder = ours(*configuration)
     half = build_encoder(*configuration)
     half.load_state_dict(casts(encoder.state_dict(), precision)[1], assign=True)
-    methods = [method for method in verify._METHODS if hasattr(encoder, method)]
+    methods = [method for method in calls._METHODS if hasattr(encoder, method)]
     path = script.save(script.optimize(half, methods), into)
     gate = verify._Gate(Tolerance(1, 1, 0), PRECISIONS[precision])
-    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].dtype)
-    assert structure.problem(path, gate.load(path), encoder, methods, dtype) is None
+    assert structure.problem(path, gate.load(path), encoder, methods, PRECISIONS[precision]) is None
 
 
 # Checkpoints of other forms, all sound.
@@ -579,7 +548,7 @@ def test_a_checkpoint_with_the_same_weights_in_every_block_passes(
     passes(directory, precision, tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_what_freezing_computes_is_taken_for_no_weight(precision: str, tmp_path: Path) -> None:
     # A convolution of one frame, with the norm behind it folded into it, has the shape of a vector.
     options = {"causal": True, "cnn_module_kernel": 1, "cnn_module_norm": "batch_norm"}
@@ -808,7 +777,7 @@ def key_of(directory: Path, precision: str) -> str:
 
 
 REFUSED: Final = (
-    r"forward over \d+ frames, float16 inputs: ys has [\d,]+ of [\d,]+ numbers NaN or infinite; "
+    r"forward over [\d and]+ frames, float16 inputs: ys has [\d,]+ of [\d,]+ numbers NaN or infinite; "
     r"export bf16 or fp32 instead"
 )
 

@@ -16,20 +16,14 @@ import torch
 
 from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.families import PRECISIONS, Component, Precision
-from cosyjit.torchscript.gate import Mode, _calls, _Gate, _has_arithmetic
+from cosyjit.torchscript.calls import calls
+from cosyjit.torchscript.gate import _Gate, has_arithmetic, modes
 from cosyjit.torchscript.load import load_encoder
 from cosyjit.torchscript.script import cast
 from cosyjit.vllm import folder as folders
 from cosyjit.vllm.rules import plan_folder
 from tests.support.checkpoints import opened
 from tests.support.weights_index import indexed_file
-
-
-def modes_of(precision: Precision) -> list[Mode]:
-    """Inputs of the type of the weights, and for half precisions float32 ones under autocast."""
-    dtype: torch.dtype = getattr(torch, precision.dtype)
-    autocast = [Mode("float32 inputs under autocast", torch.float32, dtype)] if dtype != torch.float32 else []
-    return [Mode(f"{precision.dtype} inputs", dtype), *autocast]
 
 
 def compare_zip(directory: Path, component: Component, precision: Precision) -> tuple[int, float]:
@@ -43,12 +37,12 @@ def compare_zip(directory: Path, component: Component, precision: Precision) -> 
     gate = _Gate(component.tolerances[precision.name], precision)
     module = gate.load(directory / component.file_name(precision.name))
     gate.check_methods(module, ("forward", *component.methods))
-    whole = _has_arithmetic(getattr(torch, precision.dtype))
+    dtype: torch.dtype = getattr(torch, precision.dtype)
     count = 0
     with torch.inference_mode():
-        for call in _calls(encoder, component.methods, whole=whole):
+        for call in calls(encoder, component.methods, whole=has_arithmetic(dtype)):
             expected = list(call.run(encoder, torch.float32))
-            for mode in modes_of(precision):
+            for mode in modes(dtype):
                 gate.compare(f"{call.name}, {mode.name}", gate.outputs(call, module, mode), expected)
                 count += 1
     return count, gate.metrics.absolute

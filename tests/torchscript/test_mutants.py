@@ -1,0 +1,44 @@
+"""Every mutant of the table is refused, at every precision at which it has to be, by the check that has to see it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.judged import refusal, saved
+from tests.support.mutants import CODE, MUTANTS, NUMBERS, WEIGHTS, Mutant
+
+SAID = {
+    NUMBERS: r"forward(_chunk|\b.* frames.*?), \w+ inputs.*: .*",
+    CODE: "the artifact's code is not that of its encoder",
+    WEIGHTS: r"a constant of the artifact's \w+, \([\d, ]+\), is not the cast of its tensor",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The gate has one in the process that it runs in."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def cases() -> Iterator[object]:
+    """Each mutant at each precision. The first of a name is quick enough to be tested always, the others are slow."""
+    names = set()
+    for mutant in MUTANTS:
+        for precision in mutant.seen:
+            marks = [pytest.mark.slow] if mutant.name in names else []
+            names.add(mutant.name)
+            yield pytest.param(mutant, precision, marks=marks, id=f"{mutant.name}-{mutant.component}-{precision}")
+
+
+@pytest.mark.parametrize(("mutant", "precision"), list(cases()))
+def test_a_mutant_is_refused(mutant: Mutant, precision: str, tiny: Path, tiny2: Path, tmp_path: Path) -> None:
+    directory = tiny2 if mutant.component.endswith((" 2", ".chunked")) else tiny
+    component = mutant.component.removesuffix(" 2")
+    path = saved(directory, component, precision, tmp_path, mutant.fault)
+    assert re.fullmatch(SAID[mutant.seen[precision]], refusal(path, directory, component, precision))
