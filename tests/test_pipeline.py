@@ -90,6 +90,7 @@ def test_an_export_of_the_second_family_publishes_what_its_runtime_reads(tiny2: 
     assert snapshot(tiny2) == before
 
 
+@pytest.mark.slow
 def test_a_second_export_builds_nothing_and_publishes_nothing_new(
     tiny: Path, copy_of: Copy, store: Store, stock: Stock
 ) -> None:
@@ -221,6 +222,7 @@ def test_force_builds_all_again_into_the_same_bytes(tiny: Path, tmp_path: Path, 
     assert_clean(tmp_path, store)
 
 
+@pytest.mark.slow
 def test_a_retrained_language_model_is_built_again_alone(tiny: Path, copy_of: Copy, store: Store, stock: Stock) -> None:
     directory = copy_of(tiny)
     stock(directory)

@@ -68,6 +68,7 @@ def test_an_export_prints_a_table_and_where_the_zips_are(tiny: Path, copy_of: Co
     assert {name: shown(directory)[name] for name in ZIPS} == again
 
 
+@pytest.mark.slow
 def test_python_m_prints_one_json_object_and_nothing_else(tiny: Path, tmp_path: Path) -> None:
     directory = tmp_path / "new" / "[red]:smile: 语音"
     command = [sys.executable, "-m", "cosyjit", "export", "--model_dir", tiny, *ONE, "--json", "--publish", directory]
@@ -138,6 +139,7 @@ def no_room(tiny: Path) -> Iterator[str]:
         resource.prlimit(server, limit, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
 def test_a_target_that_cannot_be_built_fails_alone_with_status_1_and_nothing_is_published(
     tiny: Path, copy_of: Copy, run: Run, no_room: str, form: list[str]

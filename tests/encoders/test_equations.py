@@ -106,6 +106,7 @@ def test_chunks_of_the_static_size_make_the_whole(
     assert_near(_in_chunks(encoder, xs, [chunk] * count, masked=False), whole, EXACT)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(configurations(), st.lists(st.integers(1, 5), min_size=1, max_size=4), seeds)
 def test_any_chunks_with_causal_masks_make_the_whole(configuration: Configuration, sizes: list[int], seed: int) -> None:

@@ -145,6 +145,7 @@ def scripted_pair(request: pytest.FixtureRequest) -> tuple[Any, nn.Module, int]:
     return loaded(saved(in_form("optimized", name))), in_form("eager", name), size
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(batch=batches())
 def test_scripted_forward_is_the_eager_one(scripted_pair: tuple[Any, nn.Module, int], batch: Batch) -> None:

@@ -104,6 +104,7 @@ def test_a_second_run_shows_every_task_as_cached_and_publishes_nothing_new(
     assert [each.number for each in history(tmp_path, store=Store())] == [1]
 
 
+@pytest.mark.slow
 def test_what_changed_is_built_and_says_why_and_the_rest_is_cached(
     tiny: Path, copy_of: Callable[[Path], Path], store: Store, stock: Callable[..., None]
 ) -> None:
@@ -148,6 +149,7 @@ def test_the_record_names_the_runs(tiny: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_store(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSYJIT_STORE", str(tmp_path / "store"))
     run(tiny, components=["flow.encoder"], precisions=["fp16"], publish=str(tmp_path / "out"))
@@ -167,6 +169,7 @@ def test_the_environment_names_the_keys(tiny: Path, tmp_path: Path, monkeypatch:
     assert run(tiny, **one).message == "1 cached"
 
 
+@pytest.mark.slow
 def test_components_and_precisions_can_be_chosen(tiny: Path, tmp_path: Path) -> None:
     state = run(tiny, components=["llm.llm"], precisions=["bf16"], publish=str(tmp_path))
 
@@ -279,6 +282,7 @@ def test_a_store_in_the_place_of_what_is_published_is_refused_before_anything_is
     assert listing(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["much", "-1", "0", "1e400"])
 def test_a_setting_that_is_none_is_one_line_as_well(
     memory: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -560,6 +564,7 @@ def older(version: str) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 def test_an_older_server_fails_the_run_with_one_line(tiny: Path, tmp_path: Path) -> None:
     with older("3.7.1") as url, temporary_settings({PREFECT_API_URL: url}):
         state = run(tiny, publish=str(tmp_path))

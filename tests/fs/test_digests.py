@@ -117,6 +117,7 @@ def test_what_is_not_a_file_has_no_digest(place: str, memory: Digests, tmp_path:
 # What happens to a file while it is read.
 
 
+@pytest.mark.slow
 def test_a_file_that_is_changed_while_its_sha256_is_taken_never_has_a_wrong_one(
     memory: Digests, tmp_path: Path
 ) -> None:

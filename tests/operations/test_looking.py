@@ -107,6 +107,7 @@ NO_FAULTS: Final = {"record missing", "latest damaged", "latest missing"}
 """What neither a status nor a verification finds wrong."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", LOCAL)
 def test_looking_twice_changes_nothing_of_a_local_store_and_says_the_same(
     damage: str, run: Run, tiny2: Path, home: Path, store: Store, directory: Path

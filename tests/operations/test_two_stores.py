@@ -260,6 +260,7 @@ def test_the_folder_alone_is_known_by_the_history_of_the_store(first: Store, dir
     assert is_as_published(directory, "vllm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -204,6 +204,7 @@ def remove_state(path: Path) -> None:
     shutil.rmtree(path.parent / ".cosyjit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage", "condition"),
     [

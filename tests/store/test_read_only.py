@@ -96,6 +96,7 @@ def test_a_read_only_store_serves_what_it_has(kept: Store, directory: Path) -> N
     assert snapshot(Path(kept.root)) == before
 
 
+@pytest.mark.slow
 def test_what_would_be_built_into_a_read_only_store_is_refused_before(kept: Store, directory: Path) -> None:
     others(Path(kept.root))
     before = snapshot(Path(kept.root))

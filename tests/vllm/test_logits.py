@@ -153,6 +153,7 @@ def directory(request: pytest.FixtureRequest) -> Path:
 both = pytest.mark.parametrize("directory", ["tiny2", "tiny3"], indirect=True)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_folder_gives_the_logits_of_the_checkpoints_own_tensors(

@@ -475,6 +475,7 @@ REFUSED: Final[dict[str, Callable[[Path], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "export"])
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_command_refuses_it_in_one_line_and_leaves_no_trace(
