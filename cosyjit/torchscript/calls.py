@@ -32,6 +32,9 @@ Labelled = tuple[str, Tensor]
 _PADDED: Final = [3, 2]
 """The lengths of a padded batch with few queries."""
 
+_REAL: Final = [333]
+"""A length that texts and speech have."""
+
 _FAR: Final = 1_040
 """Frames behind a chunk. The cache of a full-size `llm.llm` then takes 120 MB, for which builds reserve memory."""
 
@@ -43,17 +46,19 @@ class Call(NamedTuple):
     run: Callable[[Any, torch.dtype], Iterator[Labelled]]
 
 
-def calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool) -> Iterator[Call]:
+def calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool, real: bool = False) -> Iterator[Call]:
     """All the ways to use an encoder; unless `whole`, over a few frames.
 
     Args:
         encoder: not scripted; its weights are not read.
         methods: the methods of the artifact beside `forward`.
         whole: whether to compute on both sides of every branch.
+        real: whether to compute over a real length besides. No branch needs it, but numbers of half precisions that
+            overflow depend on the weights and the inputs.
     """
     size: Any = encoder.get_submodule("embed.out.0").in_features
     for form in forms(encoder):
-        for lengths in form.sequences if whole else [_PADDED]:
+        for lengths in [*(form.sequences if whole else [_PADDED]), *([_REAL] if real and not form.options else [])]:
             words = " and ".join(map(str, lengths))
             yield Call(f"forward over {words} frames{form.name}", _forward(lengths, size, form.options))
     for method in methods:

@@ -106,6 +106,24 @@ def test_nothing_but_the_code_of_the_faulty_encoders_is_refused_without_their_fa
         assert refusal(path, directory, name, "fp32") == "the artifact's code is not that of its encoder"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_half_precisions_are_computed_over_a_real_length_where_the_processor_can(
+    precision: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+
+    def noted(*arguments: Any, **options: Any) -> Iterator[calls.Call]:
+        for call in calls.calls(*arguments, **options):
+            names.append(call.name)
+            yield call
+
+    monkeypatch.setattr(verify, "calls", noted)
+    judged(saved(tiny, "flow.encoder", precision, tmp_path), tiny, "flow.encoder", precision)
+    native = verify.has_arithmetic(getattr(torch, PRECISIONS[precision].dtype))
+    assert ("forward over 333 frames" in names) is (native and precision != "fp32")
+    assert len(names) > ("forward over 333 frames" in names)
+
+
 # The file.
 
 
