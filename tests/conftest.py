@@ -138,6 +138,17 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Service:
     return Service(s3_server, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Lets torch have one thread, as in the processes that build and verify."""
+    import torch  # noqa: PLC0415  (most tests do without)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Lets torch have another number of threads for a test to change, and gives it back."""

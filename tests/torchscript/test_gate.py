@@ -47,13 +47,7 @@ TARGETS: Final = [
 NUMBER: Final = r"[\d.e+-]+"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The gate has one in the process that it runs in."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weight(encoder: nn.Module, name: str) -> Tensor:

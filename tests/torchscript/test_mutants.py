@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.support.judged import refusal, saved
 from tests.support.mutants import CODE, MUTANTS, NUMBERS, WEIGHTS, Mutant
@@ -17,13 +16,7 @@ SAID = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The gate has one in the process that it runs in."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def cases() -> Iterator[object]:
