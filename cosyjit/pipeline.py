@@ -324,8 +324,10 @@ def obstacles(
         publish, store, replace: see `export`.
 
     Returns:
-        The errors; `export` would raise the first one.
+        The errors; `export` would raise the first one. None of an empty plan.
     """
+    if not planned:
+        return ()
     return tuple(_obstacles(planned, publication_directory(planned, publish, store or Store()), replace=replace))
 
 

@@ -56,6 +56,7 @@ def test_where_there_is_no_other_component_none_is_named(tiny3: Path, store: Sto
     (found,) = obstacles(plan(tiny3, store=store), publish=tmp_path, store=store)
     assert str(found) == f"{tmp_path}/vllm: {SAYS}"
     assert obstacles(plan(tiny3, store=store), publish=tmp_path, store=store, replace=True) == ()
+    assert obstacles((), publish=tmp_path, store=store) == obstacles(()) == ()
 
 
 def _lead_out(path: Path) -> None:
