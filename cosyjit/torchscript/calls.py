@@ -33,7 +33,7 @@ _PADDED: Final = [3, 2]
 """The lengths of a padded batch with few queries."""
 
 _REAL: Final = [333]
-"""A length that texts and speech have."""
+"""A length that texts and speech have. Chunks may be longer than it is: then the code is proof of later ones."""
 
 _FAR: Final = 1_040
 """Frames behind a chunk. The cache of a full-size `llm.llm` then takes 120 MB, for which builds reserve memory."""
@@ -53,8 +53,8 @@ def calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool, real: bool
         encoder: not scripted; its weights are not read.
         methods: the methods of the artifact beside `forward`.
         whole: whether to compute on both sides of every branch.
-        real: whether to compute over a real length besides. No branch needs it, but numbers of half precisions that
-            overflow depend on the weights and the inputs.
+        real: whether to compute over a real length besides. No branch needs it, but the errors of a precision, and
+            whether it overflows, depend on the weights and the inputs.
     """
     size: Any = encoder.get_submodule("embed.out.0").in_features
     for form in forms(encoder):
@@ -89,7 +89,7 @@ def _sequences(encoder: Any) -> list[list[int]]:
     """The lengths "one", "padded" and "many"."""
     # Queries are many if all sequences together have at least as many as a head has channels. The frame after three
     # chunks is hidden from the third one, and seen where there are no chunks.
-    many = max(_head_size(encoder) // 2, 3 * encoder.static_chunk_size) + 1
+    many = max(_head_size(encoder) // 2, min(3 * encoder.static_chunk_size, *_REAL)) + 1
     return [[1], _PADDED, [many, many // 2 + 1]]
 
 
@@ -152,11 +152,14 @@ def _none(frames: int, cached: int) -> Tensor:  # noqa: ARG001
 
 def chunks(encoder: Any, *, whole: bool) -> list[_Chunk]:
     """The calls of `forward_chunk`; unless `whole`, over a few frames."""
+    step = _Chunk(1, None, _everything)  # a single one shows little of how exact a precision is
     if not whole:
-        return [_Chunk(2, 0, _causal), _Chunk(1, None, _everything), _Chunk(1, None, _none, 2)]
+        return [_Chunk(2, 0, _causal), *[step] * 9, _Chunk(1, None, _none, 2)]
     return [
         _Chunk(_head_size(encoder), 0, _causal),  # many queries, no cache: a prompt
-        _Chunk(1, None, _everything),  # a step of decoding
+        *[step] * 5,
+        _Chunk(4, None, _causal),
+        *[step] * 5,
         _Chunk(2, _FAR, _scattered),
         _Chunk(1, 8, _none, 2),
     ]

@@ -11,7 +11,7 @@ from cosyjit.encoders.attention import RelPositionMultiHeadedAttention
 from cosyjit.encoders.layers import Linear, pad_mask
 from cosyjit.encoders.registry import build_encoder
 from cosyjit.encoders.upsample import UpsampleConformerEncoder
-from cosyjit.torchscript.calls import STEP, calls, random_cache
+from cosyjit.torchscript.calls import STEP, calls, forms, random_cache
 from tests.encoders.cases import BARE, CONFIGURATIONS, PUBLISHED, Configuration
 from tests.encoders.vectors import CONFORMER, TRANSFORMER, UPSAMPLE_CONFORMER
 
@@ -106,6 +106,12 @@ def test_every_branch_is_taken_on_both_sides(name: str) -> None:
         assert [label for label, _ in call.run(recorder, torch.float32)]
     wanted = {(*branch, side) for branch in branches(encoder) for side in (True, False)}
     assert wanted - recorder.taken == set()
+
+
+@pytest.mark.parametrize("name", ["flow.encoder", "flow.encoder 2"])
+def test_long_chunks_do_not_make_long_sequences(name: str) -> None:
+    encoder = build_encoder(*OF_FULL_WIDTH[name].having(static_chunk_size=5000))
+    assert max(length for form in forms(encoder) for lengths in form.sequences for length in lengths) == 334
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

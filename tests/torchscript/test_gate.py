@@ -229,9 +229,9 @@ def test_a_weight_that_is_off_is_refused_with_the_call_the_figure_and_the_bound(
     [
         (faulty_encoders.Forgetful, "ys of call 2, 1 frames behind 16: "),
         (faulty_encoders.Unremembering, "ys of call 2, 1 frames behind 16: "),
-        (faulty_encoders.ShortOfMemory, "ys of call 3, 2 frames behind 1040: "),
-        (faulty_encoders.Unmasked, "ys of call 3, 2 frames behind 1040: "),
-        (faulty_encoders.Mislaying, "att_cache of call 3, 2 frames behind 1040: "),
+        (faulty_encoders.ShortOfMemory, "ys of call 7, 4 frames behind 21: "),
+        (faulty_encoders.Unmasked, "ys of call 7, 4 frames behind 21: "),
+        (faulty_encoders.Mislaying, "att_cache of call 6, 1 frames behind 20: "),
     ],
 )
 def test_a_fault_in_streaming_alone_is_refused_with_the_first_call_that_has_it(
@@ -251,7 +251,7 @@ def test_a_cache_that_is_not_kept_as_it_was_given_is_refused(
     path = saved(tiny, "llm.llm", "fp32", tmp_path, lambda encoder: kind(encoder, 500))
     assert refusal(path, tiny, "llm.llm", "fp32") == (
         "forward_chunk, float32 inputs: "
-        "what att_cache of call 3, 2 frames behind 1040, keeps differs from the encoder's"
+        "what att_cache of call 13, 2 frames behind 1040, keeps differs from the encoder's"
     )
 
 
@@ -558,6 +558,71 @@ def test_a_checkpoint_with_the_same_weights_in_every_block_passes(
 
     change(directory, "llm.pt", tie)
     passes(directory, precision, tmp_path)
+
+
+def zeros_of_both_signs(state: dict[str, Tensor]) -> None:
+    state["llm.encoders.0.norm1.bias"].fill_(0.0)
+    state["llm.encoders.0.self_attn.linear_out.bias"].fill_(-0.0)
+
+
+def zeros_in_a_block(state: dict[str, Tensor]) -> None:
+    for name in ("w_1", "w_2"):
+        state[f"llm.encoders.1.feed_forward.{name}.weight"].fill_(0.0)
+
+
+def transposed_weights(state: dict[str, Tensor]) -> None:
+    square = "llm.encoders.{}.self_attn.linear_{}.weight".format
+    state[square(0, "out")] = state[square(0, "pos")].t().clone()
+    state[square(1, "out")] = state[square(0, "out")].t().clone()
+
+
+def weights_of_other_strides(state: dict[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if tensor.ndim == 2 and ".encoders.1." in name:
+            state[name] = state[name.replace(".1.", ".0.")].t().clone().t()
+
+
+def the_same_number_everywhere(state: dict[str, Tensor]) -> None:
+    for tensor in state.values():
+        tensor.fill_(0.1)
+
+
+def biases_that_underflow(state: dict[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if name.endswith("bias"):
+            tensor.mul_(1e-12)
+
+
+@pytest.mark.parametrize(
+    "precision", ["fp32", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fp16", "int8"))]
+)
+@pytest.mark.parametrize(
+    "equal",
+    [
+        zeros_of_both_signs,
+        zeros_in_a_block,
+        transposed_weights,
+        weights_of_other_strides,
+        the_same_number_everywhere,
+        biases_that_underflow,
+    ],
+)
+def test_weights_that_freezing_takes_for_equal_pass(
+    equal: Callable[[dict[str, Tensor]], None], precision: str, tiny: Path, copy_of: Copy, tmp_path: Path
+) -> None:
+    directory = copy_of(tiny)
+    change(directory, "llm.pt", equal)
+    passes(directory, precision, tmp_path)
+
+
+@pytest.mark.parametrize("fault", [move_by_one_unit, negate_a_bias])
+def test_a_fault_beside_weights_that_freezing_takes_for_equal_is_refused(
+    fault: Fault, tiny: Path, copy_of: Copy, tmp_path: Path
+) -> None:
+    directory = copy_of(tiny)
+    change(directory, "llm.pt", zeros_in_a_block)
+    path = saved(directory, "llm.llm", "fp16", tmp_path, fault)
+    assert "the artifact" in refusal(path, directory, "llm.llm", "fp16")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
