@@ -89,7 +89,8 @@ def holders(inodes: Iterable[int]) -> str:
     """In words, the processes of this machine that hold locks of files with these inodes; "" if only this one does."""
     wanted = set(inodes)
     for look in range(_LOOKS):
-        time.sleep(min(look, 1) * _PAUSE / 2)
+        if look:
+            time.sleep(_PAUSE / 2)
         pids = {pid for pid, inode in _locks() if inode in wanted}
         if pids:
             break

@@ -1,4 +1,4 @@
-"""The calls by which an artifact and its encoder are compared: one on each side of every branch, and no more.
+"""The calls by which an artifact and its encoder are compared: on both sides of every branch, and over a stream.
 
 An encoder computes the same for any number of frames, but for these branches in `cosyjit.encoders`:
 
@@ -13,8 +13,9 @@ An encoder computes the same for any number of frames, but for these branches in
     forward_chunk: att_mask                     given | none                    all others | last step
     forward_chunk: required_cache_size          all | so many                   all others | last step
 
-Frames behind a random cache reach far positions for the price of a frame, and the memory of the cache. Farther ones,
-and those of `forward`, are not computed: there the code is proof, which `structure` compares.
+A stream of single frames takes no other branch than one of them, but shows how exact a precision is. Frames behind a
+random cache reach far positions for the price of a frame, and the memory of the cache. Farther ones, and those of
+`forward`, are not computed: there the code is proof, which `structure` compares.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -90,7 +90,7 @@ def verify(
     return gate.metrics, step
 
 
-def modes(dtype: torch.dtype) -> list[Mode]:
+def _modes(dtype: torch.dtype) -> list[Mode]:
     """The ways in which a runtime calls an artifact whose weights have a type."""
     modes = [Mode(f"{str(dtype).removeprefix('torch.')} inputs", dtype)]
     if dtype != torch.float32:
@@ -146,12 +146,15 @@ class _Gate:
         if problem:
             raise self.fail(problem)
 
-    def check_numbers(self, module: Any, encoder: nn.Module, methods: Sequence[str], dtype: torch.dtype) -> None:
-        native = has_arithmetic(dtype)
+    def check_numbers(self, module: Any, encoder: nn.Module, methods: Sequence[str], dtype: torch.dtype) -> int:
+        """Compare outputs in all calls and modes; gives how many were compared."""
+        native, count = has_arithmetic(dtype), 0
         for call in calls(encoder, methods, whole=native, real=native and self.precision.name != "fp32"):
             expected = list(call.run(encoder, torch.float32))
-            for mode in modes(dtype):
+            for mode in _modes(dtype):
                 self.compare(f"{call.name}, {mode.name}", self.outputs(call, module, mode), expected)
+                count += 1
+        return count
 
     def outputs(self, call: Call, module: Any, mode: Mode) -> list[Labelled]:
         """The outputs of an artifact, which have the type of the inputs, and its caches, with that of the weights."""

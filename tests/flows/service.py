@@ -115,13 +115,16 @@ class Service:
 
     def ask(self, path: str, **body: Any) -> Any:
         """What the server's API answers."""
+        return self._post(path, body).json()
+
+    def _post(self, path: str, body: dict[str, Any]) -> requests.Response:
         with requests.Session() as session:
             # As Prefect's client does: a database that is locked by another request is not for long.
             patient = Retry(total=None, status=8, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
             session.mount("http://", HTTPAdapter(max_retries=patient))
             response = session.post(f"{self.api}/{path}", json=body, timeout=30)
         response.raise_for_status()
-        return response.json()
+        return response
 
     def healthy(self) -> bool:
         try:
@@ -153,8 +156,7 @@ class Service:
     def pause_schedules(self) -> None:
         """Have no run begin by itself, which would keep others of its deployment waiting."""
         for deployment in self.ask("deployments/filter"):
-            with requests.post(f"{self.api}/deployments/{deployment['id']}/pause_deployment", timeout=30) as response:
-                response.raise_for_status()
+            self._post(f"deployments/{deployment['id']}/pause_deployment", {})
 
     def wait_for_end(self, run: str) -> dict[str, Any]:
         return wait_for(lambda: self.ended(run), seconds=PATIENCE)

@@ -155,24 +155,21 @@ def _late_chunks(fault: str) -> Callable[[nn.Module], None]:
 
 
 def _position_scores(*, few: bool, right: int = 0) -> Callable[[nn.Module], None]:
-    def make(encoder: nn.Module) -> None:
-        for module in encoder.modules():
-            if isinstance(module, RelPositionMultiHeadedAttention):
-                wrong: Any = module
-                wrong.__class__ = faulty.WrongPositionScores
-                wrong.few = few
-                wrong.right = right
-
-    return make
+    return _replaced(RelPositionMultiHeadedAttention, faulty.WrongPositionScores, few=few, right=right)
 
 
 def _linear(*, one: bool) -> Callable[[nn.Module], None]:
+    return _replaced(Linear, faulty.WrongLinear, one=one)
+
+
+def _replaced(kind: type[nn.Module], wrong: type[nn.Module], **options: int) -> Callable[[nn.Module], None]:
+    """Makes all modules of a kind wrong ones, which have options besides."""
+
     def make(encoder: nn.Module) -> None:
         for module in encoder.modules():
-            if isinstance(module, Linear):
-                wrong: Any = module
-                wrong.__class__ = faulty.WrongLinear
-                wrong.one = one
+            if isinstance(module, kind):
+                module.__class__ = wrong
+                vars(module).update(options)
 
     return make
 

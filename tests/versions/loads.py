@@ -16,8 +16,7 @@ import torch
 
 from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.families import PRECISIONS, Component, Precision
-from cosyjit.torchscript.calls import calls
-from cosyjit.torchscript.gate import _Gate, has_arithmetic, modes
+from cosyjit.torchscript.gate import _Gate
 from cosyjit.torchscript.load import load_encoder
 from cosyjit.torchscript.script import cast
 from cosyjit.vllm import folder as folders
@@ -37,14 +36,8 @@ def compare_zip(directory: Path, component: Component, precision: Precision) -> 
     gate = _Gate(component.tolerances[precision.name], precision)
     module = gate.load(directory / component.file_name(precision.name))
     gate.check_methods(module, ("forward", *component.methods))
-    dtype: torch.dtype = getattr(torch, precision.dtype)
-    count = 0
     with torch.inference_mode():
-        for call in calls(encoder, component.methods, whole=has_arithmetic(dtype)):
-            expected = list(call.run(encoder, torch.float32))
-            for mode in modes(dtype):
-                gate.compare(f"{call.name}, {mode.name}", gate.outputs(call, module, mode), expected)
-                count += 1
+        count = gate.check_numbers(module, encoder, component.methods, getattr(torch, precision.dtype))
     return count, gate.metrics.absolute
 
 
