@@ -171,6 +171,17 @@ def count(value: object) -> int:
     return value
 
 
+def number(value: object) -> int | float:
+    """Check that a value is a number.
+
+    Raises:
+        TypeError: it is not, or it is too large.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -LARGEST < value < LARGEST:
+        raise TypeError(f"{str(value)[:100]!r} is not a number")
+    return value
+
+
 def damaged_error(where: str, reason: str) -> RecordError:
     """The error of a document that was changed or cut short."""
     return RecordError(f"{where}: is damaged ({reason}); remove it, and export again")

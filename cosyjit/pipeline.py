@@ -22,11 +22,12 @@ from cosyjit.processes import worker
 from cosyjit.processes.memory import reservations_directory, reserved
 from cosyjit.processes.processors import processors
 from cosyjit.processes.slots import Slots
-from cosyjit.provenance import record
+from cosyjit.provenance import graphs, record
 from cosyjit.provenance.record import Material, Record
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
+from cosyjit.torchscript.graph import Graph
 
 _SLOTS: Final = Slots(processors())
 """One for each processor: this process builds no more at a time, whichever exports ask."""
@@ -103,7 +104,8 @@ def make(
                 _check_signer([target], store)
                 wait = Wait("memory", store.wait, scope.check)
                 with reserved(reservations_directory(), target.memory_bytes, memory, wait=wait):
-                    found = _make(localize(target, store), store, progress, run or {}, scope)
+                    graph = None if "forced" in planned.reasons else graphs.load(store, target.fingerprint)
+                    found = _make(localize(target, store), store, graph, progress, run or {}, scope)
     else:
         state = "cached"
     if state == "cached" and progress is not None:
@@ -128,15 +130,16 @@ def make(
 def _make(
     target: Target,
     store: Store,
+    graph: Graph | None,
     progress: worker.Progress | None,
     run: Mapping[str, str],
     scope: worker.CancelScope,
 ) -> Record:
-    """Build a target, and put it and its record into a store."""
+    """Build a target, and put it, its record and its graph into a store."""
     started = now()
     with ThreadPoolExecutor(1) as pool, store.staging() as work:
         materials = pool.submit(_materials, target, store)
-        artifact = build(target, work, progress, scope)
+        artifact = build(target, work, progress, scope, graph)
         made = Record(
             name=target.file_name,
             sha256=artifact.sha256,
@@ -157,7 +160,10 @@ def _make(
         )
         for path, digest in artifact.objects.items():
             store.add(path, digest)
-        return record.save(store, made)
+        saved = record.save(store, made)
+        if artifact.graph is not None:
+            graphs.save(store, target.fingerprint, artifact.graph)
+        return saved
 
 
 def _materials(target: Target, store: Store) -> tuple[Material, ...]:

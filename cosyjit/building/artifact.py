@@ -10,6 +10,7 @@ from typing import NamedTuple
 from cosyjit.errors import OutputError
 from cosyjit.fs.hashing import sha256_of
 from cosyjit.planning.target import Target
+from cosyjit.torchscript.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Artifact:
         figures: what was measured of it: its errors, as `cosyjit.torchscript.gate.Metrics` has them; of half
             precisions, how many numbers became 0; and what verifying took of the seconds.
         files: of a folder, the digests of its files by their names.
+        graph: that of the zip, proven; None of a folder, and if it is of no use to other checkpoints.
     """
 
     target: Target
@@ -33,6 +35,7 @@ class Artifact:
     seconds: float
     figures: Mapping[str, float] = field(hash=False)
     files: Mapping[str, str] | None = field(default=None, hash=False)
+    graph: Graph | None = field(default=None, compare=False)
 
     @property
     def objects(self) -> dict[Path, str]:
@@ -42,12 +45,27 @@ class Artifact:
         return {self.path / name: digest for name, digest in self.files.items()}
 
 
+class Built(NamedTuple):
+    """What is built, and not yet proven.
+
+    Attributes:
+        path: the zip, or the folder.
+        underflows: how many numbers became 0 in the cast.
+        of_graph: whether it was written by a graph that had been proven before.
+    """
+
+    path: Path
+    underflows: int
+    of_graph: bool = False
+
+
 class Proof(NamedTuple):
     """What verifying an artifact gives: see `Artifact`."""
 
-    errors: Mapping[str, float]
+    figures: Mapping[str, float]
     sha256: str
     files: Mapping[str, str] | None = None
+    graph: Graph | None = None
 
 
 def unwritable(path: Path, reason: str | None) -> OutputError:

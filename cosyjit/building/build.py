@@ -1,27 +1,32 @@
 """From a target to its artifact, proven, in processes of its own."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from cosyjit.building import folders, zips
-from cosyjit.building.artifact import Artifact, Proof, files_of, unwritable
-from cosyjit.errors import CosyjitError, ResourceError
+from cosyjit.building.artifact import Artifact, Built, Proof, files_of, unwritable
+from cosyjit.errors import CosyjitError, ResourceError, VerificationError
+from cosyjit.fs.files import remove
 from cosyjit.planning.target import Target
 from cosyjit.processes import limits, worker
+from cosyjit.torchscript.graph import Graph
+
+_LOG: Final = logging.getLogger("cosyjit")
 
 
 class _Kind(NamedTuple):
-    """How an artifact of a kind is made.
+    """How an artifact of a kind is made. Both are given the artifact's graph, if there is one.
 
     Attributes:
-        build: builds it, in a process of its own; gives its path, and how many numbers became 0 in the cast.
+        build: builds it, in a process of its own.
         prove: verifies it, in another process, and flushes it to the disk.
     """
 
-    build: Callable[..., tuple[Path, int]]
-    prove: Callable[[Target, Path, worker.Progress | None, worker.CancelScope | None], Proof]
+    build: Callable[..., Built]
+    prove: Callable[[Target, Graph | None, Path, worker.Progress | None, worker.CancelScope | None], Proof]
 
 
 _KINDS: Final = {"zip": _Kind(zips.build, zips.prove), "vllm": _Kind(folders.build, folders.prove)}
@@ -33,14 +38,19 @@ def build(
     directory: Path,
     progress: worker.Progress | None = None,
     scope: worker.CancelScope | None = None,
+    graph: Graph | None = None,
 ) -> Artifact:
     """Build a target in a process of its own, whether or not the store has it, and verify it in another one.
+
+    With its graph, which was proven before, it is written by that, and less has to be verified; if this fails, it is
+    built and verified without.
 
     Args:
         target: from `plan`.
         directory: where to put the artifact, in a new directory named for the target.
         progress: is told the name of each stage.
         scope: cancels the build together with the rest of its export; None if nothing does.
+        graph: that of its zip, from a store that is trusted.
 
     Raises:
         InputError: the model directory has changed since it was planned.
@@ -54,12 +64,25 @@ def build(
     try:
         path.mkdir()
         kind = _KINDS[target.component.kind]
-        made, underflows = worker.run(kind.build, target, path, progress=progress, into=path, scope=scope)
+        made = worker.run(kind.build, target, graph, path, progress=progress, into=path, scope=scope)
         built = time.perf_counter()
-        proof = kind.prove(target, made, progress, scope)
-        figures = {**proof.errors, "underflows": underflows, "verify_seconds": round(time.perf_counter() - built, 3)}
-        size = sum(each.stat().st_size for each in files_of(made))
-        artifact = Artifact(target, made, proof.sha256, size, time.perf_counter() - begun, figures, proof.files)
+        try:
+            proof = kind.prove(target, graph if made.of_graph else None, made.path, progress, scope)
+        except VerificationError:
+            if not made.of_graph:
+                raise
+            _LOG.info("%s: what its graph gave does not match its encoder; it is built without", target.name)
+            remove(path)
+            return build(target, directory, progress, scope)
+        figures = {
+            **proof.figures,
+            "underflows": made.underflows,
+            "of_graph": int(made.of_graph),
+            "verify_seconds": round(time.perf_counter() - built, 3),
+        }
+        size = sum(each.stat().st_size for each in files_of(made.path))
+        seconds = time.perf_counter() - begun
+        artifact = Artifact(target, made.path, proof.sha256, size, seconds, figures, proof.files, proof.graph)
     except CosyjitError:
         target.check_unchanged()  # else that is the reason, whatever it has led to
         raise

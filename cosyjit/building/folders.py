@@ -4,23 +4,20 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cosyjit.building.artifact import Proof, files_of
+from cosyjit.building.artifact import Built, Proof, files_of
 from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.errors import CheckpointError
 from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
+from cosyjit.torchscript.graph import Graph
 from cosyjit.vllm.rules import Folder, plan_folder
 from cosyjit.weights.fit import read_as
 from cosyjit.weights.weights_file import opened
 
 
-def build(target: Target, directory: Path, progress: worker.Progress) -> tuple[Path, int]:
-    """Write the folder of a language model; runs in a process of its own.
-
-    Returns:
-        The folder, and how many numbers became 0 in the cast.
-    """
+def build(target: Target, _graph: Graph | None, directory: Path, progress: worker.Progress) -> Built:
+    """Write the folder of a language model; runs in a process of its own."""
     import torch
 
     from cosyjit.vllm import folder
@@ -31,10 +28,12 @@ def build(target: Target, directory: Path, progress: worker.Progress) -> tuple[P
     planned = planned_folder(target)
     underflows = folder.write(planned, target.weights_file, made, target.precision, progress, target.reading)
     target.check_unchanged()
-    return made, underflows
+    return Built(made, underflows)
 
 
-def prove(target: Target, path: Path, progress: worker.Progress | None, scope: worker.CancelScope | None) -> Proof:
+def prove(
+    target: Target, _graph: Graph | None, path: Path, progress: worker.Progress | None, scope: worker.CancelScope | None
+) -> Proof:
     """Compare a folder with its weights, in a process of its own, while it is flushed to the disk."""
     with ThreadPoolExecutor(1) as pool:
         synced = pool.submit(_sync, path)

@@ -1,8 +1,8 @@
 """Copy a whole store to another place, such as a bucket: its objects, and the documents that name them.
 
-Objects are copied first, and then the documents that name them: records, references, publications, and the head of each
-directory. So no document of the copy ever names a file that is missing there, and a copy that was killed can be run
-again. Temporary files, cached digests and locks belong to one machine and are not copied.
+Objects are copied first, and then the documents that name them: records, references, graphs, publications, and the head
+of each directory. So no document of the copy ever names a file that is missing there, and a copy that was killed can be
+run again. Temporary files, cached digests and locks belong to one machine and are not copied.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnava
 from cosyjit.fs.hashing import sha256_of
 from cosyjit.operations.verify import STRANGE, Fault
 from cosyjit.processes.processors import processors
-from cosyjit.provenance import latest, record
+from cosyjit.provenance import graphs, latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.layout import STATE
 from cosyjit.publishing.publication import Head
@@ -103,7 +103,7 @@ class _Copy:
 
     def all(self) -> Copied:
         self._left_out += [Fault(name, STRANGE) for name in self._source.strange()]
-        copiers = (self._object, self._record, self._latest, self._publication, self._head)
+        copiers = (self._object, self._record, self._latest, self._graph, self._publication, self._head)
         for folder, copy in zip(KEPT, copiers, strict=True):
             self._each(self._source.entries(folder), copy)
             self._there |= {entry.name for entry in self._to.entries(folder)}
@@ -200,6 +200,17 @@ class _Copy:
         key = _readable(lambda: latest.read(self._source, name))
         if key is None:
             raise _LeftOutError("is damaged; the next export writes it anew")
+        self._check_there([record.name_of(key)])
+        if self._to.read(name) is not None:  # of what was exported to that store, perhaps later
+            return False
+        self._to.write(name, content)
+        return True
+
+    def _graph(self, name: str) -> bool | None:
+        content = self._source.read(name)
+        if content is None:
+            return None
+        key = _readable(lambda: graphs.artifact(self._source, name))
         self._check_there([record.name_of(key)])
         if self._to.read(name) is not None:  # of what was exported to that store, perhaps later
             return False

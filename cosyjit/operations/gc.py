@@ -12,7 +12,7 @@ from typing import Final
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, SignatureError, StoreError
 from cosyjit.processes import memory
-from cosyjit.provenance import latest, record
+from cosyjit.provenance import graphs, latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
@@ -144,10 +144,19 @@ class _Search:
                 self._named.update(objects)
 
     def _references(self) -> Iterator[Entry]:
-        """The references to records that are garbage, or deleted already."""
-        for entry in self._below("latest"):
-            if latest.read(self._store, entry.name) not in self._recorded and self._is_old(entry):
-                yield entry
+        """The references and graphs whose record is garbage, or deleted already."""
+        for folder, key_of in (("latest", latest.read), ("graphs", self._artifact)):
+            for entry in self._below(folder):
+                if key_of(self._store, entry.name) not in self._recorded and self._is_old(entry):
+                    yield entry
+
+    def _artifact(self, store: Store, name: str) -> str | None:
+        try:
+            return graphs.artifact(store, name)
+        except LaterSchemaError:
+            raise
+        except RecordError:
+            return None  # nobody can use it; the next export proves it anew
 
     def _in_reach(self, keep: int) -> Iterator[Publication]:
         for head in publication.heads(self._store):

@@ -11,7 +11,7 @@ from cosyjit.errors import RecordError, StoreError, log_cause
 from cosyjit.families import FAMILIES
 from cosyjit.fs.files import absolute
 from cosyjit.fs.hashing import sha256_of
-from cosyjit.provenance import record
+from cosyjit.provenance import graphs, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import STATE
@@ -96,7 +96,7 @@ def verify_store(store: Store | None = None) -> list[Fault]:
     faults = [Fault(name, STRANGE) for name in store.strange()]
     faults += _objects(store)
     objects = store.objects()
-    return [*faults, *_records(store, objects), *_publications(store, objects), *_heads(store)]
+    return [*faults, *_records(store, objects), *_graphs(store), *_publications(store, objects), *_heads(store)]
 
 
 def _objects(store: Store) -> Iterator[Fault]:
@@ -130,6 +130,19 @@ def _records(store: Store, objects: Collection[str]) -> Iterator[Fault]:
         for digest in found.objects if found is not None else ():
             if digest not in objects and _lacks(store, name, object_name(digest)):
                 yield Fault(name, f"object {digest} missing")
+
+
+def _graphs(store: Store) -> Iterator[Fault]:
+    for name in (entry.name for entry in store.entries("graphs")):
+        if not re.fullmatch(FORMS["graphs"], name):
+            yield Fault(name, "is not a graph")
+            continue
+        try:
+            graphs.artifact(store, name)
+        except RecordError as error:
+            if store.has(name):
+                log_cause(error)
+                yield Fault(name, str(error))
 
 
 def _publications(store: Store, objects: Collection[str]) -> Iterator[Fault]:

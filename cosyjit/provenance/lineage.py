@@ -11,7 +11,7 @@ from cosyjit import documents
 from cosyjit.errors import RecordError, SelectionError, SignatureError, line
 from cosyjit.fs.files import absolute
 from cosyjit.fs.hashing import sha256_of, sha256_of_folder
-from cosyjit.provenance import record
+from cosyjit.provenance import record, statements
 from cosyjit.provenance.fingerprint import key_of
 from cosyjit.provenance.record import Record
 from cosyjit.store.store import Store
@@ -97,7 +97,7 @@ def _find(store: Store, reference: str) -> Record | None:
     if recorded is not None:
         return recorded
     for entry in store.entries("records"):
-        if reference.encode() in record.statement_in(store.read(entry.name) or b""):
+        if reference.encode() in statements.in_content(store.read(entry.name) or b""):
             recorded = record.load(store, documents.stem(entry.name))
             if recorded is not None and recorded.sha256 == reference:
                 return recorded

@@ -5,10 +5,8 @@ A record is an in-toto Statement v1 (https://in-toto.io/Statement/v1) with the S
 that a stray file can be traced. That part has no time, path or run, so that equal inputs give equal bytes.
 """
 
-import json
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple
@@ -16,13 +14,12 @@ from typing import Any, Final, NamedTuple
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, SignatureError
 from cosyjit.fs.hashing import sha256_of_folder
+from cosyjit.provenance import statements
 from cosyjit.provenance.fingerprint import Fingerprint, canonical
-from cosyjit.store import signing
-from cosyjit.store.signing import Envelope, TrustedKeys
+from cosyjit.store.signing import TrustedKeys
 from cosyjit.store.store import Store
 from cosyjit.weights.tensor_digests import TensorDigest
 
-STATEMENT: Final = "https://in-toto.io/Statement/v1"
 PREDICATE: Final = "https://slsa.dev/provenance/v1"
 BUILD: Final = "urn:cosyjit:torchscript:v1"
 BUILDER: Final = "urn:cosyjit:builder"
@@ -117,7 +114,7 @@ class Record:
         """The statement with given values as the tensors of its fingerprint."""
         fingerprint = self.fingerprint
         return {
-            "_type": STATEMENT,
+            "_type": statements.TYPE,
             "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in self._subjects],
             "predicateType": PREDICATE,
             "predicate": {
@@ -179,49 +176,9 @@ def parse(content: bytes, where: str, trusted: TrustedKeys | None = None) -> Rec
         SignatureError: none of the keys signed it.
         RecordError: it is damaged.
     """
-    with _reading(where):
-        document, envelope = _opened(content, where, trusted)
+    with statements.reading(where):
+        document, envelope = statements.opened(content, where, trusted)
         return _record(document, tuple(envelope.signatures) if envelope else ())
-
-
-def _opened(content: bytes, where: str, trusted: TrustedKeys | None) -> tuple[dict[str, Any], Envelope | None]:
-    """The statement in the file of a record, and the envelope around it, if there is one."""
-    stored = documents.load(content, where)
-    envelope = signing.Envelope.parse(stored) if signing.is_envelope(stored) else None
-    document = documents.load(envelope.payload, where) if envelope else stored
-    documents.check_schema(document["predicate"]["cosyjit_schema"], where)
-    content_of_file = documents.without_checksum(stored, content, where)
-    if trusted is not None:
-        trusted.check(envelope, where)
-    if envelope is None:
-        return content_of_file, None
-    _check_as_written(envelope, content_of_file, document)
-    return document, envelope
-
-
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Translate errors of the block, such as missing entries or wrong types, into RecordError."""
-    try:
-        yield
-    except RecordError:
-        raise
-    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise documents.damaged_error(where, f"{type(error).__name__}: {error}") from None
-
-
-def _check_as_written(envelope: Envelope, content_of_file: Mapping[str, Any], document: Mapping[str, Any]) -> None:
-    if (envelope.document, envelope.payload) != (content_of_file, canonical(document)):
-        raise ValueError("not as cosyjit writes it")
-
-
-def statement_in(content: bytes) -> bytes:
-    """The text of the statement in the file of a record, unchecked; any other content is returned unchanged."""
-    try:
-        document = json.loads(content)
-        return signing.Envelope.parse(document).payload if signing.is_envelope(document) else content
-    except (LookupError, TypeError, ValueError, RecursionError):
-        return content
 
 
 def _subjects(document: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -266,7 +223,7 @@ def _record(document: Mapping[str, Any], signed_by: tuple[str, ...]) -> Record:
         ),
         started=documents.text(metadata["startedOn"]),
         finished=documents.text(metadata["finishedOn"]),
-        figures={name: _number(value) for name, value in metadata["cosyjit_figures"].items()},
+        figures={name: documents.number(value) for name, value in metadata["cosyjit_figures"].items()},
         run={name: documents.text(value) for name, value in metadata["cosyjit_run"].items()},
         versions={name: documents.text(value) for name, value in details["builder"]["version"].items()},
         files={documents.text(name.removeprefix(f"{subject[0]}/"), documents.MEMBER): digest for name, digest in others}
@@ -292,16 +249,6 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
     for name in ("precision", "device", "torch"):
         documents.text(parts[name])
     documents.count(parts["encoders"])
-
-
-def _number(value: object) -> int | float:
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not -documents.LARGEST < value < documents.LARGEST
-    ):
-        raise TypeError(f"{str(value)[:100]!r} is not a number")
-    return value
 
 
 def name_of(key: str) -> str:
@@ -337,8 +284,8 @@ def objects(store: Store, key: str) -> tuple[str, ...] | None:
     if content is None:
         return None
     where = f"{store}/{name_of(key)}"
-    with _reading(where):
-        document, _ = _opened(content, where, store.trusted)
+    with statements.reading(where):
+        document, _ = statements.opened(content, where, store.trusted)
         if document["predicate"]["buildDefinition"]["internalParameters"]["fingerprint"] != key:
             raise _of_another(where)
         (_, artifact), *members = _subjects(document)
@@ -373,9 +320,7 @@ def save(store: Store, record: Record) -> Record:
             f"{store}/{name}: is signed by {signers}, and another artifact was built here, without a signature; "
             "export where that key is, with --sign, or name another store"
         )
-    statement = record.statement
-    document = store.signer.sign(canonical(statement)).document if store.signer else statement
-    store.write(name, documents.with_checksum(document))
+    store.write(name, statements.content(record.statement, store.signer))
     return record
 
 

@@ -91,6 +91,11 @@ class Signer:
         """Sign bytes."""
         return Envelope(payload, {self.keyid: self._key.sign(_authenticated(payload))})
 
+    def has_signed(self, envelope: Envelope) -> bool:
+        """Whether an envelope has a signature of its content by this key."""
+        signature = envelope.signatures.get(self.keyid)
+        return signature is not None and _verifies(self._key.public_key(), signature, envelope.payload)
+
 
 class TrustedKeys:
     """Public keys, of which a signature by any is enough: the present one, and earlier ones.

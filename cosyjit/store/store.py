@@ -5,6 +5,7 @@ Below one root are
     objects/<2 hex>/<sha256>     artifacts, read-only
     records/<fingerprint>.json   what each was made from (`cosyjit.provenance.record`)
     latest/<key>.json            the fingerprint that a target was last exported with
+    graphs/<key>.json            what the zips of many checkpoints have in common (`cosyjit.provenance.graphs`)
     publications/<sha256>.json   the sets that directories show or showed (`cosyjit.publishing.publication`)
     heads/<key>.json             the last publication of each directory
     damaged/                     files that were set aside, since their bytes are not what their names say
@@ -42,13 +43,13 @@ from cosyjit.store.signing import Signer, TrustedKeys
 
 _UNFINISHED: Final = rf"(objects/[0-9a-f]{{2}}|[a-z]+)/\.[0-9a-f]{{32}}\{files.TEMPORARY}"
 
-KEPT: Final = ("objects", "records", "latest", "publications", "heads")
+KEPT: Final = ("objects", "records", "latest", "graphs", "publications", "heads")
 """The folders of what is kept. A file names only files of the folders before its own."""
 
 FORMS: Final = {
     "objects": r"objects/(?P<start>[0-9a-f]{2})/(?P=start)[0-9a-f]{62}",
     "publications": r"publications/[0-9a-f]{64}\.json",
-    **{folder: rf"{folder}/[0-9a-f]{{32}}\.json" for folder in ("records", "latest", "heads", "digests")},
+    **{folder: rf"{folder}/[0-9a-f]{{32}}\.json" for folder in ("records", "latest", "graphs", "heads", "digests")},
     "damaged": r"damaged/(objects\.[0-9a-f]{2}\.[0-9a-f]{64}|records\.[0-9a-f]{32}\.json)\.[0-9a-f]{8}",
     "tmp": rf"tmp/{STAGED}/.+",
     "locks": r"locks/[0-9a-f]{32}",  # leases: the locks of local stores have shorter names, and stay

@@ -20,7 +20,7 @@ random cache reach far positions for the price of a frame, and the memory of the
 
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,23 +47,29 @@ class Call(NamedTuple):
     run: Callable[[Any, torch.dtype], Iterator[Labelled]]
 
 
-def calls(encoder: nn.Module, methods: Sequence[str], *, whole: bool, real: bool = False) -> Iterator[Call]:
-    """All the ways to use an encoder; unless `whole`, over a few frames.
+Extent = Literal["branches", "few", "fewest"]
+"""How much is computed: on both sides of every branch; over a few frames, in all ways to use an encoder; or each method
+once, over a padded batch and in two steps, which shows whether weights overflow."""
+
+
+def calls(encoder: nn.Module, methods: Sequence[str], extent: Extent, *, real: bool = False) -> Iterator[Call]:
+    """The ways to use an encoder.
 
     Args:
         encoder: not scripted; its weights are not read.
         methods: the methods of the artifact beside `forward`.
-        whole: whether to compute on both sides of every branch.
+        extent: how much to compute.
         real: whether to compute over a real length besides. No branch needs it, but the errors of a precision, and
             whether it overflows, depend on the weights and the inputs.
     """
     size: Any = encoder.get_submodule("embed.out.0").in_features
-    for form in forms(encoder):
-        for lengths in [*(form.sequences if whole else [_PADDED]), *([_REAL] if real and not form.options else [])]:
+    for form in forms(encoder)[: 1 if extent == "fewest" else None]:
+        sequences = form.sequences if extent == "branches" else [_PADDED]
+        for lengths in [*sequences, *([_REAL] if real and not form.options else [])]:
             words = " and ".join(map(str, lengths))
             yield Call(f"forward over {words} frames{form.name}", _forward(lengths, size, form.options))
     for method in methods:
-        yield Call(method, _METHODS[method](encoder, size, whole=whole))
+        yield Call(method, _METHODS[method](encoder, size, extent))
 
 
 class Form(NamedTuple):
@@ -151,10 +157,12 @@ def _none(frames: int, cached: int) -> Tensor:  # noqa: ARG001
     return torch.ones(0, 0, 0, dtype=torch.bool)
 
 
-def chunks(encoder: Any, *, whole: bool) -> list[_Chunk]:
-    """The calls of `forward_chunk`; unless `whole`, over a few frames."""
+def chunks(encoder: Any, extent: Extent) -> list[_Chunk]:
+    """The calls of `forward_chunk`."""
     step = _Chunk(1, None, _everything)  # a single one shows little of how exact a precision is
-    if not whole:
+    if extent == "fewest":
+        return [_Chunk(2, 0, _causal), step]
+    if extent == "few":
         return [_Chunk(2, 0, _causal), *[step] * 9, _Chunk(1, None, _none, 2)]
     return [
         _Chunk(_head_size(encoder), 0, _causal),  # many queries, no cache: a prompt
@@ -166,8 +174,8 @@ def chunks(encoder: Any, *, whole: bool) -> list[_Chunk]:
     ]
 
 
-def _forward_chunk(encoder: Any, size: int, *, whole: bool) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
-    steps = chunks(encoder, whole=whole)
+def _forward_chunk(encoder: Any, size: int, extent: Extent) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
+    steps = chunks(encoder, extent)
     inputs = [_random(number, 1, step.frames, size) for number, step in enumerate(steps)]
 
     def run(model: Any, dtype: torch.dtype) -> Iterator[Labelled]:

@@ -8,11 +8,15 @@ The file is loaded as its consumer loads it, in a process that did not build it.
   bit for bit. That proves all that the calls do not reach, such as the positions of long sequences, and what a half
   precision is too coarse to show.
 
+A zip that was written by a graph (`graph`) which all this has proven before, on a processor of this kind, is compared
+with that byte by byte, weights included. Each method is called once, to see that the new weights do not overflow.
+
 All precisions but float32 are also computed over a real length, since their errors depend on the weights. On a
 processor without native arithmetic for a precision, only a few frames are computed, since all would take minutes: the
 contents prove the rest.
 """
 
+import io
 import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,7 +29,9 @@ from torch import Tensor, nn
 from cosyjit.errors import VerificationError
 from cosyjit.families import Component, Precision, Tolerance
 from cosyjit.torchscript import script, structure
-from cosyjit.torchscript.calls import STEP, Call, Labelled, calls
+from cosyjit.torchscript.calls import STEP, Call, Extent, Labelled, calls
+from cosyjit.torchscript.dissect import graph_of, is_filled
+from cosyjit.torchscript.graph import Graph
 from cosyjit.torchscript.step_time import Step, measure
 
 _MOST: Final = 1.05, 1_000_000
@@ -55,9 +61,31 @@ class Mode(NamedTuple):
     autocast: torch.dtype | None = None
 
 
+class Verified(NamedTuple):
+    """What verifying an artifact gives.
+
+    Attributes:
+        metrics: how far it is from the encoder.
+        graph: its graph, now proven; None if it is of no use to other checkpoints.
+        step: the time of a decoding step, if it decodes in steps and its graph had not been proven.
+    """
+
+    metrics: Metrics
+    graph: Graph | None
+    step: Step | None = None
+
+
 def verify(
-    path: Path, encoder: nn.Module, component: Component, precision: Precision, least_bytes: int, weight_bytes: int
-) -> tuple[Metrics, Step | None]:
+    path: Path,
+    encoder: nn.Module,
+    component: Component,
+    precision: Precision,
+    least_bytes: int,
+    weight_bytes: int,
+    *,
+    provenance: bytes = b"",
+    graph: Graph | None = None,
+) -> Verified:
     """Compare an artifact with the encoder that it was made from.
 
     Args:
@@ -66,9 +94,8 @@ def verify(
         component, precision: those of the artifact.
         least_bytes: the size of the artifact's weights if equal weights are stored once.
         weight_bytes: their size if all are stored.
-
-    Returns:
-        How far it is from the encoder; and the time of a decoding step, if it decodes in steps.
+        provenance: what is embedded in the artifact.
+        graph: the artifact's, if it has been proven before on a processor of this kind.
 
     Raises:
         VerificationError: it does not load, lacks a method, or computes something else. The message says in which call,
@@ -76,18 +103,30 @@ def verify(
     """
     gate = _Gate(component.tolerances[precision.name], precision)
     gate.check_size(path.stat().st_size, least_bytes, weight_bytes)
-    module = gate.load(path)
-    gate.check_methods(module, ("forward", *component.methods))
     dtype: torch.dtype = getattr(torch, precision.dtype)
+    methods = component.methods
     with torch.inference_mode():
-        if dtype == torch.float32:  # then numbers show nearly all, and in which call
-            gate.check_numbers(module, encoder, component.methods, dtype)
-            gate.check_contents(path, module, encoder, component.methods)
+        if graph is None:
+            gate.check_checksums(path)
         else:
-            gate.check_contents(path, module, encoder, component.methods)
-            gate.check_numbers(module, encoder, component.methods, dtype)
-        step = measure(module, encoder, dtype) if STEP in component.methods else None
-    return gate.metrics, step
+            gate.check_filled(path, graph, encoder, provenance)
+        module = gate.load(path)
+        gate.check_methods(module, ("forward", *methods))
+        if graph is not None:
+            # What torch makes of it at the first two calls, and what of that under autocast, was proven with the graph.
+            with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                gate.check_numbers(module, encoder, methods, dtype, "fewest")
+            return Verified(gate.metrics, graph)
+        if dtype == torch.float32:  # then numbers show nearly all, and in which call
+            gate.check_numbers(module, encoder, methods, dtype)
+            reference = gate.check_contents(path, module, encoder, methods)
+        else:
+            reference = gate.check_contents(path, module, encoder, methods)
+            gate.check_numbers(module, encoder, methods, dtype)
+        step = measure(module, encoder, dtype) if STEP in methods else None
+        if reference is not None:
+            graph = graph_of(path, reference, script.cast(structure.weights_of(encoder), dtype), provenance)
+    return Verified(gate.metrics, graph, step)
 
 
 def _modes(dtype: torch.dtype) -> list[Mode]:
@@ -124,34 +163,57 @@ class _Gate:
         if not _LEAST * least_bytes <= size <= factor * weight_bytes + more:
             raise self.fail(f"the artifact has {size:,} bytes for weights of {weight_bytes:,}")
 
-    def load(self, path: Path) -> Any:
+    def check_checksums(self, path: Path) -> None:
+        """Check that an archive is not damaged, which torch does not see."""
         try:
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch does not check the checksums
-            with script.deprecations_ignored(), script.name_for_torch(path) as name:
-                module = torch.jit.load(name, map_location="cpu")
-        except Exception as error:  # noqa: BLE001  (torch raises almost anything for a damaged archive)
+                damaged = archive.testzip()
+        except Exception as error:  # noqa: BLE001  (as torch, almost anything for a damaged archive)
             raise self.fail(f"the artifact does not load ({_lines(error)[0]})") from None
         if damaged:
             raise self.fail(f"the artifact does not load ({damaged} is damaged)")
-        return module
+
+    def load(self, path: Path) -> Any:
+        try:
+            with script.deprecations_ignored(), script.name_for_torch(path) as name:
+                return torch.jit.load(name, map_location="cpu")
+        except Exception as error:  # noqa: BLE001  (torch raises almost anything for a damaged archive)
+            raise self.fail(f"the artifact does not load ({_lines(error)[0]})") from None
 
     def check_methods(self, module: Any, methods: Sequence[str]) -> None:
         missing = [name for name in methods if not hasattr(module, name)]
         if missing:
             raise self.fail(f"the artifact has no method {', '.join(missing)}")
 
-    def check_contents(self, path: Path, module: Any, encoder: nn.Module, methods: Sequence[str]) -> None:
-        problem = structure.problem(path, module, encoder, methods, self.precision)
+    def check_contents(self, path: Path, module: Any, encoder: nn.Module, methods: Sequence[str]) -> io.BytesIO | None:
+        problem, reference = structure.compare(path, module, encoder, methods, self.precision)
         if problem:
             raise self.fail(problem)
+        return reference
 
-    def check_numbers(self, module: Any, encoder: nn.Module, methods: Sequence[str], dtype: torch.dtype) -> int:
-        """Compare outputs in all calls and modes; gives how many were compared."""
+    def check_filled(self, path: Path, graph: Graph, encoder: nn.Module, provenance: bytes) -> None:
+        weights = script.cast(structure.weights_of(encoder), getattr(torch, self.precision.dtype))
+        if not is_filled(path, graph, weights, provenance):
+            raise self.fail("the artifact is not its graph, which is proven, with the cast weights")
+
+    def check_numbers(
+        self,
+        module: Any,
+        encoder: nn.Module,
+        methods: Sequence[str],
+        dtype: torch.dtype,
+        extent: Extent | None = None,
+    ) -> int:
+        """Compare outputs in calls and modes; gives how many were compared.
+
+        Args:
+            extent: of the calls; for None, all branches if the processor has the arithmetic.
+        """
         native, count = has_arithmetic(dtype), 0
-        for call in calls(encoder, methods, whole=native, real=native and self.precision.name != "fp32"):
+        extent = extent or ("branches" if native else "few")
+        for call in calls(encoder, methods, extent, real=native and self.precision.name != "fp32"):
             expected = list(call.run(encoder, torch.float32))
-            for mode in _modes(dtype):
+            for mode in _modes(dtype)[: 1 if extent == "fewest" else None]:
                 self.compare(f"{call.name}, {mode.name}", self.outputs(call, module, mode), expected)
                 count += 1
         return count

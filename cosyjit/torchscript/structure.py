@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,20 @@ _FRACTION: Final = 0.25
 """What the first row of a placeholder has beside its index."""
 
 
-def problem(path: Path, module: Any, encoder: nn.Module, methods: Sequence[str], precision: Precision) -> str | None:
-    """In words, what differs in an artifact besides the type; None if nothing does.
+class Comparison(NamedTuple):
+    """What differs in an artifact.
+
+    Attributes:
+        problem: in words; None if nothing does.
+        reference: the archive of the same encoder with placeholders, if the artifact is like it.
+    """
+
+    problem: str | None
+    reference: io.BytesIO | None = None
+
+
+def compare(path: Path, module: Any, encoder: nn.Module, methods: Sequence[str], precision: Precision) -> Comparison:
+    """Compare an artifact with its encoder, scripted anew, but for the type.
 
     Args:
         path: the zip.
@@ -40,26 +52,29 @@ def problem(path: Path, module: Any, encoder: nn.Module, methods: Sequence[str],
     dtype: torch.dtype = getattr(torch, precision.dtype)
     weights = script.cast(weights_of(encoder), dtype)
     if precision.quantized:
-        return _difference(path, module, script.optimize(_quantized(encoder), methods), methods, _same)
+        return Comparison(_compare(path, module, script.optimize(_quantized(encoder), methods), methods, _same).problem)
     reference = script.optimize(encoder, methods, placeholders(weights))
     is_cast = _Cast(list(weights.values()))
-    found = _difference(path, module, reference, methods, is_cast, dtype)
-    if found and _difference(path, module, script.optimize(encoder, methods, weights), methods, _same) is None:
+    compared = _compare(path, module, reference, methods, is_cast, dtype)
+    if (
+        compared.problem
+        and _compare(path, module, script.optimize(encoder, methods, weights), methods, _same)[0] is None
+    ):
         # Freezing merges weights that are equal as numbers, by whatever sign of zero, order of axes or strides, which
         # placeholders do not show. So few checkpoints have such weights that the memory of a second artifact is taken.
-        return None
-    return found
+        return Comparison(None)
+    return compared
 
 
-def _difference(
+def _compare(
     path: Path,
     module: Any,
     reference: Any,
     methods: Sequence[str],
     is_right: Callable[[Any, Any], bool],
     dtype: torch.dtype = torch.float32,
-) -> str | None:
-    """In words, what differs in an artifact from a reference; None if nothing does.
+) -> Comparison:
+    """Compare an artifact with a reference.
 
     Args:
         reference: an encoder, optimized.
@@ -70,14 +85,14 @@ def _difference(
     with script.deprecations_ignored():
         torch.jit.save(reference, archive)
     if _code(path) != _as_written_for(dtype, _code(archive)):
-        return "the artifact's code is not that of its encoder"
+        return Comparison("the artifact's code is not that of its encoder")
     for method in ("forward", *methods):
         constants = _constants(module, method)
         for name, expected in _constants(reference, method).items():
             if name not in constants or not is_right(constants[name], expected):
                 shape = tuple(_numbers(constants.get(name, expected))[0].shape)
-                return f"a constant of the artifact's {method}, {shape}, is not the cast of its tensor"
-    return None
+                return Comparison(f"a constant of the artifact's {method}, {shape}, is not the cast of its tensor")
+    return Comparison(None, archive)
 
 
 class _Cast:

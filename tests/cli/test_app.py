@@ -16,7 +16,7 @@ import pytest
 
 from cosyjit import Store, __version__, plan
 from cosyjit.processes import worker
-from cosyjit.provenance.record import STATEMENT
+from cosyjit.provenance.statements import TYPE
 from tests.support.checkpoints import retrain
 from tests.support.files import flip
 from tests.support.processes import (
@@ -557,7 +557,7 @@ def test_lineage_finds_an_artifact_by_its_path_its_digest_and_its_fingerprint(
     assert f"source {published}\n" in tree
     documents = {run("lineage", reference, "--json").out for reference in references}
     (document,) = map(json.loads, documents)
-    assert document["_type"] == STATEMENT
+    assert document["_type"] == TYPE
     assert document["subject"] == [{"name": ZIP, "digest": {"sha256": entry["sha256"]}}]
     kept = json.loads(record_path(store, entry["fingerprint"]).read_bytes())
     assert {**document, "checksum": kept["checksum"]} == kept
