@@ -20,6 +20,7 @@ ROOMS: Final = (
     {"errors"},
     {"documents", "families", "settings"},
     {"encoders", "fs"},
+    {"estimators"},
     {"processes", "prefect_api"},
     {"weights", "store"},
     {"configuration"},
@@ -165,7 +166,7 @@ def test_a_folder_is_looked_over_at_once(folder: Path) -> None:
 def test_a_room_says_in_a_sentence_what_it_is_for_and_imports_nothing(path: Path) -> None:
     tree = parsed(path)
     assert ast.get_docstring(tree)
-    assert path.parent.name == "encoders" or len(tree.body) == 1
+    assert path.parent.name in {"encoders", "estimators"} or len(tree.body) == 1
 
 
 def test_each_dependency_is_imported_where_it_belongs() -> None:
@@ -188,11 +189,12 @@ def test_torch_and_what_needs_it_are_imported_where_they_run_only(name: str) -> 
     assert heavy <= inside
 
 
-def test_the_encoders_import_torch_the_errors_and_themselves_alone() -> None:
-    for path in modules(PACKAGE / "encoders"):
+@pytest.mark.parametrize(("name", "others"), [("encoders", {"errors"}), ("estimators", {"errors", "encoders"})])
+def test_networks_import_torch_the_errors_and_themselves_alone(name: str, others: set[str]) -> None:
+    for path in modules(PACKAGE / name):
         roots = {name.split(".")[0] for name in imports(parsed(path))}
         assert roots - sys.stdlib_module_names <= {"torch", "cosyjit"}
-        assert own(path) <= {"encoders", "errors"}
+        assert own(path) <= {name, *others}
 
 
 @pytest.mark.parametrize(
