@@ -77,11 +77,12 @@ class RotaryEmbedding(nn.Module):
 def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the first head of x (B, T, heads * d): `(a, b) -> (a cos - b sin, b cos + a sin)`.
 
-    The rotation has d channels and is applied before the split into heads, so the other heads carry no position.
+    The rotation has d channels and is applied before the split into heads, so the other heads carry no position. It is
+    computed in float32 at least.
     """
     cos, sin = rotation
     size = 2 * cos.size(1)
-    first, rest = x[:, :, :size].float(), x[:, :, size:]
+    first, rest = x[:, :, :size], x[:, :, size:]
     a, b = first[:, :, 0::2], first[:, :, 1::2]
     turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=3).flatten(2)
     return torch.cat([turned.to(x.dtype), rest], dim=2)
