@@ -199,7 +199,12 @@ def test_networks_import_torch_the_errors_and_themselves_alone(name: str, others
 
 
 @pytest.mark.parametrize(
-    "module", ["cosyjit", *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker"))]
+    "module",
+    [
+        "cosyjit",
+        *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker")),
+        *("cosyjit.encoders.parameters", "cosyjit.estimators.parameters"),
+    ],
 )
 def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
     code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
