@@ -20,6 +20,7 @@ ROOMS: Final = (
     {"errors"},
     {"documents", "families", "settings"},
     {"encoders", "fs"},
+    {"estimators"},
     {"processes", "prefect_api"},
     {"weights", "store"},
     {"configuration"},
@@ -49,6 +50,7 @@ OTHERS: Final = {
             "torchscript.structure",
         ),
         *("torchscript.step_time", "vllm.casting", "synth.synth", "synth.shapes", "encoders"),
+        *(f"estimators.{name}" for name in ("dit", "layers", "registry", "solver", "unet")),
     },
     "fsspec": {"store.backends"},
     "modelscope_hub": {"sources.modelscope"},
@@ -188,15 +190,21 @@ def test_torch_and_what_needs_it_are_imported_where_they_run_only(name: str) -> 
     assert heavy <= inside
 
 
-def test_the_encoders_import_torch_the_errors_and_themselves_alone() -> None:
-    for path in modules(PACKAGE / "encoders"):
+@pytest.mark.parametrize(("name", "others"), [("encoders", {"errors"}), ("estimators", {"errors", "encoders"})])
+def test_networks_import_torch_the_errors_and_themselves_alone(name: str, others: set[str]) -> None:
+    for path in modules(PACKAGE / name):
         roots = {name.split(".")[0] for name in imports(parsed(path))}
         assert roots - sys.stdlib_module_names <= {"torch", "cosyjit"}
-        assert own(path) <= {"encoders", "errors"}
+        assert own(path) <= {name, *others}
 
 
 @pytest.mark.parametrize(
-    "module", ["cosyjit", *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker"))]
+    "module",
+    [
+        "cosyjit",
+        *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker")),
+        *("cosyjit.encoders.parameters", "cosyjit.estimators.parameters"),
+    ],
 )
 def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
     code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"

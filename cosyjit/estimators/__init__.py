@@ -1,0 +1,1 @@
+"""The estimators of CosyVoice's flow decoders, from their equations."""
