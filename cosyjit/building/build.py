@@ -92,3 +92,24 @@ def build(
     if progress is not None:
         progress("built")
     return artifact
+
+
+def prove(
+    target: Target,
+    path: Path,
+    progress: worker.Progress | None = None,
+    scope: worker.CancelScope | None = None,
+) -> None:
+    """Verify an artifact of a target in a process of its own, as if nothing of it had been proven before.
+
+    Args:
+        target: from `plan`.
+        path: the zip or the folder.
+        progress, scope: see `build`.
+
+    Raises:
+        CheckpointError: the model directory has changed since it was planned.
+        VerificationError: the artifact does not match its encoder.
+        BuildError, ResourceError: see `build`.
+    """
+    _KINDS[target.component.kind].prove(target, None, path, progress, scope)

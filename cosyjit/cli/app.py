@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from cosyjit import __version__, pipeline, settings
 from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
-from cosyjit.errors import BuildError, CosyjitError, ResourceError, ServerError, log_cause
+from cosyjit.errors import BuildError, CosyjitError, ResourceError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
@@ -237,7 +237,12 @@ def rollback(
 
 @app.command
 def verify(
-    place: str | None = None, *, store: _Store = None, require_signature: _Required = None, json: _Json = False
+    place: str | None = None,
+    *,
+    deep: Annotated[bool, Parameter(negative="")] = False,
+    store: _Store = None,
+    require_signature: _Required = None,
+    json: _Json = False,
 ) -> int:
     """Read the published files of a directory, or a whole store, and check their digests and signatures.
 
@@ -247,18 +252,23 @@ def verify(
     ----------
     place
         A directory with a publication, or a store. The store of --store by default.
+    deep
+        Also compare each artifact with its checkpoint again, as thoroughly as when nothing of it had been proven.
+        For a directory; the checkpoint has to be at hand.
     store, json
         As for export.
     require_signature
         Report every artifact that none of the public keys in this file has signed.
     """
     opened = Store(store, require=require_signature)
+    if deep and (place is None or is_store(place)):
+        raise SelectionError("--deep: compares what a directory shows with its checkpoint; name the directory")
     if place is None:
         faults = verify_store(opened)
     elif is_store(place):
         faults = verify_store(Store(place, require=require_signature))
     else:
-        faults = verify_directory(place, store=opened)
+        faults = verify_directory(place, store=opened, deep=deep)
     if json:
         show_json(as_json.faults(faults))
     else:

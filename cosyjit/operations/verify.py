@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cosyjit import documents
-from cosyjit.errors import RecordError, StoreError, log_cause
+from cosyjit.building.build import prove
+from cosyjit.errors import CheckpointError, CosyjitError, RecordError, StoreError, line, log_cause
 from cosyjit.families import FAMILIES
 from cosyjit.fs.files import absolute
 from cosyjit.fs.hashing import sha256_of
+from cosyjit.fs.waits import Wait
+from cosyjit.planning.plan import find_targets
+from cosyjit.planning.target import Target
+from cosyjit.processes.memory import reservations_directory, reserved
 from cosyjit.provenance import graphs, record
+from cosyjit.provenance.fingerprint import differences
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import STATE
 from cosyjit.publishing.publication import Publication, Published
+from cosyjit.store.coordination import PRIVATE_ROOT
 from cosyjit.store.store import FORMS, Store, object_name
 
 
@@ -34,12 +41,14 @@ _NAMES: Final = {
 """What a runtime may look for in a directory."""
 
 
-def verify_directory(directory: str | Path, *, store: Store | None = None) -> list[Fault]:
+def verify_directory(directory: str | Path, *, store: Store | None = None, deep: bool = False) -> list[Fault]:
     """Read all files that a directory shows and compare their digests; check signatures if the store requires them.
 
     Args:
         directory: where it is published.
         store: the one that it was published from; that of this user for None.
+        deep: also compare each artifact with its checkpoint again, which has to be at hand, as if no graph had been
+            proven before. This takes the memory and time of an export.
 
     Raises:
         PublicationError: nothing was published there with this store.
@@ -48,7 +57,45 @@ def verify_directory(directory: str | Path, *, store: Store | None = None) -> li
     published = PublishedDirectory(directory, store)
     live, checked = published.check(reread=True)
     faults = [Fault(str(published.path / each.name), each.condition) for each in checked if each.condition != "intact"]
-    return [*faults, *_unsigned(published, live)]
+    faults += _unsigned(published, live)
+    if deep:
+        faults += _unlike(published, live)
+    return faults
+
+
+def _unlike(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:
+    """The artifacts that do not match their checkpoints, or cannot be compared with them."""
+    store = directory.store
+    for name, each in live.artifacts.items():
+        try:
+            with store.looked_at(), Store(PRIVATE_ROOT, wait=store.wait).staging() as work:
+                _compare(_target(store, name, each), each, store, work)
+        except CosyjitError as error:  # noqa: PERF203  (each is a fault of its own)
+            log_cause(error)
+            yield Fault(str(directory.path / name), line(error))
+
+
+def _target(store: Store, name: str, artifact: Published) -> Target:
+    made = record.load(store, artifact.fingerprint)
+    if made is None:
+        raise RecordError(f"{store}: has no record of {name}, and so not its checkpoint; export it again")
+    component, precision = made.component, made.fingerprint.precision
+    (target,) = find_targets(made.source, [component], [precision], store=store)
+    if target.fingerprint.key != artifact.fingerprint:
+        changes = "; ".join(differences(made.fingerprint, target.fingerprint))
+        raise CheckpointError(f"{made.source}: is not what {name} was made from ({changes}); export it again")
+    return target
+
+
+def _compare(target: Target, artifact: Published, store: Store, work: Path) -> None:
+    path = work / target.file_name
+    if artifact.files is not None:
+        path.mkdir()
+    for member, digest in (artifact.files or {"": artifact.sha256}).items():
+        with (path / member).open("wb") as file:
+            store.fetch(digest, file, set_aside=False)
+    with reserved(reservations_directory(), target.memory_bytes, None, wait=Wait("memory", store.wait)):
+        prove(target, path)
 
 
 def _unsigned(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit import pipeline
 from cosyjit.building import zips
+from cosyjit.building.artifact import Built
 from cosyjit.errors import BuildError
 from cosyjit.fs.files import TEMPORARY
 from cosyjit.operations import gc
@@ -16,6 +17,7 @@ from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store, object_name
+from cosyjit.torchscript.graph import Graph
 from cosyjit.weights.tensor_digests import read_tensors
 from tests.support.files import sha256
 from tests.support.stores import Content, artifact_of, put
@@ -304,11 +306,11 @@ _REFUSAL: Final = "flow.encoder: is not what its encoder is; try another"
 def played(function: Callable[..., object], *arguments: Any, **_: object) -> object:
     """What `worker.run` gives of the calls that export makes, and leaves."""
     if function is zips.build:
-        target, directory = arguments
+        target, graph, directory = arguments
         path = directory / "archive.zip"
         path.write_bytes(f"{target.name} {target.fingerprint.key}".encode())
-        return path, 0
-    return {"cosine": 1.0} if function is zips._verify else None
+        return Built(path, 0, of_graph=graph is not None)
+    return ({"cosine": 1.0}, Graph(b"", ())) if function is zips._verify else None
 
 
 def _failing(function: Callable[..., object], *arguments: Any, **options: object) -> object:

@@ -102,7 +102,7 @@ def _linear_maps(encoder: nn.Module) -> Iterator[Any]:
 def test_every_branch_is_taken_on_both_sides(name: str) -> None:
     encoder = build_encoder(*(OF_FULL_WIDTH | CONFIGURATIONS)[name])
     recorder = Recorder(encoder)
-    for call in calls(encoder, [STEP] if hasattr(encoder, STEP) else [], whole=True):
+    for call in calls(encoder, [STEP] if hasattr(encoder, STEP) else [], "branches"):
         assert [label for label, _ in call.run(recorder, torch.float32)]
     wanted = {(*branch, side) for branch in branches(encoder) for side in (True, False)}
     assert wanted - recorder.taken == set()

@@ -487,7 +487,7 @@ def see_the_structure(configuration: Configuration, precision: str, into: Path) 
     methods = [method for method in calls._METHODS if hasattr(encoder, method)]
     path = script.save(script.optimize(half, methods), into)
     gate = verify._Gate(Tolerance(1, 1, 0), PRECISIONS[precision])
-    assert structure.problem(path, gate.load(path), encoder, methods, PRECISIONS[precision]) is None
+    assert structure.compare(path, gate.load(path), encoder, methods, PRECISIONS[precision]).problem is None
 
 
 # Checkpoints of other forms, all sound.
@@ -506,8 +506,9 @@ def of_type(directory: Path, dtype: torch.dtype) -> Path:
 def passes(directory: Path, precision: str, into: Path) -> None:
     """Build and verify the language model of a directory as its own processes do, in this one."""
     (planned,) = plan(directory, ["llm.llm"], [precision])
-    path, _ = zips.build(planned.target, into, lambda _: None)
-    assert zips._verify(planned.target, path, lambda _: None)["cosine"] > 0.9
+    built = zips.build(planned.target, None, into, lambda _: None)
+    figures, _ = zips._verify(planned.target, None, built.path, lambda _: None)
+    assert figures["cosine"] > 0.9
 
 
 @pytest.mark.slow

@@ -1,0 +1,355 @@
+"""Proven graphs: what they save an export, what they are never relied on for, and who keeps them."""
+
+import base64
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from cosyjit import Outcome, Store, copy_store, documents, export, gc, plan, verify_directory, verify_store
+from cosyjit.processes import processors
+from cosyjit.provenance import graphs, record, statements
+from cosyjit.provenance.record import Record
+from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.store.signing import Signer
+from cosyjit.torchscript.graph import Graph
+from tests.support.checkpoints import change, retrain, rewrite
+from tests.support.keys import pair
+from tests.support.processes import Run
+from tests.support.stores import age, put
+
+Copy = Callable[[Path], Path]
+
+ONE: Final[dict[str, Any]] = {"components": ["llm.text_encoder"], "precisions": ["fp16"]}
+MONTH: Final = 30 * 86_400.0
+
+
+@pytest.fixture
+def directory(tiny: Path, copy_of: Copy) -> Path:
+    """A model directory of which one artifact has been exported."""
+    directory = copy_of(tiny)
+    assert exported(directory)["of_graph"] == 0
+    retrain(directory, "llm.pt", "text_encoder.")
+    return directory
+
+
+def exported(directory: Path, store: Store | None = None, **options: Any) -> Mapping[str, float]:
+    """The figures of the one artifact that an export has built."""
+    outcome = outcome_of(directory, store, **options)
+    assert (outcome.state, outcome.error) == ("built", None)
+    assert outcome.record is not None
+    return outcome.record.figures
+
+
+def outcome_of(directory: Path, store: Store | None = None, **options: Any) -> Outcome:
+    (outcome,) = export(directory, store=store, **(ONE | options))
+    return outcome
+
+
+def name_of(directory: Path) -> str:
+    (planned,) = plan(directory, **ONE)
+    return graphs.name_of(planned.target.fingerprint)
+
+
+def edit(store: Store, name: str, change: Callable[[dict[str, Any]], object], signer: Signer | None = None) -> None:
+    """Write a graph's document anew, with a right checksum."""
+    content = store.read(name)
+    assert content is not None
+    document, _ = statements.opened(content, name, None)
+    change(document)
+    store.write(name, statements.content(document, signer))
+
+
+def test_other_weights_of_a_proven_graph_are_written_without_scripting(directory: Path, store: Store) -> None:
+    stages: list[str] = []
+    figures = exported(directory, progress=lambda _, stage: stages.append(stage))
+    assert figures["of_graph"] == 1
+    assert stages == ["load", "save", "verify", "built"]
+    assert figures["cosine"] > 0.9999
+    quick = (directory / "llm.text_encoder.fp16.zip").read_bytes()
+    stages.clear()
+    assert exported(directory, force=True, progress=lambda _, stage: stages.append(stage))["of_graph"] == 0
+    assert stages == ["load", "script", "save", "verify", "built"]
+    assert (directory / "llm.text_encoder.fp16.zip").read_bytes() == quick
+    assert verify_store(store) == []
+
+
+def test_the_time_of_a_step_is_that_of_the_graph(tiny: Path, copy_of: Copy) -> None:
+    directory = copy_of(tiny)
+    first = exported(directory, components=["llm.llm"])
+    retrain(directory, "llm.pt", "llm.")
+    second = exported(directory, components=["llm.llm"])
+    assert (first["of_graph"], second["of_graph"]) == (0, 1)
+    assert {each: second[each] for each in ("step_seconds", "speedup")} == {
+        each: first[each] for each in ("step_seconds", "speedup")
+    }
+
+
+def another_processor(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    processors.kind.cache_clear()
+
+
+def other_options(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    rewrite(directory, "static_chunk_size: 1\n    llm:", "static_chunk_size: 3\n    llm:")
+
+
+@pytest.mark.parametrize("differ", [another_processor, other_options], ids=lambda each: each.__name__)
+def test_a_graph_is_that_of_its_options_and_its_processor(
+    differ: Callable[[Path, pytest.MonkeyPatch], None], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = name_of(directory)
+    try:
+        differ(directory, monkeypatch)
+        assert name_of(directory) != before
+        assert exported(directory)["of_graph"] == 0
+    finally:
+        monkeypatch.undo()
+        processors.kind.cache_clear()
+
+
+def test_quantized_weights_do_not_have_a_graph(tiny: Path, copy_of: Copy, store: Store) -> None:
+    directory = copy_of(tiny)
+    quantized: dict[str, Any] = {"components": ["llm.llm"], "precisions": ["int8"]}
+    exported(directory, **quantized)
+    retrain(directory, "llm.pt", "llm.")
+    assert exported(directory, **quantized)["of_graph"] == 0
+    assert store.entries("graphs") == []
+
+
+def test_equal_weights_are_scripted_since_freezing_merges_them(directory: Path) -> None:
+    def alike(state: dict[str, Any]) -> None:
+        name = "text_encoder.encoders.{}.feed_forward.w_1.weight"
+        state[name.format(0)] = state[name.format(1)].clone()
+
+    change(directory, "llm.pt", alike)
+    assert exported(directory)["of_graph"] == 0
+    quick = (directory / "llm.text_encoder.fp16.zip").read_bytes()
+    exported(directory, force=True)
+    assert (directory / "llm.text_encoder.fp16.zip").read_bytes() == quick
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_weights_that_overflow_in_the_encoder_are_refused(precision: str, directory: Path) -> None:
+    exported(directory, precisions=[precision])
+
+    def grow(state: dict[str, Any]) -> None:
+        for name in ("w_1.weight", "w_2.weight"):
+            state[f"text_encoder.encoders.0.feed_forward.{name}"] *= {"fp16": 1e3, "fp32": 1e22}[precision]
+
+    change(directory, "llm.pt", grow)
+    outcome = outcome_of(directory, precisions=[precision])
+    assert outcome.state == "failed"
+    assert "NaN or infinite" in str(outcome.error)
+
+
+def another_code(document: dict[str, Any]) -> None:
+    """Changes a number in the code, which is packed, and puts it back as whoever can write to the store."""
+    graph = document["predicate"]["graph"]
+    own = zlib.decompress(base64.b64decode(graph["own"]))
+    at = own.index(b"PK\1\2")
+    graph["own"] = base64.b64encode(zlib.compress(own[:at] + b"PK\1\3" + own[at + 4 :])).decode()
+
+
+def other_weights(document: dict[str, Any]) -> None:
+    """Exchanges the places of two weights of one size."""
+    gaps = document["predicate"]["graph"]["gaps"]
+    weights = [gap for gap in gaps if gap[1] == "weight" and gap[3] == 64 * 2]
+    weights[0][2], weights[1][2] = weights[1][2], weights[0][2]
+
+
+@pytest.mark.parametrize("fault", [another_code, other_weights], ids=lambda fault: fault.__name__)
+def test_a_graph_that_does_not_give_the_encoder_is_made_anew(
+    fault: Callable[[dict[str, Any]], None], directory: Path, store: Store
+) -> None:
+    name = name_of(directory)
+    whole = store.read(name)
+    edit(store, name, fault)
+    stages: list[str] = []
+    assert exported(directory, progress=lambda _, stage: stages.append(stage))["of_graph"] == 0
+    assert stages == ["load", "save", "verify", "load", "script", "save", "verify", "built"]
+    assert graph_in(store, name) == graph_in_content(whole)
+
+
+def graph_in(store: Store, name: str) -> Graph:
+    return graph_in_content(store.read(name))
+
+
+def graph_in_content(content: bytes | None) -> Graph:
+    assert content is not None
+    document, _ = statements.opened(content, "", None)
+    return Graph.parse(document["predicate"]["graph"])
+
+
+DAMAGES: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "cut short": lambda content: content[:-20],
+    "empty": lambda _: b"",
+    "of one other byte": lambda content: content.replace(b"graph:v1", b"graph:v2"),
+    "not a statement": lambda _: documents.with_checksum({"schema": 1}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_graph_is_reported_and_made_anew(damage: str, directory: Path, store: Store) -> None:
+    name = name_of(directory)
+    content = store.read(name)
+    assert content is not None
+    store.write(name, DAMAGES[damage](content))
+    ((where, problem),) = verify_store(store)
+    assert (where, "is damaged (" in problem) == (name, True)
+    assert exported(directory)["of_graph"] == 0
+    assert verify_store(store) == []
+    retrain(directory, "llm.pt", "text_encoder.")
+    assert exported(directory)["of_graph"] == 1
+
+
+@pytest.mark.parametrize("field", ["parts", "processor"])
+def test_a_graph_in_anothers_place_is_not_relied_on(field: str, directory: Path, store: Store) -> None:
+    def change(document: dict[str, Any]) -> None:
+        parts = document["predicate"]["parts"]
+        parts["precision" if field == "parts" else "processor"] = "another"
+
+    name = name_of(directory)
+    edit(store, name, change)
+    assert [fault.name for fault in verify_store(store)] == [name]
+    assert exported(directory)["of_graph"] == 0
+
+
+def test_a_graph_of_a_later_version_is_neither_relied_on_nor_replaced(directory: Path, store: Store) -> None:
+    name = name_of(directory)
+    edit(store, name, lambda document: document["predicate"].update(cosyjit_schema=2))
+    later = store.read(name)
+    assert exported(directory)["of_graph"] == 0
+    assert store.read(name) == later
+
+
+# Signatures.
+
+
+def test_where_signatures_are_required_only_a_signed_graph_is_relied_on(
+    directory: Path, store: Store, tmp_path: Path
+) -> None:
+    keys, others = pair(tmp_path), pair(tmp_path, "other")
+    signing = Store(store.root, sign=keys.private, require=keys.public)
+    assert exported(directory, signing)["of_graph"] == 0  # the graph was not signed
+    retrain(directory, "llm.pt", "text_encoder.")
+    assert exported(directory, signing)["of_graph"] == 1
+    retrain(directory, "llm.pt", "text_encoder.")
+    name = name_of(directory)
+    edit(store, name, lambda _: None, Signer(others.private))
+    assert exported(directory, signing)["of_graph"] == 0
+
+
+def test_who_signs_relies_on_what_the_same_key_has_signed(directory: Path, store: Store, tmp_path: Path) -> None:
+    keys, others = pair(tmp_path), pair(tmp_path, "other")
+    signing, another = Store(store.root, sign=keys.private), Store(store.root, sign=others.private)
+    assert exported(directory, signing)["of_graph"] == 0
+    retrain(directory, "llm.pt", "text_encoder.")
+    assert exported(directory, another)["of_graph"] == 0
+    retrain(directory, "llm.pt", "text_encoder.")
+    assert exported(directory, another)["of_graph"] == 1
+
+
+def test_a_signed_graph_is_relied_on_without_a_key_and_stays(directory: Path, store: Store, tmp_path: Path) -> None:
+    exported(directory, Store(store.root, sign=pair(tmp_path).private))
+    signed = store.read(name_of(directory))
+    retrain(directory, "llm.pt", "text_encoder.")
+    assert exported(directory)["of_graph"] == 1
+    assert store.read(name_of(directory)) == signed
+
+
+# Who keeps them.
+
+
+def test_a_graph_stays_as_long_as_the_record_of_its_last_artifact(directory: Path, store: Store) -> None:
+    name = name_of(directory)
+    exported(directory)
+    retrain(directory, "llm.pt", "text_encoder.")
+    exported(directory)
+    age(store, MONTH)
+    gc(store, keep=1, older_than=86_400.0, delete=True)
+    assert store.has(name)
+    for entry in store.entries("records"):
+        store.remove(entry.name)
+    age(store, MONTH)
+    assert name in [entry.name for entry in gc(store, keep=1, older_than=86_400.0)]
+
+
+def test_a_copied_store_has_the_graphs(directory: Path, store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    copied = copy_store(store, other)
+    assert name_of(directory) in [entry.name for entry in copied.copied]
+    assert copied.left_out == ()
+    assert exported(directory, other)["of_graph"] == 1
+    assert name_of(directory) in copy_store(store, other).present
+
+
+def test_a_graph_whose_record_is_gone_is_not_copied(directory: Path, store: Store, tmp_path: Path) -> None:
+    for entry in store.entries("records"):
+        store.remove(entry.name)
+    assert name_of(directory) in [fault.name for fault in copy_store(store, Store(tmp_path / "other")).left_out]
+
+
+# All of it again.
+
+
+def test_verifying_deeply_compares_with_the_checkpoint(directory: Path, run: Run) -> None:
+    assert exported(directory)["of_graph"] == 1
+    assert verify_directory(directory, deep=True) == []
+    ran = run("verify", directory, "--deep")
+    assert (ran.status, ran.out.strip()) == (0, "Nothing is wrong")
+    retrain(directory, "llm.pt", "text_encoder.")
+    ran = run("verify", directory, "--deep")
+    assert ran.status == 1
+    assert (
+        f"{directory / 'llm.text_encoder.fp16.zip'}: {directory}: is not what llm.text_encoder.fp16.zip was made from"
+        in (" ".join(ran.out.split()))
+    )
+
+
+def test_verifying_deeply_sees_what_digests_do_not(directory: Path, store: Store) -> None:
+    first = record_in(directory, store)
+    exported(directory)
+    second = record_in(directory, store)
+    record.save(store, replace(second, sha256=first.sha256))  # as a fault of the build would have it
+    assert outcome_of(directory).state == "cached"
+    assert verify_directory(directory) == []
+    ((where, problem),) = verify_directory(directory, deep=True)
+    assert where == str(directory / "llm.text_encoder.fp16.zip")
+    assert "is not the cast of its tensor" in problem
+
+
+def test_verifying_deeply_says_what_it_cannot_compare(directory: Path, store: Store) -> None:
+    exported(directory)
+    (name,) = (record.name_of(record_in(directory, store).fingerprint.key),)
+    whole = store.read(name)
+    assert whole is not None
+    store.remove(name)
+    ((_, problem),) = verify_directory(directory, deep=True)
+    assert problem == f"{store}: has no record of llm.text_encoder.fp16.zip, and so not its checkpoint; export it again"
+    store.write(name, whole)
+    (directory / "llm.pt").unlink()
+    ((_, problem),) = verify_directory(directory, deep=True)
+    assert problem.startswith(f"{directory / 'llm.pt'}: ")
+
+
+def record_in(directory: Path, store: Store) -> Record:
+    """The record of the artifact that a directory shows."""
+    live = PublishedDirectory(directory, store).require_live()
+    ((_, artifact),) = live.artifacts.items()
+    found = record.load(store, artifact.fingerprint)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("place", [(), ("store",)], ids=["no place", "a store"])
+def test_verifying_deeply_is_for_a_directory(place: tuple[str, ...], store: Store, run: Run) -> None:
+    put(store, b"one")
+    ran = run("verify", *[store.root for _ in place], "--deep")
+    assert ran.status == 2
+    assert "--deep: compares what a directory shows with its checkpoint; name the directory" in " ".join(
+        ran.err.split()
+    )
