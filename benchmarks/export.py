@@ -324,11 +324,11 @@ def main(directory: Path, count: int) -> None:
     model, work = directory / "CosyVoice-full", directory / "export"
     if not model.is_dir():
         synth(model, "cosyvoice", "full")
-    rounds = [_round(model, work, number) for number in range(count)]
-    watched = _round(model, work, count, watch=True)
     console = Console(highlight=False, width=120)
-    for table in (_totals(rounds), _processors(rounds), _stages(rounds), _memory(watched)):
+    rounds = [_round(model, work, number) for number in range(count)]
+    for table in (_totals(rounds), _processors(rounds), _stages(rounds)):
         console.print(table)
+    console.print(_memory(_round(model, work, count, watch=True)))
 
 
 if __name__ == "__main__":

@@ -30,12 +30,15 @@ def test_where_no_gpu_is_one_line_says_so_and_nothing_is_made(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_all_figures_of_a_tiny_model_come_out_on_a_cpu(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "CACHED", (8, 30))
     monkeypatch.setattr(gpu, "LENGTHS", (5,))
     monkeypatch.setattr(gpu, "COPIED", 1 << 20)
+    monkeypatch.setattr(gpu, "WARM_UP", 2)
+    monkeypatch.setattr(gpu, "STEPS", 2)
     shown = io.StringIO()
     gpu.figures(tiny, tmp_path, 1, torch.device("cpu"), Console(file=shown, width=200))
     text = shown.getvalue()
