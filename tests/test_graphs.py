@@ -1,6 +1,8 @@
 """Proven graphs: what they save an export, what they are never relied on for, and who keeps them."""
 
 import base64
+import os
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import torch
 
 from cosyjit import Outcome, Store, copy_store, documents, export, gc, plan, verify_directory, verify_store
 from cosyjit.processes import processors
@@ -146,6 +149,43 @@ def test_weights_that_overflow_in_the_encoder_are_refused(precision: str, direct
     assert "NaN or infinite" in str(outcome.error)
 
 
+def test_weights_that_overflow_on_a_later_frame_are_refused(tiny2: Path, copy_of: Copy) -> None:
+    """A tap that meets only padding in the shortest sequences."""
+    directory = copy_of(tiny2)
+    options: dict[str, Any] = {"components": ["flow.encoder"], "precisions": ["fp32"]}
+    exported(directory, **options)
+    change(directory, "flow.pt", lambda state: state["encoder.pre_lookahead_layer.conv1.weight"][:, :, 3].mul_(1e38))
+    outcome = outcome_of(directory, **options)
+    assert outcome.state == "failed"
+    assert "NaN or infinite" in str(outcome.error)
+
+
+def strided(state: dict[str, Any]) -> None:
+    name = "text_encoder.encoders.0.feed_forward.w_1.weight"
+    state[name] = state[name].t().contiguous().t()
+
+
+def of_one_row(state: dict[str, Any]) -> None:
+    name = "text_encoder.embed.out.0.bias"
+    state[name] = state[name][:1].expand(state[name].shape)
+
+
+@pytest.mark.parametrize("edit", [strided, of_one_row], ids=lambda edit: edit.__name__)
+def test_equal_numbers_give_equal_bytes_however_they_stand_in_memory(
+    edit: Callable[[dict[str, Any]], None], directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plain").mkdir()
+    change(directory, "llm.pt", edit)
+    exported(directory, precisions=["fp32"])
+    state = torch.load(directory / "llm.pt", weights_only=True)
+    torch.save(
+        {name: each.clone(memory_format=torch.contiguous_format) for name, each in state.items()}, directory / "llm.pt"
+    )
+    quick = (directory / "llm.text_encoder.fp32.zip").read_bytes()
+    exported(directory, precisions=["fp32"], force=True)
+    assert (directory / "llm.text_encoder.fp32.zip").read_bytes() == quick
+
+
 def another_code(document: dict[str, Any]) -> None:
     """Changes a number in the code, which is packed, and puts it back as whoever can write to the store."""
     graph = document["predicate"]["graph"]
@@ -182,6 +222,34 @@ def graph_in_content(content: bytes | None) -> Graph:
     assert content is not None
     document, _ = statements.opened(content, "", None)
     return Graph.parse(document["predicate"]["graph"])
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def a_large_file(path: Path) -> None:
+    os.truncate(path, 65 << 20)
+
+
+def a_file_for_all(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.touch()
+
+
+@pytest.mark.parametrize("put", [a_folder, a_link, a_large_file, a_file_for_all], ids=lambda put: put.__name__)
+def test_what_stands_in_a_graphs_place_stops_no_export(
+    put: Callable[[Path], None], directory: Path, store: Store
+) -> None:
+    assert store.local is not None
+    put(store.local / name_of(directory))
+    assert exported(directory)["of_graph"] == 0
 
 
 DAMAGES: Final[dict[str, Callable[[bytes], bytes]]] = {

@@ -115,7 +115,7 @@ class _Copy:
         def copied(entry: Entry) -> None:
             try:
                 is_new = copy(entry.name)
-            except _LeftOutError as error:
+            except (_LeftOutError, RecordError) as error:
                 log_cause(error)
                 self._left_out.append(Fault(entry.name, str(error)))
                 return

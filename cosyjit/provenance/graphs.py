@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cosyjit import documents
-from cosyjit.errors import LaterSchemaError, RecordError, log_cause
+from cosyjit.errors import LaterSchemaError, StoreError, log_cause
 from cosyjit.processes import processors
 from cosyjit.provenance import statements
 from cosyjit.provenance.fingerprint import Fingerprint, canonical, key_of
@@ -39,17 +39,17 @@ def load(store: Store, fingerprint: Fingerprint) -> Graph | None:
     nothing is required, the key that is going to sign must have signed the graph, too.
     """
     name = name_of(fingerprint)
-    content = store.read(name)
-    if content is None:
-        return None
     where = f"{store}/{name}"
     try:
+        content = store.read(name)
+        if content is None:
+            return None
         predicate, envelope = _predicate(content, where, store)
         with statements.reading(where):
             if predicate["parts"] != _parts(fingerprint):
                 raise documents.damaged_error(where, "another graph's")
             graph = Graph.parse(predicate["graph"])
-    except RecordError as error:
+    except StoreError as error:  # an export does without
         log_cause(error)
         return None
     if store.signer and not store.trusted and not (envelope and store.signer.has_signed(envelope)):
@@ -92,19 +92,19 @@ def artifact(store: Store, name: str) -> str:
 def save(store: Store, fingerprint: Fingerprint, graph: Graph) -> None:
     """Keep the graph of an artifact, whose record has been written.
 
-    Without a key, a signed graph is not replaced, nor is one of a later version.
+    Without a key, a signed graph is not replaced, nor is one of a later version. Nothing else needs it: if it cannot be
+    written, the next export does without.
     """
     name = name_of(fingerprint)
-    content = store.read(name)
-    if content is not None:
-        try:
-            envelope = _predicate(content, f"{store}/{name}", None)[1]
-        except LaterSchemaError:
-            return
-        except RecordError:
-            envelope = None
-        if envelope and store.signer is None:
-            return
+    try:
+        content = store.read(name)
+        envelope = None if content is None else _predicate(content, f"{store}/{name}", None)[1]
+    except LaterSchemaError:
+        return
+    except StoreError:
+        envelope = None
+    if envelope and store.signer is None:
+        return
     document = graph.document
     statement = {
         "_type": statements.TYPE,
@@ -119,4 +119,7 @@ def save(store: Store, fingerprint: Fingerprint, graph: Graph) -> None:
             "cosyjit_schema": documents.SCHEMA,
         },
     }
-    store.write(name, statements.content(statement, store.signer))
+    try:
+        store.write(name, statements.content(statement, store.signer))
+    except StoreError as error:
+        log_cause(error)

@@ -47,29 +47,31 @@ class Call(NamedTuple):
     run: Callable[[Any, torch.dtype], Iterator[Labelled]]
 
 
-Extent = Literal["branches", "few", "fewest"]
-"""How much is computed: on both sides of every branch; over a few frames, in all ways to use an encoder; or each method
-once, over a padded batch and in two steps, which shows whether weights overflow."""
+Extent = Literal["branches", "few"]
+"""How much is computed: on both sides of every branch, or over a few frames."""
 
 
-def calls(encoder: nn.Module, methods: Sequence[str], extent: Extent, *, real: bool = False) -> Iterator[Call]:
+def calls(
+    encoder: nn.Module, methods: Sequence[str], extent: Extent, *, real: bool = False, stream: bool = True
+) -> Iterator[Call]:
     """The ways to use an encoder.
 
     Args:
         encoder: not scripted; its weights are not read.
         methods: the methods of the artifact beside `forward`.
         extent: how much to compute.
+        stream: whether to compute a stream of steps, and far behind a cache. No branch needs it.
         real: whether to compute over a real length besides. No branch needs it, but the errors of a precision, and
             whether it overflows, depend on the weights and the inputs.
     """
     size: Any = encoder.get_submodule("embed.out.0").in_features
-    for form in forms(encoder)[: 1 if extent == "fewest" else None]:
+    for form in forms(encoder):
         sequences = form.sequences if extent == "branches" else [_PADDED]
         for lengths in [*sequences, *([_REAL] if real and not form.options else [])]:
             words = " and ".join(map(str, lengths))
             yield Call(f"forward over {words} frames{form.name}", _forward(lengths, size, form.options))
     for method in methods:
-        yield Call(method, _METHODS[method](encoder, size, extent))
+        yield Call(method, _METHODS[method](encoder, size, extent, stream=stream))
 
 
 class Form(NamedTuple):
@@ -157,25 +159,24 @@ def _none(frames: int, cached: int) -> Tensor:  # noqa: ARG001
     return torch.ones(0, 0, 0, dtype=torch.bool)
 
 
-def chunks(encoder: Any, extent: Extent) -> list[_Chunk]:
+def chunks(encoder: Any, extent: Extent, *, stream: bool) -> list[_Chunk]:
     """The calls of `forward_chunk`."""
     step = _Chunk(1, None, _everything)  # a single one shows little of how exact a precision is
-    if extent == "fewest":
-        return [_Chunk(2, 0, _causal), step]
     if extent == "few":
-        return [_Chunk(2, 0, _causal), *[step] * 9, _Chunk(1, None, _none, 2)]
+        return [_Chunk(2, 0, _causal), *[step] * (9 if stream else 1), _Chunk(1, None, _none, 2)]
     return [
         _Chunk(_head_size(encoder), 0, _causal),  # many queries, no cache: a prompt
-        *[step] * 5,
+        *[step] * (5 if stream else 1),
         _Chunk(4, None, _causal),
-        *[step] * 5,
-        _Chunk(2, _FAR, _scattered),
+        *([*[step] * 5, _Chunk(2, _FAR, _scattered)] if stream else []),
         _Chunk(1, 8, _none, 2),
     ]
 
 
-def _forward_chunk(encoder: Any, size: int, extent: Extent) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
-    steps = chunks(encoder, extent)
+def _forward_chunk(
+    encoder: Any, size: int, extent: Extent, *, stream: bool
+) -> Callable[[Any, torch.dtype], Iterator[Labelled]]:
+    steps = chunks(encoder, extent, stream=stream)
     inputs = [_random(number, 1, step.frames, size) for number, step in enumerate(steps)]
 
     def run(model: Any, dtype: torch.dtype) -> Iterator[Labelled]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cosyjit.errors import InputError
 from cosyjit.torchscript.graph import CHECKSUM_BYTES, ID_DIGITS, MARK, Gap, Graph
+from cosyjit.torchscript.load import is_row_major
 from cosyjit.torchscript.structure import placeholder_index
 from cosyjit.weights import zip_reader
 from cosyjit.weights.zip_reader import Member
@@ -125,7 +126,7 @@ def is_filled(path: Path, graph: Graph, weights: Mapping[str, Tensor], provenanc
 
 def _buffers(weights: Mapping[str, Tensor]) -> dict[str, memoryview]:
     """The bytes of tensors, without a copy: the tensors have to outlive them. Strided ones are left out."""
-    return {name: _buffer(each) for name, each in weights.items() if each.is_contiguous() and each.numel()}
+    return {name: _buffer(each) for name, each in weights.items() if each.numel() and is_row_major(each)}
 
 
 def _buffer(tensor: Tensor) -> memoryview:

@@ -30,6 +30,9 @@ ID_DIGITS: Final = 20
 MARK: Final = b"PK\7\x08"
 """What stands before the checksum behind a member. To torch's writer, all that begins so is a checksum."""
 
+FIGURES: Final = {"step_seconds", "speedup"}
+"""What is measured of a graph, and holds for all that are made of it."""
+
 _LARGEST: Final = 64 << 20
 """The bytes of a graph's own, at most; those of the largest encoder take 0.2 MB."""
 
@@ -101,6 +104,8 @@ class Graph:
         if places != sorted(places):
             raise ValueError("gaps that are not in order")
         figures = {name: documents.number(value) for name, value in document["figures"].items()}
+        if not figures.keys() <= FIGURES:
+            raise ValueError(f"figures of {', '.join(map(str, figures))}")
         return cls(own, gaps, figures)
 
     def contents(self, weights: Mapping[str, memoryview], provenance: bytes) -> Iterator[bytes | memoryview]:

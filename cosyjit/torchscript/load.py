@@ -69,4 +69,12 @@ def _map(entry: StoredTensor, storage: Any) -> Tensor:
     numbers = storage[entry.start : entry.start + entry.extent]
     if entry.start % entry.item_size:  # torch requires numbers to be aligned to their size
         numbers = numbers.clone()
-    return torch.empty(0, dtype=dtype).set_(numbers, 0, entry.shape, entry.stride)
+    tensor = torch.empty(0, dtype=dtype).set_(numbers, 0, entry.shape, entry.stride)
+    return tensor if is_row_major(tensor) else torch.empty(entry.shape, dtype=dtype).copy_(tensor)
+
+
+def is_row_major(tensor: Tensor) -> bool:
+    """Whether a tensor has the strides of a new one. TorchScript writes strides, and those of axes of size 1 as well,
+    which `is_contiguous` passes over; equal weights have to give equal bytes.
+    """
+    return tensor.stride() == torch.empty(tensor.shape, device="meta").stride()

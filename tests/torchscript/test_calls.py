@@ -98,11 +98,12 @@ def _linear_maps(encoder: nn.Module) -> Iterator[Any]:
     return (module for module in encoder.modules() if isinstance(module, Linear))
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["with a stream", "without"])
 @pytest.mark.parametrize("name", [*OF_FULL_WIDTH, *CONFIGURATIONS])
-def test_every_branch_is_taken_on_both_sides(name: str) -> None:
+def test_every_branch_is_taken_on_both_sides(name: str, stream: bool) -> None:
     encoder = build_encoder(*(OF_FULL_WIDTH | CONFIGURATIONS)[name])
     recorder = Recorder(encoder)
-    for call in calls(encoder, [STEP] if hasattr(encoder, STEP) else [], "branches"):
+    for call in calls(encoder, [STEP] if hasattr(encoder, STEP) else [], "branches", stream=stream):
         assert [label for label, _ in call.run(recorder, torch.float32)]
     wanted = {(*branch, side) for branch in branches(encoder) for side in (True, False)}
     assert wanted - recorder.taken == set()

@@ -908,3 +908,19 @@ def test_the_command_line_says_in_a_line_what_was_refused(
     lines = [line for line in (ran.out + ran.err).splitlines() if re.fullmatch(f"llm.llm.fp16: {REFUSED}", line)]
     assert len(lines) == 1
     assert not list(directory.glob("*.zip"))
+
+
+# What is embedded.
+
+
+@pytest.mark.parametrize(
+    "embedded", [{}, {"cosyjit.json": b"another"}, {"cosyjit.json": b"its own", "more": b""}], ids=str
+)
+def test_other_provenance_than_its_own_is_refused(embedded: dict[str, bytes], tiny: Path, tmp_path: Path) -> None:
+    component = component_in(tiny, "flow.encoder")
+    path = script.save(script.optimize(eager(tiny, "flow.encoder"), component.methods), tmp_path, embedded)
+    size = path.stat().st_size
+    with pytest.raises(VerificationError, match="the provenance that is embedded in the artifact is not its own"):
+        verify.verify(
+            path, eager(tiny, "flow.encoder"), component, PRECISIONS["fp32"], size, size, provenance=b"its own"
+        )
