@@ -80,6 +80,7 @@ def test_other_weights_of_a_proven_graph_are_written_without_scripting(directory
     assert verify_store(store) == []
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_is_that_of_the_graph(tiny: Path, copy_of: Copy) -> None:
     directory = copy_of(tiny)
     first = exported(directory, components=["llm.llm"])
@@ -114,6 +115,7 @@ def test_a_graph_is_that_of_its_options_and_its_processor(
         processors.kind.cache_clear()
 
 
+@pytest.mark.slow
 def test_quantized_weights_do_not_have_a_graph(tiny: Path, copy_of: Copy, store: Store) -> None:
     directory = copy_of(tiny)
     quantized: dict[str, Any] = {"components": ["llm.llm"], "precisions": ["int8"]}
@@ -123,6 +125,7 @@ def test_quantized_weights_do_not_have_a_graph(tiny: Path, copy_of: Copy, store:
     assert store.entries("graphs") == []
 
 
+@pytest.mark.slow
 def test_equal_weights_are_scripted_since_freezing_merges_them(directory: Path) -> None:
     def alike(state: dict[str, Any]) -> None:
         name = "text_encoder.encoders.{}.feed_forward.w_1.weight"
@@ -135,7 +138,7 @@ def test_equal_weights_are_scripted_since_freezing_merges_them(directory: Path) 
     assert (directory / "llm.text_encoder.fp16.zip").read_bytes() == quick
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_weights_that_overflow_in_the_encoder_are_refused(precision: str, directory: Path) -> None:
     exported(directory, precisions=[precision])
 
@@ -149,6 +152,7 @@ def test_weights_that_overflow_in_the_encoder_are_refused(precision: str, direct
     assert "NaN or infinite" in str(outcome.error)
 
 
+@pytest.mark.slow
 def test_weights_that_overflow_on_a_later_frame_are_refused(tiny2: Path, copy_of: Copy) -> None:
     """A tap that meets only padding in the shortest sequences."""
     directory = copy_of(tiny2)
@@ -170,7 +174,9 @@ def of_one_row(state: dict[str, Any]) -> None:
     state[name] = state[name][:1].expand(state[name].shape)
 
 
-@pytest.mark.parametrize("edit", [strided, of_one_row], ids=lambda edit: edit.__name__)
+@pytest.mark.parametrize(
+    "edit", [strided, pytest.param(of_one_row, marks=pytest.mark.slow)], ids=lambda edit: edit.__name__
+)
 def test_equal_numbers_give_equal_bytes_however_they_stand_in_memory(
     edit: Callable[[dict[str, Any]], None], directory: Path, tmp_path: Path
 ) -> None:
@@ -201,7 +207,9 @@ def other_weights(document: dict[str, Any]) -> None:
     weights[0][2], weights[1][2] = weights[1][2], weights[0][2]
 
 
-@pytest.mark.parametrize("fault", [another_code, other_weights], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault", [another_code, pytest.param(other_weights, marks=pytest.mark.slow)], ids=lambda fault: fault.__name__
+)
 def test_a_graph_that_does_not_give_the_encoder_is_made_anew(
     fault: Callable[[dict[str, Any]], None], directory: Path, store: Store
 ) -> None:
@@ -243,7 +251,11 @@ def a_file_for_all(path: Path) -> None:
     path.parent.touch()
 
 
-@pytest.mark.parametrize("put", [a_folder, a_link, a_large_file, a_file_for_all], ids=lambda put: put.__name__)
+@pytest.mark.parametrize(
+    "put",
+    [a_folder, *(pytest.param(each, marks=pytest.mark.slow) for each in (a_link, a_large_file, a_file_for_all))],
+    ids=lambda put: put.__name__,
+)
 def test_what_stands_in_a_graphs_place_stops_no_export(
     put: Callable[[Path], None], directory: Path, store: Store
 ) -> None:
@@ -260,7 +272,9 @@ DAMAGES: Final[dict[str, Callable[[bytes], bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", [pytest.param(each, marks=[pytest.mark.slow] if number else []) for number, each in enumerate(DAMAGES)]
+)
 def test_a_damaged_graph_is_reported_and_made_anew(damage: str, directory: Path, store: Store) -> None:
     name = name_of(directory)
     content = store.read(name)
@@ -274,7 +288,7 @@ def test_a_damaged_graph_is_reported_and_made_anew(damage: str, directory: Path,
     assert exported(directory)["of_graph"] == 1
 
 
-@pytest.mark.parametrize("field", ["parts", "processor"])
+@pytest.mark.parametrize("field", ["parts", pytest.param("processor", marks=pytest.mark.slow)])
 def test_a_graph_in_anothers_place_is_not_relied_on(field: str, directory: Path, store: Store) -> None:
     def change(document: dict[str, Any]) -> None:
         parts = document["predicate"]["parts"]
@@ -311,6 +325,7 @@ def test_where_signatures_are_required_only_a_signed_graph_is_relied_on(
     assert exported(directory, signing)["of_graph"] == 0
 
 
+@pytest.mark.slow
 def test_who_signs_relies_on_what_the_same_key_has_signed(directory: Path, store: Store, tmp_path: Path) -> None:
     keys, others = pair(tmp_path), pair(tmp_path, "other")
     signing, another = Store(store.root, sign=keys.private), Store(store.root, sign=others.private)
@@ -321,6 +336,7 @@ def test_who_signs_relies_on_what_the_same_key_has_signed(directory: Path, store
     assert exported(directory, another)["of_graph"] == 1
 
 
+@pytest.mark.slow
 def test_a_signed_graph_is_relied_on_without_a_key_and_stays(directory: Path, store: Store, tmp_path: Path) -> None:
     exported(directory, Store(store.root, sign=pair(tmp_path).private))
     signed = store.read(name_of(directory))
@@ -355,6 +371,7 @@ def test_a_copied_store_has_the_graphs(directory: Path, store: Store, tmp_path: 
     assert name_of(directory) in copy_store(store, other).present
 
 
+@pytest.mark.slow
 def test_a_graph_whose_record_is_gone_is_not_copied(directory: Path, store: Store, tmp_path: Path) -> None:
     for entry in store.entries("records"):
         store.remove(entry.name)
@@ -390,6 +407,7 @@ def test_verifying_deeply_sees_what_digests_do_not(directory: Path, store: Store
     assert "is not the cast of its tensor" in problem
 
 
+@pytest.mark.slow
 def test_verifying_deeply_says_what_it_cannot_compare(directory: Path, store: Store) -> None:
     exported(directory)
     (name,) = (record.name_of(record_in(directory, store).fingerprint.key),)
