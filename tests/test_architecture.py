@@ -50,6 +50,7 @@ OTHERS: Final = {
             "torchscript.structure",
         ),
         *("torchscript.step_time", "weights.casting", "metrics", "synth.synth", "synth.shapes", "encoders"),
+        *(f"estimators.{name}" for name in ("dit", "layers", "registry", "solver", "unet")),
     },
     "fsspec": {"store.backends"},
     "modelscope_hub": {"sources.modelscope"},

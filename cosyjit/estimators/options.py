@@ -72,15 +72,19 @@ _MOST_STAGES: Final = 16
 
 
 def _yaml(value: Any) -> str:
-    """The value in the form of YAML, in one line."""
+    """The value in the form of YAML, in one line; what is in the lists of a list is left out."""
+    if isinstance(value, (list, tuple)):
+        text = f"[{', '.join(map(_item, value[:_SHOWN]))}]"
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return _item(value)
+
+
+def _item(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, (list, tuple)):
-        text = f"[{', '.join(map(_yaml, value[:_SHOWN]))}]"
-    else:
-        text = repr(value) if isinstance(value, str) and _AMBIGUOUS.fullmatch(value) else str(value)
+    if isinstance(value, (list, tuple, dict)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value) if isinstance(value, str) and _AMBIGUOUS.fullmatch(value) else str(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
