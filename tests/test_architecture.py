@@ -25,7 +25,7 @@ ROOMS: Final = (
     {"weights", "store"},
     {"configuration"},
     {"sources", "synth"},
-    {"torchscript", "vllm"},
+    {"torchscript", "vllm", "onnx"},
     {"provenance"},
     {"publishing"},
     {"planning"},
@@ -49,9 +49,21 @@ OTHERS: Final = {
             "torchscript.gate",
             "torchscript.structure",
         ),
-        *("torchscript.step_time", "weights.casting", "metrics", "synth.synth", "synth.shapes", "encoders"),
+        *(
+            "torchscript.step_time",
+            "weights.casting",
+            "metrics",
+            "onnx.calls",
+            "onnx.gate",
+            "synth.synth",
+            "synth.shapes",
+            "encoders",
+        ),
         *(f"estimators.{name}" for name in ("dit", "layers", "registry", "solver", "unet")),
     },
+    "numpy": {"onnx.graph", "onnx.layers", "onnx.dit"},
+    "onnx": {"onnx.graph", "onnx.layers", "onnx.writer", "onnx.gate"},
+    "onnxruntime": {"onnx.gate"},
     "fsspec": {"store.backends"},
     "modelscope_hub": {"sources.modelscope"},
     "requests": {"sources.responses", "sources.modelscope", "prefect_api"},
@@ -199,7 +211,11 @@ def test_networks_import_torch_the_errors_and_themselves_alone(name: str, others
 
 
 @pytest.mark.parametrize(
-    "module", ["cosyjit", *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker"))]
+    "module",
+    [
+        "cosyjit",
+        *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "onnx.forms", "processes.worker")),
+    ],
 )
 def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
     code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
