@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ def traced(class_name: str, options: Mapping[str, Any], weights: Path, out: Path
     inputs = {**frames, "mask": torch.ones(2, 1, 200), "t": torch.rand(2), "spks": torch.rand(2, 80)}
 
     def call() -> None:
+        warnings.simplefilter("ignore")  # of what is a constant in a trace
         torch.onnx.export(
             estimator,
             tuple(inputs[name] for name in NAMES),
