@@ -3,7 +3,8 @@
     python -m benchmarks.onnx DIRECTORY [ROUNDS]
 
 Each takes its turn in a process of its own, which has imported torch already, and ends with fsync; the figures are
-medians over the rounds. Torch's exporter traces the same network, with `dynamo=False`. Peak memory is what the process
+medians over the rounds. Torch's exporter traces the same network, with `dynamo=False`,
+where it can. Peak memory is what the process
 has resident at most, less what it has after the import of torch. A call is one of ONNX Runtime over 500 frames.
 """
 
@@ -11,6 +12,7 @@ import math
 import os
 import statistics
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import costs, onnx_costs
+from cosyjit.errors import BuildError
 from cosyjit.estimators.parameters import parameters
 from cosyjit.fs.files import remove
 from cosyjit.processes import worker
@@ -70,7 +73,8 @@ def _round(name: str, form: str, weights: Path, out: Path) -> dict[str, costs.Co
     result["plain"] = worker.run(costs.plain, size, plain)
     if form == FORMS[0]:
         os.sync()
-        result["traced"] = worker.run(onnx_costs.traced, class_name, options, weights, out / "traced.onnx")
+        with suppress(BuildError):  # it does not take each network; then there is no row of it
+            result["traced"] = worker.run(onnx_costs.traced, class_name, options, weights, out / "traced.onnx")
     return result
 
 

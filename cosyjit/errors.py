@@ -5,7 +5,7 @@
     │   ├── SourceError                a source that is not a model directory, and not a model of a hub
     │   │   └── SourceUnavailableError a model hub that cannot be reached now, or is busy
     │   ├── ConfigError                a configuration that is not YAML, or cannot be resolved as data
-    │   │   └── UnsupportedOptionError an encoder option that is unknown or missing, or has an unsupported value
+    │   │   └── UnsupportedOptionError an option of an encoder or estimator that is unknown, missing or unsupported
     │   ├── CheckpointError            a weights file that is missing or damaged, or holds more than tensors
     │   │   └── TensorMismatchError    tensors that are missing or unexpected, or have another shape
     │   ├── FileChangedError           a file that was changed while it was read
@@ -116,7 +116,7 @@ class ConfigError(InputError):
 
 
 class UnsupportedOptionError(ConfigError):
-    """An encoder option that is unknown or missing, or has an unsupported value.
+    """An option of an encoder or estimator that is unknown or missing, or has an unsupported value.
 
     Attributes:
         option: its name.

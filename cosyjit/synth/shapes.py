@@ -1,10 +1,10 @@
 """Declares the tensors of the models of a configuration, by name and shape, for synthetic checkpoints.
 
-`build_encoder` declares the encoders. The rest is declared by the few layers that give the published names and shapes.
+`build_encoder` declares the encoders, `build_estimator` the estimators. The rest is declared by the few layers that
+give the published names and shapes.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 from torch import nn
@@ -12,9 +12,10 @@ from torch import nn
 from cosyjit.configuration.base_model import CONFIG, GENERATION
 from cosyjit.configuration.config import Instance
 from cosyjit.encoders.registry import build_encoder
+from cosyjit.estimators.options import TABLES as ESTIMATORS
+from cosyjit.estimators.registry import build_estimator
 
 _Options = dict[str, Any]
-_Convolve = Callable[[int, int], nn.Module]
 
 
 class _Qwen2(NamedTuple):
@@ -32,8 +33,10 @@ _QWEN2: Final = {64: _Qwen2(2, 4, 2, 128, 256, 243), 896: _Qwen2(24, 14, 2, 4864
 
 def declare_model(node: Instance) -> nn.Module:
     """A module on the default device with the tensors of a `!new:` node, by their published names and shapes."""
-    declare = _MODELS.get(node.class_name)
-    return declare(node.options) if declare else build_encoder(node.class_name, node.options)
+    if node.class_name in _MODELS:
+        return _MODELS[node.class_name](node.options)
+    build = build_estimator if node.class_name in ESTIMATORS else build_encoder
+    return build(node.class_name, node.options)
 
 
 def declare_base_model(node: Instance) -> dict[str, _Options]:
@@ -172,94 +175,12 @@ def _pre_lookahead(options: _Options) -> nn.Module:
     return _parts(conv1=ahead, conv2=nn.Conv1d(channels, inputs, 3))
 
 
-def _dit(options: _Options) -> nn.Module:
-    width, mel = options["dim"], options["mel_dim"]
-    joined = 2 * mel + options["mu_dim"] + options["spk_dim"]
-    positions = [nn.Sequential(nn.Conv1d(width, width, 31, groups=16)) for _ in range(2)]
-    return _parts(
-        time_embed=_parts(time_mlp=nn.Sequential(nn.Linear(256, width), nn.Identity(), nn.Linear(width, width))),
-        input_embed=_parts(
-            proj=nn.Linear(joined, width), conv_pos_embed=_parts(conv1=positions[0], conv2=positions[1])
-        ),
-        transformer_blocks=nn.ModuleList([_dit_block(options) for _ in range(options["depth"])]),
-        norm_out=_parts(linear=nn.Linear(width, 2 * width)),
-        proj_out=nn.Linear(width, mel),
-    )
-
-
-def _dit_block(options: _Options) -> nn.Module:
-    width, inner = options["dim"], options["heads"] * options["dim_head"]
-    widened = width * options["ff_mult"]
-    projections = {f"to_{name}": nn.Linear(width, inner) for name in "qkv"}
-    widen = nn.Sequential(nn.Linear(width, widened))
-    return _parts(
-        attn_norm=_parts(linear=nn.Linear(width, 6 * width)),
-        attn=_parts(**projections, to_out=nn.ModuleList([nn.Linear(inner, width)])),
-        ff=_parts(ff=nn.ModuleList([widen, nn.Identity(), nn.Linear(widened, width)])),
-    )
-
-
 def _length_regulator(options: _Options) -> nn.Module:
     channels = options["channels"]
     layers: list[nn.Module] = []
     for _ in options["sampling_ratios"]:
         layers += [nn.Conv1d(channels, channels, 3), nn.GroupNorm(1, channels), nn.Identity()]
     return _parts(model=nn.Sequential(*layers, nn.Conv1d(channels, channels, 1)))
-
-
-def _unet(convolve: _Convolve, options: _Options) -> nn.Module:
-    """The flow's estimator: stages down, in the middle and up; `convolve` makes their convolutions."""
-    widths, time = list(options["channels"]), 4 * options["channels"][0]
-    upward = [*widths[-2::-1], widths[0]]
-    stage = partial(_stage, convolve, options)
-    down = map(stage, [options["in_channels"], *widths], widths, _resampling(widths, nn.Conv1d, 3))
-    middle = [stage(widths[-1], widths[-1]) for _ in range(options["num_mid_blocks"])]
-    up = map(stage, [2 * width for width in widths[::-1]], upward, _resampling(upward, nn.ConvTranspose1d, 4))
-    return _parts(
-        time_mlp=_parts(linear_1=nn.Linear(options["in_channels"], time), linear_2=nn.Linear(time, time)),
-        down_blocks=nn.ModuleList(down),
-        mid_blocks=nn.ModuleList(middle),
-        up_blocks=nn.ModuleList(up),
-        final_block=_parts(block=convolve(widths[0], widths[0])),
-        final_proj=nn.Conv1d(widths[0], options["out_channels"], 1),
-    )
-
-
-def _resampling(widths: list[int], layer: Callable[[int, int, int], nn.Module], kernel: int) -> list[nn.Module]:
-    """The last layers of the stages: a change of frame rate, and at the last stage a convolution without one."""
-    changes = [_parts(conv=layer(width, width, kernel)) for width in widths[:-1]]
-    return [*changes, nn.Conv1d(widths[-1], widths[-1], 3)]
-
-
-def _stage(convolve: _Convolve, options: _Options, inputs: int, outputs: int, *end: nn.Module) -> nn.Module:
-    residual = _parts(
-        mlp=nn.Sequential(nn.Identity(), nn.Linear(4 * options["channels"][0], outputs)),
-        block1=_parts(block=convolve(inputs, outputs)),
-        block2=_parts(block=convolve(outputs, outputs)),
-        res_conv=nn.Conv1d(inputs, outputs, 1),
-    )
-    transformers = nn.ModuleList([_transformer_block(options, outputs) for _ in range(options["n_blocks"])])
-    return nn.ModuleList([residual, transformers, *end])
-
-
-def _convolution(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv1d(inputs, outputs, 3), nn.GroupNorm(8, outputs))
-
-
-def _causal_convolution(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv1d(inputs, outputs, 3), nn.Identity(), nn.LayerNorm(outputs))
-
-
-def _transformer_block(options: _Options, width: int) -> nn.Module:
-    inner = options["num_heads"] * options["attention_head_dim"]
-    projections = {f"to_{name}": nn.Linear(width, inner, bias=False) for name in "qkv"}
-    widen = _parts(proj=nn.Linear(width, 4 * width))
-    return _parts(
-        norm1=nn.LayerNorm(width),
-        attn1=_parts(**projections, to_out=nn.ModuleList([nn.Linear(inner, width)])),
-        norm3=nn.LayerNorm(width),
-        ff=_parts(net=nn.ModuleList([widen, nn.Identity(), nn.Linear(4 * width, width)])),
-    )
 
 
 _MODELS: Final[dict[str, Callable[[_Options], nn.Module]]] = {
@@ -269,13 +190,10 @@ _MODELS: Final[dict[str, Callable[[_Options], nn.Module]]] = {
     "cosyvoice.flow.flow.MaskedDiffWithXvec": _flow,
     "cosyvoice.flow.flow.CausalMaskedDiffWithXvec": _flow,
     "cosyvoice.flow.flow.CausalMaskedDiffWithDiT": _dit_flow,
-    "cosyvoice.flow.DiT.dit.DiT": _dit,
     "cosyvoice.transformer.upsample_encoder.PreLookaheadLayer": _pre_lookahead,
     "cosyvoice.flow.length_regulator.InterpolateRegulator": _length_regulator,
-    "cosyvoice.flow.decoder.ConditionalDecoder": partial(_unet, _convolution),
-    "cosyvoice.flow.decoder.CausalConditionalDecoder": partial(_unet, _causal_convolution),
 }
-"""The functions that declare the tensors of a node, by its class; encoders declare their own."""
+"""The functions that declare the tensors of a node, by its class; encoders and estimators declare their own."""
 
 _ON_QWEN2: Final = {"cosyvoice.llm.llm.Qwen2LM", "cosyvoice.llm.llm.CosyVoice3LM"}
 """The classes of language models whose base model is a Qwen2, with a configuration of its own."""

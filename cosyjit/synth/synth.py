@@ -230,7 +230,12 @@ def _draw_all(model: nn.Module, key: str) -> dict[str, Tensor]:
 
 
 def _draw(key: str, shape: torch.Size) -> Tensor:
-    """Draw a matrix or kernel of variance 1 / fan-in, a norm's weight in 0.9 to 1.1, or a bias in -0.1 to 0.1."""
+    """Draw a matrix or kernel of variance 1 / fan-in, a norm's weight in 0.9 to 1.1, or a bias in -0.1 to 0.1.
+
+    The frequencies of rotations are not drawn, since training does not change them.
+    """
+    if key.endswith(".inv_freq"):
+        return 1 / 10000 ** (torch.arange(*shape) / shape[0])
     # Each tensor has its own generator, so that it does not depend on the others or their order.
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     tensor = torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)

@@ -1,16 +1,17 @@
 """The tensors that an estimator has by its options alone, beside those of the estimator that is built."""
 
 import math
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given
 
 from cosyjit.encoders.parameters import Parameter
-from cosyjit.errors import UnsupportedOptionError
+from cosyjit.errors import TensorMismatchError, UnsupportedOptionError
 from cosyjit.estimators.parameters import parameters
 from cosyjit.estimators.registry import build_estimator
+from cosyjit.weights.fit import check_tensors
 from tests.estimators.cases import ACTIVATIONS, Configuration, configurations
 from tests.estimators.vectors import CAUSAL_UNET, DIT, INSTANCES, UNET, state
 
@@ -42,6 +43,13 @@ PUBLISHED: Final = {
     DIT: (_PUBLISHED_DIT, 323, 331_142_256),
 }
 """By class: the published options, and how many tensors and numbers the published files have."""
+
+
+class Entry(NamedTuple):
+    """A tensor of a weights file, described."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def assert_as_built(configuration: Configuration) -> None:
@@ -126,6 +134,24 @@ def test_tensors_that_do_not_fit_are_refused_all_of_them(name: str) -> None:
             estimator.load_state_dict(wrong, strict=True, assign=True)
         assert [name for name in tensors if f"{begins}{name}{ends}" not in str(caught.value)] == []
     estimator.load_state_dict(tensors, strict=True, assign=True)
+
+
+@pytest.mark.parametrize("name", ["cosyvoice", "cosyvoice2", "cosyvoice3"])
+def test_a_weights_file_that_does_not_fit_is_described_in_a_line(name: str) -> None:
+    instance = INSTANCES[name]
+    wanted = parameters(instance.class_name, instance.options)
+    entries = {each: Entry("float16", parameter.shape) for each, parameter in wanted.items()}
+    check_tensors("flow.pt", wanted, entries)
+    missing, misshapen, *_ = wanted
+    shape = wanted[misshapen].shape
+    wrong = {**entries, misshapen: Entry("float32", (*shape, 1)), "lora.weight": Entry("float32", (1,))}
+    del wrong[missing]
+    with pytest.raises(TensorMismatchError) as caught:
+        check_tensors("flow.pt", wanted, wrong)
+    assert str(caught.value) == (
+        f"flow.pt: the tensors do not fit the configuration (1 missing: {missing}; 1 unexpected: lora.weight; "
+        f"1 of another shape: {misshapen} ({(*shape, 1)} instead of {shape})); export a matching pair"
+    )
 
 
 def test_an_option_that_is_not_supported_is_refused() -> None:

@@ -14,8 +14,11 @@ from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
+from cosyjit.configuration.config import Config
 from cosyjit.encoders.registry import build_encoder
 from cosyjit.errors import OutputError, SelectionError
+from cosyjit.estimators.parameters import parameters
+from cosyjit.estimators.registry import build_estimator
 from cosyjit.synth.synth import SyntheticCheckpoint, declare, synth
 from tests.support.processes import snapshot
 
@@ -102,6 +105,40 @@ def test_each_encoder_loads_strictly_and_stays_near_one(
     assert torch.isfinite(ys).all()
     assert 0.7 < ys[real].pow(2).mean().sqrt() < 1.4
     torch.testing.assert_close(half[real].float(), ys[real], atol=0.05, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_estimator_loads_strictly_and_stays_near_one(written: dict[str, Path], family: str) -> None:
+    class_name, options = options_at(resolved(written[family] / f"{family}.yaml"), "flow.decoder.estimator")
+    prefix = "decoder.estimator."
+    tensors = load(written[family] / "flow.pt")
+    estimator = build_estimator(class_name, options)
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    estimator.load_state_dict(own, strict=True, assign=True)
+    generator = torch.Generator().manual_seed(0)
+    x, mu, cond = (torch.randn(2, 80, 9, generator=generator) for _ in range(3))
+    mask, t, spks = torch.ones(2, 1, 9), torch.tensor([0.0, 0.75]), torch.randn(2, 80, generator=generator)
+    with torch.inference_mode():
+        y = estimator(x, mask, mu, t, spks, cond)
+        half = estimator.half()(x.half(), mask.half(), mu.half(), t.half(), spks.half(), cond.half())
+    assert 0.5 < y.pow(2).mean().sqrt() < 2
+    torch.testing.assert_close(half.float(), y, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tensors_of_the_estimator_are_those_of_its_options(family: str, size: str) -> None:
+    checkpoint = full(family) if size == "full" else declare(family, size)
+    node = Config(checkpoint.config, checkpoint.config_name).instance("flow.decoder.estimator")
+    found = {name: shape for name, shape in shapes(checkpoint.models["flow.pt"]).items() if ".estimator." in name}
+    wanted = parameters(node.class_name, node.options)
+    assert found == {f"decoder.estimator.{name}": parameter.shape for name, parameter in wanted.items()}
+
+
+def test_the_frequencies_of_rotations_are_not_drawn(written: dict[str, Path]) -> None:
+    found = load(written["cosyvoice3"] / "flow.pt")["decoder.estimator.rotary_embed.inv_freq"]
+    assert found.tolist() == pytest.approx([10000 ** (-i / 8) for i in range(8)])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
