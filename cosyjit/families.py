@@ -18,7 +18,7 @@ Kind = Literal["zip", "vllm"]
 
 
 class Tolerance(NamedTuple):
-    """How far an artifact may be from its encoder; see `cosyjit.torchscript.gate.Metrics`.
+    """How far an artifact may be from its encoder; see `cosyjit.metrics.Metrics`.
 
     The absolute error applies to outputs with a root mean square of 1 or less; for larger ones it is in units of that.
     """
