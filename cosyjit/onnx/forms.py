@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from cosyjit.families import Tolerance
+from cosyjit.families import ESTIMATOR_TOLERANCES, Tolerance
 
 VERSION: Final = 1
 """The version of the graphs and of the form of the files. It is raised when equal inputs give other bytes."""
@@ -54,20 +54,8 @@ class Limits(NamedTuple):
     hint: str
 
 
-# Measured with torch 2.13 and onnxruntime 1.32 on full-size weights of random numbers, over all calls of the gate: the
-# largest absolute error, the largest relative one and the smallest cosine. What is allowed is some six times the error;
-# of float32, what zips are allowed.
-#   CosyVoice, fp32             7.7e-6, 2.6e-6, 1
-#   CosyVoice2, fp32            4.4e-6, 1.7e-6, 1
-#   CosyVoice3, fp32            2.2e-5, 4.1e-6, 1
-#   CosyVoice, autocast_fp16    5.8e-3, 2.0e-3, 0.9999981
-#   CosyVoice2, autocast_fp16   4.2e-3, 1.7e-3, 0.9999985
-#   CosyVoice3, autocast_fp16   3.0e-3, 6.5e-4, 0.9999998
-# ONNX Runtime computes most of that in float32. Where the result of each node is rounded to the type that the graph
-# gives it, the relative errors over 24 frames are 2.8e-3 for CosyVoice2 and 1.5e-3 for CosyVoice3; those of a graph
-# that is in half precision throughout, 1.5e-2 and 4.9e-2.
 LIMITS: Final = {
-    "float32": Limits(Tolerance(1e-4, 2e-5, 0.9999999), "this is a fault of cosyjit or of ONNX Runtime: report it"),
-    "float16": Limits(Tolerance(0.03, 0.01, 0.99998), "export fp32 instead"),
+    "float32": Limits(ESTIMATOR_TOLERANCES["float32"], "this is a fault of cosyjit or of ONNX Runtime: report it"),
+    "float16": Limits(ESTIMATOR_TOLERANCES["float16"], "export fp32 instead"),
 }
 """By the type of the weights, by torch's names."""

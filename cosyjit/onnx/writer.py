@@ -2,8 +2,8 @@
 
 An ONNX file is one message of protobuf. Its bytes are those that the library `onnx` would write of the whole model:
 
-    ├ version, producer ┼ length of the graph ┼ nodes, constants ┼ weight ┼ weight ┼ … ┼ inputs, outputs ┼ opset ┤
-                                                                  └── name, shape, type, length of its bytes, bytes
+    ├ version, producer ┼ length of graph ┼ nodes, constants ┼ weight ┼ weight ┼ … ┼ inputs, outputs ┼ opset, metadata ┤
+                                                              └── name, shape, type, length of its bytes, bytes
 
 All lengths follow from the model, so that the file is written from its beginning to its end, and no weight is in memory
 but for a block of it. The format is https://onnx.ai/onnx/repo-docs/IR.html and
@@ -104,8 +104,9 @@ class _Content:
         beginning = onnx.ModelProto()
         beginning.CopyFrom(model.proto)
         beginning.ClearField("graph")
-        end = onnx.ModelProto(opset_import=beginning.opset_import)
+        end = onnx.ModelProto(opset_import=beginning.opset_import, metadata_props=beginning.metadata_props)
         beginning.ClearField("opset_import")
+        beginning.ClearField("metadata_props")
         nodes = onnx.GraphProto()
         nodes.CopyFrom(model.proto.graph)
         ends = onnx.GraphProto(input=nodes.input, output=nodes.output)
