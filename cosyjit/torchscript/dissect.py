@@ -29,6 +29,9 @@ _ENTRY: Final = struct.Struct("<4s12xI8x3H12x")
 _ENTRY_CHECKSUM: Final = 16
 _DESCRIPTOR: Final = struct.Struct("<4sI")
 
+_PAIR: Final = torch.int32
+"""The type of two numbers of a half precision."""
+
 _BLOCK: Final = 1 << 20
 """How much is compared at a time, in bytes: little enough for the processor's cache."""
 
@@ -68,7 +71,11 @@ def are_apart(weights: Mapping[str, Tensor]) -> bool:
 
 def _sum_of_bits(weight: Tensor) -> int:
     """The sum of numbers as integers without their signs: the same for the same numbers, whatever their order."""
-    bits = weight.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+    flat = weight.flatten()
+    if flat.itemsize == _PAIR.itemsize // 2 and flat.numel() % 2 == 0:
+        # Two at a time, in a quarter of the time: the remainder is the same whichever of the two a number is.
+        return int((flat.view(_PAIR) & 0x7FFF7FFF).sum()) % 0xFFFF
+    bits = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.itemsize])
     return int((bits & torch.iinfo(bits.dtype).max).sum())
 
 

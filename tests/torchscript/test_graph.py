@@ -159,6 +159,20 @@ def test_weights_that_freezing_would_merge_and_others_that_do_not_fit_are_not_wr
     assert zips.filled(zips.weights(edit)) is None
 
 
+def test_numbers_in_another_order_or_with_other_signs_of_zero_are_seen() -> None:
+    weight = torch.randn(1001, 64, generator=torch.Generator().manual_seed(0))
+    weight[:9] = 0
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for one in (weight.to(dtype), weight.to(dtype).flatten()[1:]):
+            others = [one.clone(), one.flatten().flip(0), one.flatten().roll(3), *([one.t()] if one.ndim > 1 else [])]
+            others[0][one == 0] = -0.0
+            assert not any(dissect.are_apart({"one": one, "other": other}) for other in others)
+            assert dissect.are_apart({"one": one, "other": one.flatten().flip(0) * 2})
+            different = one.clone()
+            different.view(-1)[-1] += 1
+            assert dissect.are_apart({"one": one, "other": different})
+
+
 def test_strided_weights_are_not_written(zips: Zips) -> None:
     weights = zips.weights(nothing)
     name = next(name for name, each in weights.items() if each.ndim == 2)
