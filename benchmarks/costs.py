@@ -1,4 +1,4 @@
-"""The calls that `benchmarks.vllm` measures, in a module that the processes which run them can import."""
+"""What a call costs, and the calls of `benchmarks.vllm`, in a module that the processes which run them can import."""
 
 import os
 import time
@@ -26,7 +26,8 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def _cost(call: Callable[[], object]) -> Cost:
+def cost(call: Callable[[], object]) -> Cost:
+    """What a call costs, on one processor."""
     torch.set_num_threads(1)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
@@ -48,12 +49,12 @@ def write(folder: Folder, weights: Path, out: Path, precision: Precision, progre
         folders.write(folder, weights, out, precision, progress)
         _sync(out)
 
-    return _cost(call)
+    return cost(call)
 
 
 def verify(folder: Folder, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
     """What the gate costs."""
-    return _cost(lambda: folders.verify(folder, weights, out, precision, progress))
+    return cost(lambda: folders.verify(folder, weights, out, precision, progress))
 
 
 def plain(size: int, out: Path, progress: Progress) -> Cost:  # noqa: ARG001  (as `worker.run` calls)
@@ -66,4 +67,4 @@ def plain(size: int, out: Path, progress: Progress) -> Cost:  # noqa: ARG001  (a
                 file.write(block[: min(len(block), size - at)])
         _sync(out)
 
-    return _cost(call)
+    return cost(call)

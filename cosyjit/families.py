@@ -1,7 +1,8 @@
 """The model families as data: what each consists of. No other module asks for a family by its name."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -13,12 +14,15 @@ DEFAULT_PRECISIONS: Final = ("fp32", "fp16")
 LANGUAGE_MODEL: Final = "llm"
 """The node of a configuration whose class identifies the family."""
 
-Kind = Literal["zip", "vllm"]
-"""What a component becomes: a TorchScript zip, or the folder from which vLLM decodes a language model."""
+ALL: Final = "all"
+"""The name that stands for all components of a family."""
+
+Kind = Literal["zip", "vllm", "onnx"]
+"""What a component becomes: a TorchScript zip, the folder from which vLLM decodes a language model, or an ONNX file."""
 
 
 class Tolerance(NamedTuple):
-    """How far an artifact may be from its encoder; see `cosyjit.torchscript.gate.Metrics`.
+    """How far an artifact may be from its network; see `cosyjit.metrics.Metrics`.
 
     The absolute error applies to outputs with a root mean square of 1 or less; for larger ones it is in units of that.
     """
@@ -50,6 +54,8 @@ class Component:
         on_request: whether it is exported only where its name is given.
         overrides: options of its encoder that replace those of the configuration, by their names in
             `cosyjit.encoders.options.EncoderOptions`.
+        plans: what runtimes make of its artifacts and then use in their place, by the names of precisions: file names
+            behind that of the node, in which `*` stands for one part, such as that of a device.
     """
 
     name: str
@@ -66,15 +72,21 @@ class Component:
     at: str = ""
     on_request: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    plans: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether its artifacts are folders; others are files, each made from the network of a node."""
+        return self.kind == "vllm"
 
     @property
     def node(self) -> str:
         """The path of the configuration's node that describes it; for a folder, the node of the language model."""
-        return self.at or (LANGUAGE_MODEL if self.kind == "vllm" else self.name)
+        return self.at or (LANGUAGE_MODEL if self.is_folder else self.name)
 
     def file_name(self, precision: str) -> str:
         """The name under which the runtime looks for the artifact of a precision."""
-        return self.published or f"{self.node}.{precision}.zip"
+        return self.published or f"{self.node}.{precision}.{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,10 @@ class Family:
 
 
 class Precision(NamedTuple):
-    """A number format of an artifact's weights.
+    """A number format of an artifact's weights; of an ONNX file, its form as well.
 
     Attributes:
-        name: as users write it.
+        name: as users write it; of an ONNX file, a key of `cosyjit.onnx.forms.FORMS`.
         dtype: the torch type that is computed with.
         item_size: the size of a weight, in bytes.
         hint: what messages tell users to do where the precision fails.
@@ -151,6 +163,55 @@ _FOLDER_TOLERANCES: Final = {
 }
 
 
+# Of an estimator's ONNX file, by the type of its weights, which are compared bit for bit. Measured with torch 2.13 and
+# onnxruntime 1.32 on full-size weights of random numbers, over all calls of the gate: the largest absolute error, the
+# largest relative one and the smallest cosine. What is allowed is some six times the error; of float32, what zips are
+# allowed.
+#   CosyVoice, fp32             7.7e-6, 2.6e-6, 1
+#   CosyVoice2, fp32            4.4e-6, 1.7e-6, 1
+#   CosyVoice3, fp32            2.2e-5, 4.1e-6, 1
+#   CosyVoice, autocast_fp16    5.8e-3, 2.0e-3, 0.9999981
+#   CosyVoice2, autocast_fp16   4.2e-3, 1.7e-3, 0.9999985
+#   CosyVoice3, autocast_fp16   3.0e-3, 6.5e-4, 0.9999998
+# ONNX Runtime computes most of that in float32. Where the result of each node is rounded to the type that the graph
+# gives it, the relative errors over 24 frames are 2.8e-3 for CosyVoice2 and 1.5e-3 for CosyVoice3; those of a graph
+# that is in half precision throughout, 1.5e-2 and 4.9e-2.
+ESTIMATOR_TOLERANCES: Final = {"float32": _FP32, "float16": Tolerance(0.03, 0.01, 0.99998)}
+_OFFLINE: Final = {
+    "fp32": ESTIMATOR_TOLERANCES["float32"],
+    "autocast_fp16": ESTIMATOR_TOLERANCES["float16"],
+    "fp32.dynamic_batch": ESTIMATOR_TOLERANCES["float32"],
+}
+_STREAMING: Final = {
+    "streaming.fp32": ESTIMATOR_TOLERANCES["float32"],
+    "streaming.autocast_fp16": ESTIMATOR_TOLERANCES["float16"],
+}
+_PLANS: Final = {
+    "fp32": ("fp32.*.plan", "fp16.*.plan"),
+    "autocast_fp16": ("autocast_fp16.*.plan",),
+    "streaming.fp32": ("streaming.fp32.*.plan",),
+    "streaming.autocast_fp16": ("streaming.autocast_fp16.*.plan",),
+    "fp32.dynamic_batch": ("fp32.dynamic_batch.*.plan", "fp16.dynamic_batch.*.plan"),
+}
+"""What TensorRT makes of each form. Read of FunAudioLLM/CosyVoice at ace7c47: cosyvoice/cli/model.py for the first, of
+which it makes plans of both types, and runtime/triton_trtllm for the others. A plan is used unseen from then on."""
+
+
+def _estimator(class_name: str, tolerances: Mapping[str, Tolerance]) -> Component:
+    """The network in the flow decoder of a family as an ONNX file; by default in the form of the public runtime."""
+    return Component(
+        name="flow.decoder.estimator",
+        class_name=class_name,
+        weights="flow.pt",
+        prefix="decoder.estimator.",
+        tolerances=tolerances,
+        kind="onnx",
+        defaults=("fp32",),
+        on_request=True,
+        plans={name: _PLANS[name] for name in tolerances},
+    )
+
+
 def _folder(class_name: str, extra_tensors: tuple[str, ...]) -> Component:
     """The language model of a family as the folder `vllm`; by default at the precision that the public runtime uses."""
     return Component(
@@ -187,6 +248,10 @@ runtime calls a `forward_chunk` of the encoder, which no artifact has; from 3c92
 `flow.encoder.streaming` before the export, and from b6c5f9d (May 27th) it passes `streaming`, as it does today.
 """
 
+COSYVOICE_ESTIMATOR: Final = _estimator("cosyvoice.flow.decoder.ConditionalDecoder", _OFFLINE)
+COSYVOICE2_ESTIMATOR: Final = _estimator("cosyvoice.flow.decoder.CausalConditionalDecoder", _OFFLINE | _STREAMING)
+COSYVOICE3_ESTIMATOR: Final = _estimator("cosyvoice.flow.DiT.dit.DiT", _OFFLINE | _STREAMING)
+
 COSYVOICE2_VLLM: Final = _folder("cosyvoice.llm.llm.Qwen2LM", ("llm_decoder.bias", "llm_embedding.weight"))
 COSYVOICE3_VLLM: Final = _folder("cosyvoice.llm.llm.CosyVoice3LM", ())
 
@@ -198,6 +263,7 @@ FAMILIES: Final = (
             Component("llm.text_encoder", _CONFORMER, "llm.pt", "text_encoder.", (), _TOLERANCES),
             Component("llm.llm", _TRANSFORMER, "llm.pt", "llm.", ("forward_chunk",), _LLM_TOLERANCES),
             Component("flow.encoder", _CONFORMER, "flow.pt", "encoder.", (), _TOLERANCES),
+            COSYVOICE_ESTIMATOR,
         ),
     ),
     Family(
@@ -206,15 +272,22 @@ FAMILIES: Final = (
         components=(
             Component("flow.encoder", _UPSAMPLE, "flow.pt", "encoder.", (), _TOLERANCES),
             COSYVOICE2_CHUNKED,
+            COSYVOICE2_ESTIMATOR,
             COSYVOICE2_VLLM,
         ),
     ),
-    Family(name="CosyVoice3", language_model="cosyvoice.llm.llm.CosyVoice3LM", components=(COSYVOICE3_VLLM,)),
+    Family(
+        name="CosyVoice3",
+        language_model="cosyvoice.llm.llm.CosyVoice3LM",
+        components=(COSYVOICE3_ESTIMATOR, COSYVOICE3_VLLM),
+    ),
 )
 
 CONFIG_FILES: Final = ("cosyvoice.yaml", "cosyvoice2.yaml", "cosyvoice3.yaml")
 """The names under which configurations are published. They do not identify the family: early CosyVoice2 repositories
 used the first."""
+
+_REPORT: Final = "this is a fault of cosyjit or of ONNX Runtime: report it"
 
 PRECISIONS: Final = {
     precision.name: precision
@@ -223,6 +296,10 @@ PRECISIONS: Final = {
         Precision("fp16", "float16", 2, "export bf16 or fp32 instead"),
         Precision("bf16", "bfloat16", 2, "export fp16 or fp32 instead"),
         Precision("int8", "float32", 1, "export fp32 instead", quantized=True),
+        Precision("autocast_fp16", "float16", 2, "export fp32 instead"),
+        Precision("streaming.fp32", "float32", 4, _REPORT),
+        Precision("streaming.autocast_fp16", "float16", 2, "export streaming.fp32 instead"),
+        Precision("fp32.dynamic_batch", "float32", 4, _REPORT),
     )
 }
 
@@ -240,10 +317,29 @@ def family_of(language_model: str, where: str) -> Family:
     raise ConfigError(f"{where}: llm is of an unknown class, {language_model}; known: {known}")
 
 
-def nodes_of_components() -> tuple[str, ...]:
-    """The paths of the nodes, other than the language model's, that components of any family have."""
-    parts = [part for family in FAMILIES for part in family.components]
-    return tuple(dict.fromkeys(part.node for part in parts if part.node != LANGUAGE_MODEL))
+def nodes_of_components(*, on_request: bool = False) -> tuple[str, ...]:
+    """The paths of the nodes, other than the language model's, that components of any family have.
+
+    Args:
+        on_request: the nodes that components on request alone have, instead of those of the others.
+    """
+    parts = [part for family in FAMILIES for part in family.components if part.node != LANGUAGE_MODEL]
+    usual = dict.fromkeys(part.node for part in parts if not part.on_request)
+    return tuple(dict.fromkeys(part.node for part in parts if part.node not in usual) if on_request else usual)
+
+
+def plans_of(name: str) -> re.Pattern[str] | None:
+    """What the names of the plans match that runtimes make of a published file; None if they make none.
+
+    Args:
+        name: of the published file.
+    """
+    for part in (part for family in FAMILIES for part in family.components):
+        for precision, plans in part.plans.items():
+            if part.file_name(precision) == name:
+                names = (re.escape(f"{part.node}.{plan}").replace(r"\*", "[^.]+") for plan in plans)
+                return re.compile("|".join(names))
+    return None
 
 
 def family_by_components(classes: Mapping[str, str], where: str) -> Family:
@@ -257,7 +353,7 @@ def family_by_components(classes: Mapping[str, str], where: str) -> Family:
         ConfigError: no family has a component of such a class at such a node, or several have.
     """
     if not classes:
-        nodes = " nor ".join((LANGUAGE_MODEL, *nodes_of_components()))
+        nodes = " nor ".join((LANGUAGE_MODEL, *nodes_of_components(), *nodes_of_components(on_request=True)))
         raise ConfigError(f"{where}: has neither {nodes}, which identify the family; restore the published file")
     fitting = [
         family for family in FAMILIES if any(classes.get(part.node) == part.class_name for part in family.components)
@@ -281,7 +377,8 @@ def select(
 
     Args:
         family: the family.
-        components: their names; for None, all that the family has but those on request.
+        components: their names; for None, all that the family has but those on request. "all" stands for those as
+            well, unless others are published under the same names.
         precisions: their names; for None, the defaults of each component. A component is left out at the precisions
             that it does not have.
 
@@ -291,7 +388,9 @@ def select(
     """
     known = [component.name for component in family.components]
     usual = [component.name for component in family.components if not component.on_request]
-    names = usual if components is None else _checked(components, known, f"component of {family.name}")
+    names = usual if components is None else _checked(components, [*known, ALL], f"component of {family.name}")
+    if ALL in names:
+        names = [*names, *_without_rivals(family)]
     wanted = None if precisions is None else _checked(precisions, list(PRECISIONS), "precision")
     parts = [component for component in family.components if component.name in names]
     for name in wanted or ():
@@ -319,6 +418,12 @@ def select(
             name = part.file_name(precision.name)
             raise SelectionError(f"{other.name} and {part.name} are both published as {name}; choose one of them")
     return selected
+
+
+def _without_rivals(family: Family) -> Iterator[str]:
+    """The names of components, but for those on request that are published under the names of others."""
+    nodes = {(part.node, part.kind) for part in family.components if not part.on_request}
+    return (part.name for part in family.components if not part.on_request or (part.node, part.kind) not in nodes)
 
 
 def _checked(names: Sequence[str], known: Sequence[str], kind: str) -> Sequence[str]:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from cosyjit.building.build import build
+from cosyjit.building.onnx_files import check_packages
 from cosyjit.documents import now
 from cosyjit.errors import InputError, OutputError, ResourceError, SignatureError, StoreError, line, log_cause
 from cosyjit.fs.waits import Wait
@@ -255,6 +257,7 @@ class Export:
             submit: starts `make` for a target, and gives what waits for it.
 
         Raises:
+            SelectionError: something is to be built, and a package for it is missing.
             SignatureError: something is to be built, and there is no key for the signature that the store requires; or
                 something else that the directory shows does not have one.
             StoreError: the store has no room for what is to be built.
@@ -340,13 +343,15 @@ def obstacles(
 def _obstacles(
     planned: Sequence[Planned], directory: PublishedDirectory, *, replace: bool, exporting: bool = False
 ) -> Iterator[InputError]:
-    """What is in the way of a plan: in the store, with signatures, and then in the directory."""
+    """What is in the way of a plan: in the installation, in the store, with signatures, and then in the directory."""
     store = directory.store
     names = [each.target.file_name for each in planned]
     new = [each.target for each in planned if each.record is None]
     reused = {each.target: each.record for each in planned if each.record}
     size = sum(each.weight_bytes for each in new)
+    needing = [each for each in new if each.component.kind == "onnx"]
     checks: list[Callable[[], None]] = [
+        *(partial(check_packages, each) for each in needing[:1]),
         lambda: _check_writable(new, store),
         lambda: _check_signer(new, store),
         lambda: check_apart(store, directory.path),
@@ -355,7 +360,7 @@ def _obstacles(
     ]
     yield from filter(None, map(_refusal, checks))
     copied = size + sum(each.size for each in reused.values() if not directory.is_staged(each))
-    folders = {each.target.file_name for each in planned if each.target.component.kind == "vllm"}
+    folders = {each.target.file_name for each in planned if each.target.component.is_folder}
     own = directory.copies(folders, {target.file_name: _published(target, each) for target, each in reused.items()})
     marked = [f"{name}/" if name in folders else name for name in names]
     yield from directory.obstacles(copied, marked, replace=replace, own=own, hints=_hints(planned))

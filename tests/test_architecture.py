@@ -19,13 +19,13 @@ ROOMS: Final = (
     {"text"},
     {"errors"},
     {"documents", "families", "settings"},
-    {"encoders", "fs"},
+    {"encoders", "fs", "metrics"},
     {"estimators"},
     {"processes", "prefect_api"},
     {"weights", "store"},
     {"configuration"},
     {"sources", "synth"},
-    {"torchscript", "vllm"},
+    {"torchscript", "vllm", "onnx"},
     {"provenance"},
     {"publishing"},
     {"planning"},
@@ -42,7 +42,9 @@ OTHERS: Final = {
     "torch": {
         *(
             "building.folders",
+            "building.onnx_files",
             "building.zips",
+            "torchscript.dissect",
             "torchscript.load",
             "torchscript.script",
             "torchscript.calls",
@@ -50,9 +52,21 @@ OTHERS: Final = {
             "torchscript.gate",
             "torchscript.structure",
         ),
-        *("torchscript.step_time", "vllm.casting", "synth.synth", "synth.shapes", "encoders"),
+        *(
+            "torchscript.step_time",
+            "weights.casting",
+            "metrics",
+            "onnx.calls",
+            "onnx.gate",
+            "synth.synth",
+            "synth.shapes",
+            "encoders",
+        ),
         *(f"estimators.{name}" for name in ("dit", "layers", "registry", "solver", "unet")),
     },
+    "numpy": {"onnx.graph", "onnx.layers", "onnx.dit"},
+    "onnx": {"onnx.graph", "onnx.layers", "onnx.writer", "onnx.gate"},
+    "onnxruntime": {"onnx.gate"},
     "fsspec": {"store.backends"},
     "modelscope_hub": {"sources.modelscope"},
     "requests": {"sources.responses", "sources.modelscope", "prefect_api"},
@@ -181,11 +195,11 @@ def test_each_dependency_is_imported_where_it_belongs() -> None:
     assert found == OTHERS
 
 
-@pytest.mark.parametrize("name", ["building/folders", "building/zips"])
+@pytest.mark.parametrize("name", ["building/folders", "building/zips", "building/onnx_files"])
 def test_torch_and_what_needs_it_are_imported_where_they_run_only(name: str) -> None:
     tree = parsed(PACKAGE / f"{name}.py")
     inside = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in imports(node)}
-    needing = {"torch", "encoders", "synth", "torchscript", "folder"}
+    needing = {"torch", "encoders", "estimators", "synth", "torchscript", "folder", "gate", "writer", "models"}
     heavy = {each for each in imports(tree) if needing & set(each.split("."))} - {"cosyjit.torchscript.graph.Graph"}
     assert heavy
     assert heavy <= inside
@@ -203,7 +217,8 @@ def test_networks_import_torch_the_errors_and_themselves_alone(name: str, others
     "module",
     [
         "cosyjit",
-        *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "torchscript.graph", "vllm.rules", "processes.worker")),
+        *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker")),
+        *(f"cosyjit.{name}" for name in ("torchscript.graph", "onnx.forms", "building.onnx_files")),
         *("cosyjit.encoders.parameters", "cosyjit.estimators.parameters"),
     ],
 )

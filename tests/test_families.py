@@ -18,8 +18,11 @@ from cosyjit.encoders.registry import ENCODERS
 from cosyjit.errors import ConfigError, SelectionError
 from cosyjit.families import (
     CONFIG_FILES,
+    COSYVOICE2_ESTIMATOR,
     COSYVOICE2_VLLM,
+    COSYVOICE3_ESTIMATOR,
     COSYVOICE3_VLLM,
+    COSYVOICE_ESTIMATOR,
     DEFAULT_PRECISIONS,
     FAMILIES,
     PRECISIONS,
@@ -27,8 +30,10 @@ from cosyjit.families import (
     Family,
     Precision,
     family_of,
+    plans_of,
     select,
 )
+from cosyjit.onnx.forms import FORMS, LIMITS
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from tests.support.vllm_folders import FILES
@@ -48,7 +53,7 @@ def pairs(
     return [(component.name, precision.name) for component, precision in select(family, components, precisions)]
 
 
-COMPONENTS: Final = [component.name for component in COSYVOICE.components]
+COMPONENTS: Final = [component.name for component in COSYVOICE.components if not component.on_request]
 
 
 def refusal(family: Family, components: list[str] | None = None, precisions: list[str] | None = None) -> str:
@@ -74,12 +79,16 @@ def test_the_table_is_what_the_public_runtime_reads() -> None:
         ("CosyVoice2", "flow.encoder", upsample, "flow.pt", "encoder.", ()),
         ("CosyVoice2", "flow.encoder.chunked", upsample, "flow.pt", "encoder.", ()),
     ]
-    folders = {family.name: [part for part in family.components if part.kind == "vllm"] for family in FAMILIES}
+    folders = {family.name: [part for part in family.components if part.is_folder] for family in FAMILIES}
     assert folders == {"CosyVoice": [], "CosyVoice2": [COSYVOICE2_VLLM], "CosyVoice3": [COSYVOICE3_VLLM]}
 
 
 FOLDERS: Final = (COSYVOICE2_VLLM, COSYVOICE3_VLLM)
-ZIPS: Final = tuple(part for family in FAMILIES for part in family.components if part not in FOLDERS)
+ESTIMATORS: Final = (COSYVOICE_ESTIMATOR, COSYVOICE2_ESTIMATOR, COSYVOICE3_ESTIMATOR)
+ZIPS: Final = tuple(
+    part for family in FAMILIES for part in family.components if part not in FOLDERS and part not in ESTIMATORS
+)
+NODE: Final = "flow.decoder.estimator"
 
 
 def test_the_language_models_that_vllm_decodes_are_folders_of_one_name() -> None:
@@ -92,6 +101,10 @@ def test_the_language_models_that_vllm_decodes_are_folders_of_one_name() -> None
     assert {(part.kind, part.published, part.extra_tensors, part.configs) for part in ZIPS} == {("zip", None, (), ())}
 
 
+def test_a_file_of_onnx_is_held_to_more_at_float32() -> None:
+    assert COSYVOICE2_ESTIMATOR.tolerances["fp32"].absolute < COSYVOICE2_ESTIMATOR.tolerances["autocast_fp16"].absolute
+
+
 @pytest.mark.parametrize("component", [*FOLDERS, *ZIPS])
 def test_each_component_has_tolerances_that_grow_with_the_coarseness_of_the_precision(component: Component) -> None:
     assert list(component.tolerances)[:3] == ["fp32", "fp16", "bf16"]
@@ -100,6 +113,62 @@ def test_each_component_has_tolerances_that_grow_with_the_coarseness_of_the_prec
         assert finer.absolute < coarser.absolute
         assert finer.relative < coarser.relative
         assert 1 > finer.cosine > coarser.cosine >= 0.997
+
+
+def test_the_estimators_are_files_of_onnx_under_the_names_that_runtimes_read() -> None:
+    assert [part.class_name for part in ESTIMATORS] == [
+        "cosyvoice.flow.decoder.ConditionalDecoder",
+        "cosyvoice.flow.decoder.CausalConditionalDecoder",
+        "cosyvoice.flow.DiT.dit.DiT",
+    ]
+    assert [part for family in FAMILIES for part in family.components if part.kind == "onnx"] == [*ESTIMATORS]
+    assert {(part.name, part.node, part.weights, part.prefix, part.on_request) for part in ESTIMATORS} == {
+        (NODE, NODE, "flow.pt", "decoder.estimator.", True)
+    }
+    offline = ["autocast_fp16.onnx", "fp32.dynamic_batch.onnx", "fp32.onnx"]
+    streaming = ["streaming.autocast_fp16.onnx", "streaming.fp32.onnx"]
+    assert [
+        sorted(part.file_name(name).removeprefix(f"{NODE}.") for name in part.tolerances) for part in ESTIMATORS
+    ] == [offline, offline + streaming, offline + streaming]
+    assert [pairs(family, [NODE]) for family in FAMILIES] == [[(NODE, "fp32")]] * 3
+
+
+@pytest.mark.parametrize("component", ESTIMATORS)
+def test_the_precisions_of_an_estimator_are_forms_of_its_file(component: Component) -> None:
+    for name, tolerance in component.tolerances.items():
+        assert FORMS[name].dtype == PRECISIONS[name].dtype
+        assert LIMITS[FORMS[name].dtype].tolerance == tolerance
+
+
+def test_each_form_of_a_file_is_a_precision_of_estimators_alone() -> None:
+    assert set(FORMS) == {name for part in ESTIMATORS for name in part.tolerances}
+    assert {name for part in (*ZIPS, *FOLDERS) for name in part.tolerances} & set(FORMS) == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("file", "plans", "others"),
+    [
+        ("fp32.onnx", ["fp32.mygpu", "fp16.mygpu", "fp32.0"], ["fp32.dynamic_batch.l20", "autocast_fp16.0", "fp32"]),
+        ("autocast_fp16.onnx", ["autocast_fp16.0", "autocast_fp16.mygpu"], ["fp16.mygpu", "streaming.autocast_fp16.0"]),
+        ("streaming.fp32.onnx", ["streaming.fp32.0"], ["fp32.0", "streaming.autocast_fp16.0", "streaming.fp32.a.b"]),
+        ("streaming.autocast_fp16.onnx", ["streaming.autocast_fp16.1"], ["autocast_fp16.1", "streaming.fp32.1"]),
+        ("fp32.dynamic_batch.onnx", ["fp32.dynamic_batch.l20", "fp16.dynamic_batch.l20"], ["fp32.mygpu", "fp16.l20"]),
+    ],
+)
+def test_plans_belong_to_the_file_that_runtimes_make_them_from(file: str, plans: list[str], others: list[str]) -> None:
+    pattern = plans_of(f"{NODE}.{file}")
+    assert pattern is not None
+    for name in plans:
+        assert pattern.fullmatch(f"{NODE}.{name}.plan")
+        assert not pattern.fullmatch(f"{NODE}.{name}.plan.1")
+        assert not pattern.fullmatch(f"x{NODE}.{name}.plan")
+        assert not pattern.fullmatch(f"{NODE}.{name}.plan".replace("flow.", "flow-"))
+    assert not any(pattern.fullmatch(f"{NODE}.{name}.plan") for name in others)
+
+
+@pytest.mark.parametrize("name", ["flow.encoder.fp32.zip", "vllm", f"{NODE}.fp16.onnx", "fp32.onnx", ""])
+def test_of_other_files_no_plans_are_made(name: str) -> None:
+    assert plans_of(name) is None
 
 
 @pytest.mark.parametrize("component", ZIPS)
@@ -129,7 +198,8 @@ def test_each_precision_is_a_torch_type_of_its_size(precision: Precision) -> Non
 def test_weights_take_what_their_precision_makes_of_them(name: str, shape: tuple[int, ...], int8: int) -> None:
     sizes = {each.name: each.size(name, shape) for each in PRECISIONS.values()}
     numbers = math.prod(shape)
-    assert sizes == {"fp32": 4 * numbers, "fp16": 2 * numbers, "bf16": 2 * numbers, "int8": int8}
+    zips = {"fp32": 4 * numbers, "fp16": 2 * numbers, "bf16": 2 * numbers, "int8": int8}
+    assert sizes == zips | {name: (2 if "fp16" in name else 4) * numbers for name in FORMS}
 
 
 def test_an_unknown_language_model_is_refused_with_the_known_ones() -> None:
@@ -166,6 +236,24 @@ def test_a_configuration_with_another_language_model_is_refused(tiny: Path, copy
 FLOW: Final = "flow: !new:a.Flow\n  encoder: !new:{} {{input_size: 512}}\n"
 
 
+ESTIMATOR: Final = "flow: !new:a.Flow\n  decoder: !new:a.Decoder\n    estimator: !new:{} {{in_channels: 320}}\n"
+
+
+@pytest.mark.parametrize(("family", "part"), [*zip(FAMILIES, ESTIMATORS, strict=True)], ids=lambda each: each.name)
+def test_where_there_is_nothing_else_the_estimator_tells_the_family(
+    family: Family, part: Component, tmp_path: Path
+) -> None:
+    (tmp_path / "cosyvoice.yaml").write_text(ESTIMATOR.format(part.class_name))
+    assert open_checkpoint(open_source(tmp_path)).family is family
+
+
+@pytest.mark.parametrize("estimator", ["!new:a.Estimator {}", "!new:cosyvoice.flow.DiT.dit.DiT {}", "5", "null"])
+def test_an_estimator_of_another_class_does_not_change_what_the_encoder_tells(estimator: str, tmp_path: Path) -> None:
+    encoder = FLOW.format(f"{ENCODER}.ConformerEncoder")
+    (tmp_path / "cosyvoice.yaml").write_text(f"{encoder}  decoder: !new:a.D\n    estimator: {estimator}\n")
+    assert open_checkpoint(open_source(tmp_path)).family is COSYVOICE
+
+
 @pytest.mark.parametrize(
     ("class_name", "family"),
     [
@@ -189,7 +277,14 @@ def test_without_a_language_model_the_components_tell_the_family(
             FLOW.format("a.Encoder"),
             f"and flow.encoder is a a.Encoder; known: {ENCODER}.ConformerEncoder (CosyVoice), cosyvoice.transformer.up",
         ),
-        ("flow: !new:a.Flow {}\n", "has neither llm nor llm.text_encoder nor llm.llm nor flow.encoder, which identify"),
+        (
+            "flow: !new:a.Flow {}\n",
+            "has neither llm nor llm.text_encoder nor llm.llm nor flow.encoder nor flow.decoder.estimator, which",
+        ),
+        (
+            ESTIMATOR.format("a.Estimator"),
+            "and flow.decoder.estimator is a a.Estimator; known: cosyvoice.flow.decoder.Con",
+        ),
         ("flow: {encoder: 5}\n", "flow.encoder is missing, or is not a !new: node"),
         (FLOW.format("a.Encoder") + "llm: 5\n", "llm is missing, or is not a !new: node"),
         (FLOW.format("a.Encoder") * 2, "the key flow occurs twice in one mapping"),
@@ -221,7 +316,7 @@ def test_what_older_runtimes_expect_is_selected_by_its_name_alone() -> None:
         ("flow.encoder.chunked", "bf16"),
         ("llm.vllm", "bf16"),
     ]
-    assert [part.name for family in FAMILIES for part in family.components if part.on_request] == chunked
+    assert [part.name for part in COSYVOICE2.components if part.on_request] == [*chunked, NODE]
     assert {part.name: (part.node, part.file_name("fp16")) for part, _ in select(COSYVOICE2, chunked, None)} == {
         "flow.encoder.chunked": ("flow.encoder", "flow.encoder.fp16.zip")
     }
@@ -232,6 +327,38 @@ def test_what_older_runtimes_expect_is_selected_by_its_name_alone() -> None:
 def test_components_that_are_published_under_one_name_are_not_selected_together(names: list[str]) -> None:
     assert refusal(COSYVOICE2, names, ["fp16", "bf16"]) == (
         "flow.encoder and flow.encoder.chunked are both published as flow.encoder.fp16.zip; choose one of them"
+    )
+
+
+ALL: Final = [(name, precision) for name in COMPONENTS for precision in ("fp32", "fp16")]
+
+
+def test_all_are_those_on_request_as_well_but_for_rivals_of_others() -> None:
+    assert pairs(COSYVOICE, ["all"]) == [*ALL, (NODE, "fp32")]
+    assert pairs(COSYVOICE2, ["all"]) == [
+        ("flow.encoder", "fp32"),
+        ("flow.encoder", "fp16"),
+        (NODE, "fp32"),
+        ("llm.vllm", "bf16"),
+    ]
+    assert pairs(COSYVOICE3, ["all"]) == [(NODE, "fp32"), ("llm.vllm", "bf16")]
+    assert pairs(COSYVOICE3, ["llm.vllm", "all", "all"]) == pairs(COSYVOICE3, ["all"])
+    assert pairs(COSYVOICE2, ["all"], ["autocast_fp16", "fp16"]) == [
+        ("flow.encoder", "fp16"),
+        (NODE, "autocast_fp16"),
+        ("llm.vllm", "fp16"),
+    ]
+    assert refusal(COSYVOICE2, ["all", "flow.encoder.chunked"]) == (
+        "flow.encoder and flow.encoder.chunked are both published as flow.encoder.fp32.zip; choose one of them"
+    )
+
+
+def test_a_form_that_a_family_does_not_have_is_refused_with_those_that_it_has() -> None:
+    assert refusal(COSYVOICE, [NODE], ["streaming.fp32"]) == (
+        f"'streaming.fp32' is not a precision of {NODE}; choose from fp32, autocast_fp16, fp32.dynamic_batch"
+    )
+    assert refusal(COSYVOICE2, None, ["autocast_fp16"]) == (
+        "'autocast_fp16' is not a precision of flow.encoder, llm.vllm; choose from fp32, fp16, bf16"
     )
 
 
@@ -293,16 +420,21 @@ def test_a_precision_that_no_selected_component_has_is_refused(precisions: list[
 @pytest.mark.parametrize("name", ["llm.text_encoder", "flow.Encoder", "flow", ""])
 def test_an_unknown_component_is_refused_with_the_known_ones(name: str) -> None:
     assert refusal(COSYVOICE2, ["flow.encoder", name]) == (
-        f"{name!r} is not a component of CosyVoice2; choose from flow.encoder, flow.encoder.chunked, llm.vllm"
+        f"{name!r} is not a component of CosyVoice2; choose from flow.encoder, flow.encoder.chunked, "
+        "flow.decoder.estimator, llm.vllm, all"
     )
 
 
+KNOWN: Final = "fp32, fp16, bf16, int8, autocast_fp16, streaming.fp32, streaming.autocast_fp16, fp32.dynamic_batch"
+
+
 def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:
-    assert refusal(COSYVOICE, None, ["fp16", "fp8"]) == ("'fp8' is not a precision; choose from fp32, fp16, bf16, int8")
+    assert refusal(COSYVOICE, None, ["fp16", "fp8"]) == f"'fp8' is not a precision; choose from {KNOWN}"
 
 
 def test_an_empty_selection_is_refused() -> None:
     assert refusal(COSYVOICE, []) == (
-        "no component of CosyVoice is selected; choose from llm.text_encoder, llm.llm, flow.encoder"
+        "no component of CosyVoice is selected; choose from llm.text_encoder, llm.llm, flow.encoder, "
+        "flow.decoder.estimator, all"
     )
-    assert refusal(COSYVOICE, None, []) == "no precision is selected; choose from fp32, fp16, bf16, int8"
+    assert refusal(COSYVOICE, None, []) == f"no precision is selected; choose from {KNOWN}"

@@ -22,7 +22,7 @@ class Artifact:
         sha256: the digest of its bytes, in hex; of a folder, see `cosyjit.fs.hashing.sha256_of_folder`.
         size: in bytes.
         seconds: what building and verifying it took.
-        figures: what was measured of it: its errors, as `cosyjit.torchscript.gate.Metrics` has them; of half
+        figures: what was measured of it: its errors, as `cosyjit.metrics.Metrics` has them; of half
             precisions, how many numbers became 0; and what verifying took of the seconds.
         files: of a folder, the digests of its files by their names.
         graph: that of the zip, proven; None of a folder, and if it is of no use to other checkpoints.

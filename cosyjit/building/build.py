@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cosyjit.building import folders, zips
+from cosyjit.building import folders, onnx_files, zips
 from cosyjit.building.artifact import Artifact, Built, Proof, files_of, unwritable
 from cosyjit.errors import CosyjitError, ResourceError, VerificationError
 from cosyjit.fs.files import remove
@@ -29,7 +29,11 @@ class _Kind(NamedTuple):
     prove: Callable[[Target, Graph | None, Path, worker.Progress | None, worker.CancelScope | None], Proof]
 
 
-_KINDS: Final = {"zip": _Kind(zips.build, zips.prove), "vllm": _Kind(folders.build, folders.prove)}
+_KINDS: Final = {
+    "zip": _Kind(zips.build, zips.prove),
+    "vllm": _Kind(folders.build, folders.prove),
+    "onnx": _Kind(onnx_files.build, onnx_files.prove),
+}
 """By `Component.kind`."""
 
 
@@ -57,7 +61,7 @@ def build(
         OutputError: the artifact cannot be written to the disk.
         BuildError: a process was killed, or the scope is cancelled.
         ResourceError: the system does not give the processes, files or memory that the build needs.
-        VerificationError: the artifact does not match its encoder.
+        VerificationError: the artifact does not match its network, or its weights.
     """
     begun = time.perf_counter()
     path = directory.absolute() / target.name

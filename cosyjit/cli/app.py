@@ -82,9 +82,12 @@ def export(
         A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or a ModelScope
         id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
     component
-        A component to export, such as llm.text_encoder; may be repeated. By default all that need no request.
+        A component to export, such as llm.text_encoder or flow.decoder.estimator; may be repeated. By default those
+        that the runtime reads with load_jit and load_vllm; "all" for those on request as well.
     precision
-        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16.
+        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16. Of
+        flow.decoder.estimator fp32 by default, autocast_fp16, fp32.dynamic_batch and, but for CosyVoice,
+        streaming.fp32 and streaming.autocast_fp16.
     publish
         Where to put the zips. Beside the checkpoint by default.
     store
@@ -349,7 +352,7 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     Parameters
     ----------
     artifact
-        The path of a zip or of a folder, its SHA-256, or a fingerprint.
+        The path of a zip, an ONNX file or a folder, its SHA-256, or a fingerprint.
     store, require_signature
         As for export.
     json

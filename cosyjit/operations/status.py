@@ -19,6 +19,7 @@ from cosyjit.provenance.fingerprint import differences
 from cosyjit.provenance.record import Record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.plans import OlderPlan
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.sources.checkpoint import Checkpoint, open_checkpoint
 from cosyjit.sources.source import Source, reopen
@@ -32,7 +33,8 @@ class Shown:
     Attributes:
         condition: of its file.
         state: "current" if its source would give the same; "unknown" if that cannot be told.
-        reasons: what has changed since, or why it cannot be told; or which component it is, of one made on request.
+        reasons: what has changed since, or why it cannot be told; or which component it is, of one that is published
+            under another's name.
     """
 
     name: str
@@ -50,18 +52,20 @@ class Status:
         names: its artifacts.
         manifest: the condition of the document beside them.
         compared_with: what its source is: a directory, or an id at a commit; None if it was not opened.
+        older_plans: plans beside its artifacts that were made before these were published. Runtimes would use them.
     """
 
     publication: Publication
     names: tuple[Shown, ...]
     manifest: Condition
     compared_with: str | None = None
+    older_plans: tuple[OlderPlan, ...] = ()
 
     @property
     def well(self) -> bool:
-        """Whether all of it is intact and current."""
+        """Whether all of it is intact and current, and no plan is older."""
         whole = all(each.condition == "intact" and each.state == "current" for each in self.names)
-        return whole and self.manifest == "intact"
+        return whole and self.manifest == "intact" and not self.older_plans
 
 
 def status(directory: str | Path, *, store: Store | None = None, check_source: bool = False) -> Status:
@@ -93,7 +97,8 @@ def status(directory: str | Path, *, store: Store | None = None, check_source: b
         )
         for each in checked
     )
-    return Status(live, names, manifest.condition, None if isinstance(source, str) else source.pinned)
+    pinned = None if isinstance(source, str) else source.pinned
+    return Status(live, names, manifest.condition, pinned, tuple(published.older_plans(live)))
 
 
 def _source(live: Publication, directory: PublishedDirectory, *, ask: bool) -> Source | str:
@@ -170,7 +175,7 @@ def _compare(
         return "unknown", (targets,)
     for target in targets:
         if target.fingerprint.key == artifact.fingerprint:
-            return "current", (f"as {target.component.name}",) if target.component.on_request else ()
+            return "current", (f"as {target.component.name}",) if target.component.at else ()
     known = _record(artifact, store)
     if known is None:
         return "stale", ("record missing",)

@@ -36,9 +36,14 @@ class Fault(NamedTuple):
 STRANGE: Final = "is not a file, but a link, a folder, a pipe or a device"
 
 _NAMES: Final = {
-    part.file_name(precision) for family in FAMILIES for part in family.components for precision in part.tolerances
+    part.file_name(precision)
+    for family in FAMILIES
+    for part in family.components
+    if not part.on_request
+    for precision in part.tolerances
 }
-"""What a runtime may look for in a directory."""
+"""What the runtime looks for with `load_jit` and `load_vllm`. Checkpoints are published with files of other names, such
+as an ONNX file, which are no more signed than their weights."""
 
 
 def verify_directory(directory: str | Path, *, store: Store | None = None, deep: bool = False) -> list[Fault]:

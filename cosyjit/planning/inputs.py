@@ -1,7 +1,7 @@
 """The inputs of a component's artifacts: options, tensors, and the identity of their files when they were read."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,17 +53,17 @@ def read_inputs(
     """
     parts = tuple(dict.fromkeys(parts))
     source = checkpoint.source
-    options = {part: checkpoint.options(part) for part in parts if part.kind == "zip"}
+    options = {part: checkpoint.options(part) for part in parts if not part.is_folder}
     source.obtain({name for part in parts for name in (source.weights(part.weights), *part.configs)})
-    folders = {part: FolderNeed(part, read_qwen2_config(source.directory)) for part in parts if part.kind == "vllm"}
-    found = _digests_of(checkpoint, {**_encoders(checkpoint, options), **folders}, parts, digests, ready)
-    return {part: _encoder(checkpoint, part, given, found[part.weights]) for part, given in options.items()} | {
+    folders = {part: FolderNeed(part, read_qwen2_config(source.directory)) for part in parts if part.is_folder}
+    found = _digests_of(checkpoint, {**_networks(checkpoint, options), **folders}, parts, digests, ready)
+    return {part: _network(checkpoint, part, given, found[part.weights]) for part, given in options.items()} | {
         part: _folder(checkpoint, need, found[part.weights]) for part, need in folders.items()
     }
 
 
-def _encoders(checkpoint: Checkpoint, options: Mapping[Component, Mapping[str, Any]]) -> dict[Component, Need]:
-    """The tensors that encoders need, for those whose options are supported."""
+def _networks(checkpoint: Checkpoint, options: Mapping[Component, Mapping[str, Any]]) -> dict[Component, Need]:
+    """The tensors that encoders and estimators need, for those whose options are supported."""
     found: dict[Component, Need] = {}
     for part, given in options.items():
         with suppress(UnsupportedOptionError):  # whoever builds it will say so
@@ -74,15 +74,19 @@ def _encoders(checkpoint: Checkpoint, options: Mapping[Component, Mapping[str, A
 def _digests_of(
     checkpoint: Checkpoint,
     needs: Mapping[Component, Need],
-    parts: Iterable[Component],
+    parts: Sequence[Component],
     digests: Digests,
     ready: Callable[[], None] | None,
 ) -> dict[str, Weights]:
-    """The digests of weights files by their names: in each, of whatever the family's components have there."""
+    """The digests of weights files by their names: in each, of whatever the family's components have there.
+
+    Of those on request, only if they are wanted: what they have may be large, or damaged.
+    """
     wanted: defaultdict[frozenset[str], _Needs] = defaultdict(dict)
     paths = {part.weights: checkpoint.source.file(checkpoint.source.weights(part.weights)) for part in parts}
     for name, path in paths.items():
-        prefixes = frozenset(part.prefix for part in checkpoint.family.components if part.weights == name)
+        known = [part for part in checkpoint.family.components if part.weights == name]
+        prefixes = frozenset(part.prefix for part in known if part in parts or not part.on_request)
         own = [need for part, need in needs.items() if part.weights == name]
         wanted[prefixes][path] = own
     if ready is not None and not all(
@@ -97,7 +101,7 @@ def _digests_of(
     return {name: found[path] for name, path in paths.items()}
 
 
-def _encoder(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any], weights: Weights) -> Inputs:
+def _network(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any], weights: Weights) -> Inputs:
     tensors = {name: each for name, each in weights.tensors.items() if name.startswith(part.prefix)}
     configs = {checkpoint.source.config.name: checkpoint.config.sha256}
     return Inputs(options, tensors, weights.reading, weights.identity, configs)

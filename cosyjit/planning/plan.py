@@ -58,7 +58,8 @@ def plan(
 
     Args:
         source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
-        components: names of components; for None all that the family has, but for those on request.
+        components: names of components; for None all that the family has, but for those on request; "all" for those
+            as well.
         precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
         store: where artifacts are kept; that of this user for None.
         force: treat all targets as stale.
@@ -74,7 +75,7 @@ def plan(
     wanted = [each.target for each in planned if each.record is None]
     if wanted and exporting:
         store.digests.begin_sha256({each.source.file(each.weights_file.name): None for each in wanted})
-    for target in {each.component: each for each in wanted if each.component.kind == "zip"}.values():
+    for target in {each.component: each for each in wanted if not each.component.is_folder}.values():
         target.check_fit()
     for path, reading in dict.fromkeys((each.target.weights_file, each.target.reading) for each in planned):
         if not reading.is_plain:

@@ -18,6 +18,10 @@ _MEMORY_BASE: Final = 600_000_000
 """Measured of full-size components with torch 2.13: at most 2.1 times the float32 weights and 0.57 GB, mapped files
 counted as well. Verifying quantized weights quantizes them anew: 3.1 times, measured of components half as large."""
 
+_ONNX_MEMORY_FACTOR: Final = 2.6
+"""Measured of full-size estimators with torch 2.13 and ONNX Runtime 1.32, beside the same 0.6 GB: at most 2.3 times the
+float32 weights, in either precision. That is verifying; writing takes 0.27 GB, torch included, whatever the size."""
+
 _FOLDER_MEMORY: Final = 900_000_000
 """What writing a folder and reading it back takes, torch included, whatever its size."""
 
@@ -29,7 +33,7 @@ class Target:
     Attributes:
         source: where the checkpoint is from.
         component: what is exported.
-        options: those of its encoder, as the configuration gives them.
+        options: those of its encoder or estimator, as the configuration gives them.
         precision: the type of its weights.
         fingerprint: all that decides its bytes.
         weights: what the file with its weights was when the fingerprint was taken.
@@ -78,7 +82,7 @@ class Target:
             raise changed_error(self.weights_file, "after it was planned")
 
     def check_fit(self) -> None:
-        """Check that the weights are those that the encoder needs.
+        """Check that the weights are those that the encoder or estimator needs.
 
         Raises:
             UnsupportedOptionError: an option is unknown, missing, or of a value that is not supported.
@@ -97,9 +101,11 @@ class Target:
     @property
     def memory_bytes(self) -> int:
         """The memory that building and verifying may take, in bytes, in one process after the other."""
-        if self.component.kind == "vllm":
+        if self.component.is_folder:
             return _FOLDER_MEMORY
         float32 = sum(PRECISIONS["fp32"].size(name, each.shape) for name, each in self.fingerprint.tensors.items())
+        if self.component.kind == "onnx":
+            return int(_ONNX_MEMORY_FACTOR * float32) + _MEMORY_BASE
         factor = _QUANTIZED_MEMORY_FACTOR if self.precision.quantized else _MEMORY_FACTOR
         return int(factor * float32) + _MEMORY_BASE
 

@@ -12,6 +12,7 @@ import xxhash
 from cosyjit import encoders
 from cosyjit.configuration.config import Instance
 from cosyjit.families import Component, Precision
+from cosyjit.onnx import forms
 from cosyjit.text import listed
 from cosyjit.vllm import rules
 from cosyjit.weights.tensor_digests import TensorDigest
@@ -30,6 +31,7 @@ class _Recipe(NamedTuple):
 _RECIPES: Final = {
     "zip": _Recipe(("script", "freeze", "optimize_for_inference"), encoders.version_of),
     "vllm": _Recipe(("cast",), lambda _class_name, _options: rules.VERSION),
+    "onnx": _Recipe(("cast", "graph"), lambda _class_name, _options: forms.VERSION),
 }
 
 
@@ -42,7 +44,7 @@ class Fingerprint:
         config: the class and options of the configuration, as JSON has them; and the component's overrides, if any.
         precision, device: their names.
         recipe: the methods that are kept, and the stages of the build.
-        encoders: the version of the code that makes it: that of the encoder, or of vLLM's folder.
+        encoders: the version of the code that makes it: that of the encoder, of vLLM's folder, or of ONNX files.
         torch: the version of torch.
     """
 

@@ -11,6 +11,7 @@ from cosyjit import documents
 from cosyjit.errors import RecordError, SelectionError, SignatureError, line
 from cosyjit.fs.files import absolute
 from cosyjit.fs.hashing import sha256_of, sha256_of_folder
+from cosyjit.onnx.metadata import BEGINNING, metadata
 from cosyjit.provenance import record, statements
 from cosyjit.provenance.fingerprint import key_of
 from cosyjit.provenance.record import Record
@@ -48,7 +49,7 @@ def lineage(artifact: str | Path, *, store: Store | None = None) -> Lineage:
     """Find out what an artifact was made from.
 
     Args:
-        artifact: the path of an artifact, a zip or a folder; its SHA-256; or the key of its fingerprint.
+        artifact: the path of an artifact, a zip, a folder or an ONNX file; its SHA-256; or the key of its fingerprint.
         store: the one that has its record; that of this user for None.
 
     Raises:
@@ -116,8 +117,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _embedded_content(path: Path) -> bytes:
-    """The bytes of the provenance in a zip. Its directory is read only if it is as small as that of an artifact."""
+    """The bytes of the provenance in a zip or an ONNX file.
+
+    The directory of a zip is read only if it is as small as that of an artifact.
+    """
     with path.open("rb") as file:
+        if file.read(len(BEGINNING)) == BEGINNING:
+            return metadata(file, record.EMBEDDED_NAME, _LARGEST)
         name = f"extra/{record.EMBEDDED_NAME}"
         member = zip_reader.members(file).get(name)
         if member is None:
@@ -126,7 +132,7 @@ def _embedded_content(path: Path) -> bytes:
 
 
 def _embedded(path: Path) -> dict[str, Any]:
-    """The provenance embedded in a zip: schema, fingerprint and parts."""
+    """The provenance embedded in a file: schema, fingerprint and parts."""
     try:
         document = documents.read(_embedded_content(path), str(path))
     except RecordError:

@@ -28,7 +28,8 @@ _EMBEDDED_SCHEMA: Final = 1
 """The schema of the embedded provenance. It is part of every artifact's bytes, so it has a number of its own."""
 
 EMBEDDED_NAME: Final = "cosyjit.json"
-"""The name of the embedded provenance among the extra files of a TorchScript archive."""
+"""The name of the embedded provenance: among the extra files of a TorchScript archive, or in the metadata of an ONNX
+file."""
 
 
 class Material(NamedTuple):
@@ -70,7 +71,7 @@ class Record:
         figures: what was measured, such as bytes, weight_bytes and seconds.
         run: the identifiers of the Prefect run, if there was one.
         versions: those of cosyjit, torch and Python.
-        files: the digests of a folder's files by their names; None for a zip.
+        files: the digests of a folder's files by their names; None for a file.
         signed_by: the identifiers of the keys that signed it, as the file claims. Only `load` with a store that
             requires signatures verifies one of them.
     """
@@ -368,5 +369,5 @@ def check_signed(store: Store, name: str, sha256: str, size: int, key: str) -> N
 
 
 def embedded_provenance(fingerprint: Fingerprint) -> bytes:
-    """The provenance that is embedded in a zip: the fingerprint and its parts, as canonical JSON."""
+    """The provenance that is embedded in a zip or an ONNX file: the fingerprint and its parts, as canonical JSON."""
     return canonical({"fingerprint": fingerprint.key, "parts": fingerprint.parts, "schema": _EMBEDDED_SCHEMA})

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace as changed
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -33,9 +34,10 @@ from cosyjit.fs.identity import Identity
 from cosyjit.processes.processors import processors
 from cosyjit.provenance import record
 from cosyjit.provenance.record import check_signed
-from cosyjit.publishing import publication
+from cosyjit.publishing import plans, publication
 from cosyjit.publishing.condition import Checked, condition_of, condition_of_artifact, is_copy, is_real
 from cosyjit.publishing.layout import MANIFEST, Layout, is_ours
+from cosyjit.publishing.plans import OlderPlan
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Condition, Store, object_name
 
@@ -148,6 +150,10 @@ class PublishedDirectory:
         if not manifest.exists():
             return "missing"
         return "intact" if files.content(manifest, len(live.content)) == live.content else "damaged"
+
+    def older_plans(self, live: Publication) -> list[OlderPlan]:
+        """The plans in the directory that are older than the artifacts of a publication that it shows."""
+        return plans.older(self._layout, live.artifacts)
 
     # Before the work.
 
@@ -292,6 +298,9 @@ class PublishedDirectory:
         If they are shown already, no new publication is made, and what is damaged is mended. What the directory goes on
         showing from another store is copied into this one. The caller has entered the store with `Store.in_use`.
 
+        Where a file changes that runtimes make plans from, the plans that are there are put aside first, under their
+        names with a number: runtimes would use them in place of the new file.
+
         Args:
             artifacts: by the names of the runtime.
             source: what they were made from.
@@ -318,11 +327,10 @@ class PublishedDirectory:
                     self._save(after, shown=True)
                 self._layout.clean()
                 return after
-            self._switch(live, after, kept.values(), link=link, replace=replace)
-        return after
+            return self._switch(live, after, kept.values(), link=link, replace=replace)
 
     def rollback(self, to: int | None = None) -> Publication:
-        """Show an earlier set again, as a new publication.
+        """Show an earlier set again, as a new publication. Plans are put aside as in `publish`.
 
         Args:
             to: the number of the publication whose set it is; the one before the live one for None.
@@ -341,8 +349,7 @@ class PublishedDirectory:
             still = {name: each for name, each in earlier.artifacts.items() if live.artifacts.get(name) == each}
             self._copy_into_store(still)
             after = _following(live, earlier.source, earlier.artifacts, earlier.restores or earlier.number)
-            self._switch(live, after, earlier.artifacts.values())
-        return after
+            return self._switch(live, after, earlier.artifacts.values())
 
     def _earlier(self, live: Publication, to: int | None) -> Publication:
         """The publication of a number, among the live one and those before it; see `rollback`."""
@@ -364,12 +371,15 @@ class PublishedDirectory:
         *,
         link: bool = False,
         replace: bool = False,
-    ) -> None:
+    ) -> Publication:
         """Bring the files of a publication here, and show it in place of the live one.
 
         Args:
             unrecorded: see `_renew`.
             link, replace: see `publish`.
+
+        Returns:
+            It, with what was put aside; where that is something, the live one does not stay the same.
         """
         members = {
             path: digest for name, each in after.artifacts.items() for path, digest in each.members(name).items()
@@ -381,14 +391,23 @@ class PublishedDirectory:
         with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk
             list(pool.map(lambda digest: self._stage(digest, link=link), set(members.values())))
         self._renew(after, unrecorded)
+        gone = {name for name in dropped if is_ours(self.path / name) or name in own}
+        aside = plans.outdated(self._layout, live, after, gone, self.store.digests)
+        if aside:
+            after = _following(live, after.source, after.artifacts) if after is live else after
+            after = changed(after, aside={each.name: each.kept for each in aside})
         # The store has to know of it before anyone sees it, or its objects could be collected.
         self._save(after, shown=False)
-        self._layout.switch(after.identity, after.content, members, replace=replace, own=own)
+        self._layout.switch(after.identity, after.content, members, replace=replace, own=own, aside=after.aside)
         self._save(after, shown=True)
+        for each in aside:
+            path = self.path / each.name
+            _LOG.info("%s: was not made from what is %s now; it is kept as %s", path, each.file, each.kept)
         if self.store.read_only:
             _LOG.warning(
                 "%s: is read-only, so its history has not this publication; %s itself has", self.store, self.path
             )
+        return after
 
     def _save(self, published: Publication, *, shown: bool) -> None:
         """Let the store know of a publication; of a read-only one the directory's own manifest alone does."""

@@ -89,6 +89,7 @@ class Layout:
         *,
         replace: bool = False,
         own: Collection[str] = (),
+        aside: Mapping[str, str] | None = None,
     ) -> None:
         """Make a set of files that are there, and switch to it. To be called within `writing`, alone.
 
@@ -97,9 +98,11 @@ class Layout:
             content: of its document.
             members: the names to show, and the digests of their files; "vllm/config.json" is a file in a folder.
             replace, own: see `check_names`.
+            aside: the names of what must not stand beside the set, and those that it is kept under, from `free_name`.
 
         Raises:
-            OutputError: something stands under a name that is not to be replaced; nothing was changed.
+            OutputError: something stands under a name that is not to be replaced, or cannot be put aside; nothing was
+                changed.
             OSError: the directory cannot be written to; it shows one whole set.
         """
         names = [*dict.fromkeys(member.partition("/")[0] for member in members), MANIFEST]
@@ -119,7 +122,8 @@ class Layout:
         self._adopt(dict.fromkeys((*names, *own)), folders, own)
         for member in names:
             files.replace_symlink(f"{STATE}/current/{member}", self.path / member)
-        self._lead_to(name)
+        with self._without(aside or {}, name):
+            self._lead_to(name)
         time.sleep(_GRACE)
         self.clean()
 
@@ -153,6 +157,14 @@ class Layout:
         """
         yield from self._taken(members, hints, replace=replace, own=own)
         yield from (_not_own(path) for path in self._foreign())
+
+    def matching(self, names: re.Pattern[str]) -> list[str]:
+        """The names in the directory that match a pattern, whatever stands under them."""
+        return sorted(path.name for path in self.path.iterdir() if names.fullmatch(path.name))
+
+    def free_name(self, name: str) -> str:
+        """The name under which what stands under a name can be kept: the same with a number."""
+        return _aside(self.path / name).name
 
     def clean(self) -> None:
         """Remove names, sets and files that are not shown, and what a process that was killed was writing.
@@ -250,6 +262,31 @@ class Layout:
                 _exchange(f"{STATE}/current/{name}", self.path / name, aside[name])
             else:
                 files.replace_symlink(f"{STATE}/current/{name}", self.path / name)
+
+    @contextmanager
+    def _without(self, aside: Mapping[str, str], name: str) -> Iterator[None]:
+        """Put things aside before the directory switches to a set, so that they are never seen beside it.
+
+        If it does not switch, they are put back.
+        """
+        moved: dict[Path, Path] = {}
+        try:
+            for path, to in ((self.path / each, self.path / kept) for each, kept in aside.items()):
+                try:
+                    path.rename(to)
+                except OSError as error:
+                    raise OutputError(
+                        f"{path}: was made from another file than is published, and cannot be put aside "
+                        f"({error.strerror}); move it away, and run again"
+                    ) from None
+                moved[to] = path
+            yield
+        except BaseException:
+            if self.live_set() != name:
+                for to, path in moved.items():
+                    with suppress(OSError):
+                        to.rename(path)
+            raise
 
     def _show_before(self, name: str, folder: Path, aside: Path | None) -> None:
         """Let a set show the file or folder that has a name now, or will be put aside."""

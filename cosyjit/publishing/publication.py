@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,8 +18,9 @@ from cosyjit import documents
 from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.store.store import FORMS, Store
 
-_ZIP: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.zip"
+_FILE: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.(zip|onnx)"
 _FOLDER: Final = r"[a-z]{1,200}"
+_NAME: Final = r"(?s)[^/\0]{1,255}"
 
 
 class Published(NamedTuple):
@@ -68,6 +69,8 @@ class Publication:
         artifacts: by the file names of the runtime.
         previous: the identity of the publication before it; None for the first.
         restores: the number of an earlier publication which it is the same as, after a rollback.
+        aside: plans that were put aside when it was shown, since they were not made from its artifacts: by their names,
+            those that they are kept under.
     """
 
     number: int
@@ -76,10 +79,12 @@ class Publication:
     artifacts: Mapping[str, Published]
     previous: str | None = None
     restores: int | None = None
+    aside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def content(self) -> bytes:
         """The document."""
+        aside = {"aside": dict(sorted(self.aside.items()))} if self.aside else {}
         artifacts = {name: each.document for name, each in sorted(self.artifacts.items())}
         return documents.dump(
             {
@@ -90,6 +95,7 @@ class Publication:
                 "artifacts": artifacts,
                 "previous": self.previous,
                 "restores": self.restores,
+                **aside,
             }
         )
 
@@ -125,12 +131,15 @@ def _publication(document: Mapping[str, Any]) -> Publication:
         artifacts={name: _published(name, each) for name, each in document["artifacts"].items()},
         previous=None if previous is None else documents.digest(previous, 64),
         restores=None if restores is None else documents.count(restores),
+        aside={
+            documents.text(name, _NAME): documents.text(to, _NAME) for name, to in document.get("aside", {}).items()
+        },
     )
 
 
 def _published(name: str, document: Mapping[str, Any]) -> Published:
     sha256, fingerprint = documents.digest(document["sha256"], 64), documents.digest(document["fingerprint"], 32)
-    documents.text(name, _FOLDER if "files" in document else _ZIP)
+    documents.text(name, _FOLDER if "files" in document else _FILE)
     if "files" not in document:
         return Published(sha256, documents.count(document["bytes"]), fingerprint)
     files = {

@@ -69,6 +69,7 @@ def status(found: Status) -> str:
                 {"name": each.name, "file": each.condition, "state": each.state, "reasons": list(each.reasons)}
                 for each in found.names
             ],
+            "older_plans": [each._asdict() for each in found.older_plans],
         }
     )
 

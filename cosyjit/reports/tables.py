@@ -114,7 +114,7 @@ def status_table(status: Status) -> Table:
 
 
 def status_lines(status: Status, *, checked: bool) -> list[str]:
-    """Which publication it is, from what, and of an id, what that was taken for.
+    """Which publication it is, from what, of an id, what that was taken for; and which plans are older than it.
 
     Args:
         checked: whether a hub was to be asked.
@@ -124,7 +124,14 @@ def status_lines(status: Status, *, checked: bool) -> list[str]:
     if source is not None and source != shown.source:
         way = "" if checked else ", the last commit on this machine; --check-source asks the hub"
         lines.append(f"Compared with {source}{way}")
-    return lines
+    return [
+        *lines,
+        *(
+            f"{each.name} is older than {each.file}, and a runtime would use it; move it away, and the runtime makes "
+            "a new one"
+            for each in status.older_plans
+        ),
+    ]
 
 
 def history_table(publications: Sequence[Publication], earlier: Publication | None = None) -> Table:

@@ -70,5 +70,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def _family(config: Config) -> Family:
     if config.has(LANGUAGE_MODEL):
         return family_of(config.class_of(LANGUAGE_MODEL), config.where)
-    classes = {node: config.class_of(node) for node in nodes_of_components() if config.has(node)}
+    nodes = [node for node in nodes_of_components() if config.has(node)]
+    # What is on request does not tell the family where something else does: it may be another class's in a fork.
+    nodes = nodes or [node for node in nodes_of_components(on_request=True) if config.has(node)]
+    classes = {node: config.class_of(node) for node in nodes}
     return family_by_components(classes, config.where)

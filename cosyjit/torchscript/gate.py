@@ -24,33 +24,20 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cosyjit.errors import VerificationError
 from cosyjit.families import Component, Precision, Tolerance
-from cosyjit.torchscript import script, structure
+from cosyjit.metrics import Metrics, measure
+from cosyjit.torchscript import script, step_time, structure
 from cosyjit.torchscript.calls import STEP, Call, Extent, Labelled, calls
 from cosyjit.torchscript.dissect import graph_of, is_filled
 from cosyjit.torchscript.graph import Graph
-from cosyjit.torchscript.step_time import Step, measure
+from cosyjit.torchscript.step_time import Step
 
 _MOST: Final = 1.05, 1_000_000
 """The largest size of an artifact: a factor of the bytes of its weights, plus bytes for the code and the directory."""
 _LEAST: Final = 0.95
-
-
-class Metrics(NamedTuple):
-    """How far an artifact is from its encoder.
-
-    Attributes:
-        absolute: the largest difference of two numbers.
-        relative: the largest norm of the difference of a call's outputs, divided by the norm of the encoder's.
-        cosine: the smallest cosine of the angle between a call's outputs and the encoder's.
-    """
-
-    absolute: float = 0.0
-    relative: float = 0.0
-    cosine: float = 1.0
 
 
 class Mode(NamedTuple):
@@ -126,7 +113,7 @@ def verify(
             gate.check_provenance(path, provenance)
         if graph is not None:
             return Verified(gate.metrics, graph)
-        step = measure(module, encoder, dtype) if STEP in methods else None
+        step = step_time.measure(module, encoder, dtype) if STEP in methods else None
         if reference is not None and provenance is not None:
             graph = graph_of(path, reference, script.cast(structure.weights_of(encoder), dtype), provenance)
     return Verified(gate.metrics, graph, step)
@@ -253,37 +240,8 @@ class _Gate:
                 if not torch.equal(ours, theirs):
                     raise self.fail(f"{where} differs from the encoder's")
             elif theirs.numel():
-                self._measure(where, ours.double(), theirs.double())
-
-    def _measure(self, where: str, ours: Tensor, theirs: Tensor) -> None:
-        for whose, tensor, hint in (
-            (" of the encoder itself", theirs, "export a checkpoint whose weights are sound"),
-            ("", ours, self.precision.hint),
-        ):
-            unfit = tensor.numel() - int(tensor.isfinite().sum())
-            if unfit:
-                problem = f"{where}{whose} has {unfit:,} of {tensor.numel():,} numbers NaN or infinite"
-                raise VerificationError(f"{problem}; {hint}")
-        error, norm, other = float((ours - theirs).norm()), float(theirs.norm()), float(ours.norm())
-        metrics = Metrics(
-            absolute=float((ours - theirs).abs().max()),
-            relative=error / norm if norm else float(error > 0),
-            cosine=float((ours * theirs).sum()) / (norm * other) if norm and other else float(norm == other),
-        )
-        scale = max(1.0, norm / theirs.numel() ** 0.5)
-        bounds = {
-            "largest absolute error": (metrics.absolute, self.tolerance.absolute * scale),
-            "relative error": (metrics.relative, self.tolerance.relative),
-            "distance of the cosine from 1": (1 - metrics.cosine, 1 - self.tolerance.cosine),
-        }
-        for name, (value, bound) in bounds.items():
-            if value > bound:
-                raise self.fail(f"{where}: the {name} is {value:.2g}, more than {bound:.2g}")
-        self.metrics = Metrics(
-            max(self.metrics.absolute, metrics.absolute),
-            max(self.metrics.relative, metrics.relative),
-            min(self.metrics.cosine, metrics.cosine),
-        )
+                metrics = measure(where, ours.double(), theirs.double(), self.tolerance, "encoder", self.precision.hint)
+                self.metrics = self.metrics.worst(metrics)
 
 
 def _lines(error: Exception) -> list[str]:

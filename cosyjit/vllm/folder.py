@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -13,13 +13,12 @@ from typing import BinaryIO
 from cosyjit.errors import VerificationError
 from cosyjit.families import Precision
 from cosyjit.processes.worker import Progress
-from cosyjit.vllm.casting import Caster
 from cosyjit.vllm.rules import MODEL, Copied, Folder
 from cosyjit.weights import safetensors
-from cosyjit.weights.fit import PLAIN, Reading, read_as
+from cosyjit.weights.casting import Caster, located
+from cosyjit.weights.fit import PLAIN, Reading
 from cosyjit.weights.safetensors import UNSOUND
 from cosyjit.weights.tensors import StoredTensor
-from cosyjit.weights.weights_file import changed_error, numbers, opened
 
 
 class _Digest:
@@ -70,11 +69,11 @@ def write(
         OSError: the directory cannot be written to.
     """
     progress("write")
-    with _located(folder, weights, reading) as (source, tensors), (directory / MODEL).open("xb", buffering=0) as file:
+    with _located(folder, weights, reading) as (source, places), (directory / MODEL).open("xb", buffering=0) as file:
         caster = Caster(source, weights, precision)
-        shapes = {tensor.name: tensor.shape for tensor, _ in tensors}
+        shapes = {tensor.name: tensor.shape for tensor in folder.tensors}
         _write(file, memoryview(safetensors.head(shapes, precision.dtype)))
-        for tensor, stored in tensors:
+        for tensor, stored in zip(folder.tensors, places, strict=True):
             for block in caster.blocks(tensor.source, stored):
                 _write(file, block)
     for name, content in folder.texts(precision).items():
@@ -85,21 +84,11 @@ def write(
     return caster.underflows
 
 
-@contextmanager
 def _located(
     folder: Folder, weights: Path, reading: Reading
-) -> Iterator[tuple[BinaryIO, list[tuple[Copied, StoredTensor]]]]:
-    """A file with the numbers of the folder's tensors; and each tensor with its place in that file."""
-    with opened(weights) as file:
-        contents, entries = read_as(file, weights, reading)
-        located = []
-        for tensor in folder.tensors:
-            stored = entries.get(tensor.source)
-            if not isinstance(stored, StoredTensor) or stored.shape != tensor.shape or "float" not in stored.dtype:
-                raise changed_error(weights, "after it was planned")
-            located.append((tensor, stored))
-        with numbers(file, weights, contents, [stored for _, stored in located]) as source:
-            yield source, located
+) -> AbstractContextManager[tuple[BinaryIO, list[StoredTensor]]]:
+    """A file with the numbers of the folder's tensors, and the place of each in that file."""
+    return located(weights, {tensor.source: tensor.shape for tensor in folder.tensors}, reading)
 
 
 def _write(file: FileIO, block: memoryview) -> None:
@@ -151,13 +140,13 @@ def _check_names(directory: Path, wanted: set[str]) -> None:
 
 def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precision, reading: Reading) -> str:
     """Compare a file of tensors with their sources. Returns its SHA-256."""
-    located = _located(folder, weights, reading)
-    with located as (source, tensors), _digesting() as digest, path.open("rb", buffering=0) as file:
+    source_and_places = _located(folder, weights, reading)
+    with source_and_places as (source, places), _digesting() as digest, path.open("rb", buffering=0) as file:
         head, entries = safetensors.read_head(file, os.fstat(file.fileno()).st_size)
         _check_entries(path, entries, folder.tensors, precision)
         digest.update(head)
         caster = Caster(source, weights, precision)
-        for tensor, stored in tensors:
+        for tensor, stored in zip(folder.tensors, places, strict=True):
             for expected in caster.blocks(tensor.source, stored):
                 block = _read(file, len(expected))
                 if block != expected:

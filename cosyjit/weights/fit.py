@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
-from cosyjit.encoders.parameters import Parameter, parameters
+from cosyjit.encoders import parameters as encoders
+from cosyjit.encoders.parameters import Parameter
 from cosyjit.errors import CheckpointError, InputError, TensorMismatchError, UnsupportedOptionError
+from cosyjit.estimators import parameters as estimators
 from cosyjit.families import Component
 from cosyjit.weights.pickle_reader import Other
 from cosyjit.weights.tensors import ITEM_SIZES, Contents, Entries, entries_of
 from cosyjit.weights.weights_file import SAFETENSORS, changed_error, read_contents
+
+_PARAMETERS: Final = {"zip": encoders.parameters, "onnx": estimators.parameters}
+"""By `Component.kind`, what gives the parameters of a network."""
 
 _DEEPEST: Final = 3
 """How many dictionaries may enclose that of the tensors."""
@@ -252,7 +257,7 @@ def _prefixes(name: str, names: frozenset[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class EncoderNeed:
-    """The tensors that the encoder of a component needs: its parameters, behind the component's prefix.
+    """The tensors that the encoder or estimator of a component needs: its parameters, behind the component's prefix.
 
     Attributes:
         names: its tensors by their names in the weights file.
@@ -263,18 +268,18 @@ class EncoderNeed:
 
     @classmethod
     def of(cls, component: Component, options: Mapping[str, Any], config: Path) -> "EncoderNeed":
-        """The need of an encoder with options.
+        """The need of an encoder or an estimator with options.
 
         Args:
-            component: the component that the encoder is of.
-            options: the encoder's options in the configuration.
+            component: the component that it is of.
+            options: its options in the configuration.
             config: the configuration, as messages name it.
 
         Raises:
             UnsupportedOptionError: an option is unknown or missing, or has an unsupported value.
         """
         try:
-            known = parameters(component.class_name, options)
+            known = _PARAMETERS[component.kind](component.class_name, options)
         except UnsupportedOptionError as error:
             where = f"{config}: {component.node}"
             raise UnsupportedOptionError(error.option, error.value, error.supported, where) from None

@@ -381,7 +381,7 @@ def test_status_ends_with_1_when_the_source_has_changed(published: Path, run: Ru
     status, out, err = run("status", published, "--json")
     document = json.loads(out)
     assert (status, err) == (1, "")
-    assert list(document) == ["publication", "manifest", "compared_with", "names"]
+    assert list(document) == ["publication", "manifest", "compared_with", "names", "older_plans"]
     assert document["publication"]["number"] == 1
     assert document["manifest"] == "intact"
     (name,) = document["names"]

@@ -184,5 +184,6 @@ def test_tensors_that_are_the_same_in_a_new_revision_are_not_read_again(hub: Hub
     for one, other in zip(before, after, strict=True):
         assert one.source.file(one.component.weights) == other.source.file(other.component.weights)
         assert one.weights == other.weights
-        prefixes = {part.prefix for part in FAMILIES[0].components if part.weights == other.component.weights}
+        known = [part for part in FAMILIES[0].components if part.weights == other.component.weights]
+        prefixes = {part.prefix for part in known if not part.on_request}
         assert are_remembered(store.digests, other.source.file(other.component.weights), prefixes)

@@ -178,6 +178,17 @@ def test_components_and_precisions_can_be_chosen(tiny: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_the_estimator_is_exported_where_it_is_asked_for(tiny2: Path, tmp_path: Path) -> None:
+    name = "flow.decoder.estimator"
+    (tmp_path / f"{name}.fp16.mygpu.plan").write_bytes(b"plan")
+    state = run(tiny2, components=[name], precisions=["fp32", "streaming.fp32"], publish=str(tmp_path))
+
+    assert (state.name, state.message) == ("Completed", "2 built")
+    assert task_states(state) == {f"{name}.fp32": "Completed", f"{name}.streaming.fp32": "Completed"}
+    files = [f"{name}.fp16.mygpu.plan.1", f"{name}.fp32.onnx", f"{name}.streaming.fp32.onnx"]
+    assert listing(tmp_path) == files
+
+
 def test_without_a_directory_the_zips_go_beside_the_checkpoint(tiny2: Path, copy_of: Callable[[Path], Path]) -> None:
     directory = copy_of(tiny2)
 

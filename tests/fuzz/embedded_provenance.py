@@ -1,4 +1,4 @@
-"""Zips that say what they were made from: archives, or what one of cosyjit's has to say."""
+"""Files that say what they were made from: archives, ONNX files, or what one of cosyjit's has to say."""
 
 import io
 import random
@@ -26,10 +26,21 @@ def _archive(said: bytes, name: str = f"model/extra/{record.EMBEDDED_NAME}") -> 
     return stream.getvalue()
 
 
+def _onnx(said: bytes) -> bytes:
+    """The metadata of an ONNX file, behind its version and a graph."""
+    entry = b"".join(bytes([number << 3 | 2]) + _length(part) + part for number, part in ((1, _NAME), (2, said)))
+    return b"\x08\x08" + b"\x3a\x03abc" + b"\x72" + _length(entry) + entry
+
+
+def _length(content: bytes) -> bytes:
+    return bytes([len(content) & 0x7F | 0x80, len(content) >> 7 & 0x7F | 0x80, len(content) >> 14])
+
+
+_NAME: Final = record.EMBEDDED_NAME.encode()
 _SAID: Final = record.embedded_provenance(fingerprint())
 _DIRECTORY: Final = Path(tempfile.mkdtemp())
 _STORE: Final = Store(_DIRECTORY / "store")
-SEEDS: Final = [_SAID, _archive(_SAID), _archive(_SAID, "extra/cosyjit.json")]
+SEEDS: Final = [_SAID, _archive(_SAID), _archive(_SAID, "extra/cosyjit.json"), _onnx(_SAID)]
 
 
 def read(content: bytes) -> None:

@@ -1,5 +1,6 @@
 """Whether what a directory shows is undamaged, and what its source would give now."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ from cosyjit.errors import PublicationError
 from cosyjit.operations.verify import verify_directory
 from cosyjit.planning.plan import compare
 from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.plans import OlderPlan
 from tests.support.checkpoints import retrain, rewrite
 from tests.support.files import flip
 from tests.support.modelscope import MODEL, Hub
-from tests.support.processes import shown, snapshot
+from tests.support.processes import Run, shown, snapshot
 from tests.support.stores import object_path, put_planned, record_path
 
 Copy = Callable[[Path], Path]
@@ -340,3 +342,23 @@ def test_an_earlier_set_of_the_same_directory_is_still_ones_own_and_a_copy_elsew
     ((state, reasons),) = states(status(path, store=store)).values()
     assert (state, reasons[0]) == ("stale", "dropout_rate 0.1 -> 0.2")
     assert status(tmp_path / "copy", store=store).compared_with is None
+
+
+def test_a_plan_that_is_older_than_its_file_is_told(tiny: Path, store: Store, tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "published"
+    path.mkdir()
+    PublishedDirectory(path, store).publish(
+        put_planned(store, compare(tiny, ["flow.decoder.estimator"], store=store)), str(tiny)
+    )
+    plan_file = path / "flow.decoder.estimator.fp16.mygpu.plan"
+    plan_file.write_bytes(b"plan")
+    assert run("status", path).status == 0
+    os.utime(plan_file, (1, 1))
+    found = status(path, store=store)
+    assert (found.well, found.older_plans) == (False, (OlderPlan(plan_file.name, "flow.decoder.estimator.fp32.onnx"),))
+    ran = run("status", path)
+    assert (ran.status, ran.err) == (1, "")
+    assert ran.out.splitlines()[-1].startswith(f"{plan_file.name} is older than flow.decoder.estimator.fp32.onnx, and ")
+    assert json.loads(run("status", path, "--json").out)["older_plans"] == [found.older_plans[0]._asdict()]
+    plan_file.unlink()
+    assert run("status", path).status == 0

@@ -7,6 +7,7 @@ from cosyjit.errors import OutputError
 from cosyjit.operations.copy_store import Copied
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import embedded_provenance
+from cosyjit.publishing.plans import OlderPlan
 from cosyjit.reports import as_json
 from cosyjit.store.backends import Entry
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, failed, planned, publication, record, target
@@ -98,7 +99,8 @@ def test_a_plan_has_its_targets_and_what_an_export_would_refuse() -> None:
 
 def test_a_status_has_its_publication_and_each_name() -> None:
     one = publication(1, a="1", b="2")
-    found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "intact", "current")), "missing")
+    names = Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "intact", "current")
+    found = Status(one, names, "missing", older_plans=(OlderPlan("a.plan", "a.onnx"),))
     assert json.loads(as_json.status(found)) == {
         "publication": {"identity": one.identity, **json.loads(one.content)},
         "manifest": "missing",
@@ -107,6 +109,7 @@ def test_a_status_has_its_publication_and_each_name() -> None:
             {"name": "a.zip", "file": "damaged", "state": "stale", "reasons": [MARKUP]},
             {"name": "b.zip", "file": "intact", "state": "current", "reasons": []},
         ],
+        "older_plans": [{"name": "a.plan", "file": "a.onnx"}],
     }
 
 

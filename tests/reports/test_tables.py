@@ -11,6 +11,7 @@ from cosyjit import Outcome, Publication, Shown, Status
 from cosyjit.errors import OutputError
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import embedded_provenance
+from cosyjit.publishing.plans import OlderPlan
 from cosyjit.reports import tables
 from cosyjit.store.backends import Entry
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, cached, failed, planned, publication, record, target
@@ -90,6 +91,12 @@ def test_a_status_says_what_an_id_was_taken_for_and_who_tells_what_it_is_now() -
     assert tables.status_lines(found, checked=True) == [line, "Compared with iic/a@abc"]
     assert tables.status_lines(Status(one, (), "intact", "iic/a"), checked=False) == [line]
     assert tables.status_lines(Status(one, (), "intact"), checked=False) == [line]
+    older = Status(one, (), "intact", older_plans=(OlderPlan("a.plan", "a.onnx"),))
+    assert not older.well
+    assert tables.status_lines(older, checked=False) == [
+        line,
+        "a.plan is older than a.onnx, and a runtime would use it; move it away, and the runtime makes a new one",
+    ]
 
 
 def test_a_history_tells_what_each_publication_changed_and_restored() -> None:

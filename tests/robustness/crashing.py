@@ -30,7 +30,7 @@ from cosyjit.provenance import latest, record
 from cosyjit.publishing import layout, publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import object_name
-from tests.robustness.scenarios import SCENARIOS, Place, played
+from tests.robustness.scenarios import FILE, PLAN, SCENARIOS, Place, plan_of, played
 from tests.support import syscalls
 from tests.support.syscalls import Answer, Call
 
@@ -170,11 +170,16 @@ def _end(work: Callable[[], object]) -> Ended:
 def state(place: Place) -> State:
     """What a reader of the directory sees: digests by name, and those that the manifest says.
 
-    Of folders that are others', wherever they are, it has those of the files.
+    Of folders that are others', and of plans, wherever they are, it has those of the files.
     """
     found: State = {}
     for path in sorted(place.directory.iterdir()) if place.directory.exists() else []:
-        if path.is_dir() and not path.name.startswith("."):
+        if path.name.startswith(PLAN):
+            content = path.read_bytes()
+            found["others"] = sorted([*found.get("others", []), hashlib.sha256(content).hexdigest()])
+            if path.name == PLAN and content != plan_of((place.directory / FILE).read_bytes()):
+                found[path.name] = "outdated"
+        elif path.is_dir() and not path.name.startswith("."):
             digests = {
                 each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in path.iterdir() if each.exists()
             }

@@ -95,6 +95,17 @@ WITH_FOLDER: Final[Mapping[str, Content]] = {"a.zip": b"old a", "vllm": OLD_FOLD
 WITH_NEW_FOLDER: Final[Mapping[str, Content]] = {"a.zip": b"new a", "vllm": NEW_FOLDER}
 
 
+FILE: Final = "flow.decoder.estimator.fp32.onnx"
+PLAN: Final = "flow.decoder.estimator.fp32.mygpu.plan"
+OLD_FILE: Final = {FILE: b"old file", "b.zip": b"old b"}
+NEW_FILE: Final = {FILE: b"new file", "b.zip": b"new b"}
+
+
+def plan_of(content: bytes) -> bytes:
+    """What a runtime makes of a file."""
+    return b"plan of " + content
+
+
 class Scenario(NamedTuple):
     """What is there, and what is done then.
 
@@ -156,6 +167,20 @@ def _damaged_folder(place: Place) -> None:
         file.write(b"ALIEN")
     (folder / "model.safetensors").unlink()
     (folder / f".{'0' * 32}{TEMPORARY}").symlink_to("nowhere")
+
+
+def _plan_of_others(place: Place) -> None:
+    place.directory.mkdir()
+    for content in NEW_FILE.values():
+        keep(place.store, content)
+    (place.directory / FILE).write_bytes(b"their file")
+    (place.directory / PLAN).write_bytes(plan_of(b"their file"))
+
+
+def _planned_twice(place: Place) -> None:
+    for contents in (OLD_FILE, NEW_FILE):
+        place.export(contents)
+        (place.directory / PLAN).write_bytes(plan_of(contents[FILE]))
 
 
 def _twice_published(place: Place) -> None:
@@ -285,6 +310,8 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         _folder_of_others, lambda place: place.publish(WITH_NEW_FOLDER, replace=True), ONE
     ),
     "roll back to no folder": Scenario(_folder_after_files, _roll_back, [(3, 1), *TWO]),
+    "publish over a plan of others": Scenario(_plan_of_others, lambda place: place.publish(NEW_FILE), ONE),
+    "roll back over a plan": Scenario(_planned_twice, _roll_back, [(3, 1), *TWO]),
     "mend a folder": Scenario(_damaged_folder, lambda place: place.publish(WITH_FOLDER), ONE, mends=(True, False)),
     "mend": Scenario(_damaged, lambda place: place.publish(THREE), ONE, mends=(True, False)),
     "mend the store": Scenario(_damaged_store, lambda place: place.export(OLD), ONE, mends=(False, True)),

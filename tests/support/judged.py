@@ -11,8 +11,9 @@ from torch import nn
 from cosyjit.encoders.quantized import quantize
 from cosyjit.errors import VerificationError
 from cosyjit.families import PRECISIONS, Component
+from cosyjit.metrics import Metrics
 from cosyjit.torchscript import script
-from cosyjit.torchscript.gate import Metrics, verify
+from cosyjit.torchscript.gate import verify
 from tests.support.checkpoints import component_of, eager, opened
 
 Fault = Callable[[nn.Module], object]

@@ -23,10 +23,10 @@ from cosyjit.encoders.quantized import QuantizedLinear, quantize
 from cosyjit.encoders.registry import build_encoder
 from cosyjit.errors import VerificationError
 from cosyjit.families import FAMILIES, PRECISIONS, Precision, Tolerance
+from cosyjit.metrics import Metrics
 from cosyjit.provenance.record import load
 from cosyjit.torchscript import calls, script, structure
 from cosyjit.torchscript import gate as verify
-from cosyjit.torchscript.gate import Metrics
 from tests.encoders.cases import CONFIGURATIONS, Configuration
 from tests.encoders.vectors import ours
 from tests.support import faulty_encoders

@@ -116,7 +116,7 @@ def test_what_training_leaves_beside_the_tensors_is_ignored(tiny: Path, copy_of:
     directory = copy_of(tiny)
     change(directory / "llm.pt", epoch=12, step=34_567)
     change(directory / "flow.pt", epoch=12, step=34_567)
-    for component in FAMILIES[0].components:
+    for component in (part for part in FAMILIES[0].components if part.kind == "zip"):
         assert load(directory, component.name).keys() == load(tiny, component.name).keys()
 
 

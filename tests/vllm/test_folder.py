@@ -24,8 +24,8 @@ from cosyjit.families import PRECISIONS
 from cosyjit.processes import worker
 from cosyjit.synth.synth import synth
 from cosyjit.vllm import folder as folders
-from cosyjit.vllm.casting import Caster
 from cosyjit.vllm.rules import VERSION
+from cosyjit.weights.casting import Caster
 from cosyjit.weights.tensors import StoredTensor
 from cosyjit.weights.weights_file import opened
 from tests.support.vllm_folders import FOLDERS, planned, verify, write

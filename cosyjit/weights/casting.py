@@ -1,6 +1,7 @@
-"""Casts the tensors of a weights file to a precision, a few megabytes at a time."""
+"""Casts the tensors of a weights file to a precision, a few megabytes at a time. It needs torch, which builds have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -10,11 +11,38 @@ from torch import Tensor
 from cosyjit.errors import CheckpointError, VerificationError
 from cosyjit.families import Precision
 from cosyjit.fs import files
+from cosyjit.weights.fit import PLAIN, Reading, read_as
 from cosyjit.weights.tensors import StoredTensor
-from cosyjit.weights.weights_file import changed_error
+from cosyjit.weights.weights_file import changed_error, numbers, opened
 
 _NUMBERS: Final = 1 << 20
 """The most numbers of a block."""
+
+
+@contextmanager
+def located(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], reading: Reading = PLAIN
+) -> Iterator[tuple[BinaryIO, list[StoredTensor]]]:
+    """A file with the numbers of planned tensors, and the place of each in that file.
+
+    Args:
+        path: the weights file.
+        shapes: those of the tensors, by their names in the reading.
+        reading: how the names in the weights file are read.
+
+    Raises:
+        CheckpointError: the weights file cannot be read, or was changed after it was planned.
+    """
+    with opened(path) as file:
+        contents, entries = read_as(file, path, reading)
+        places = []
+        for name, shape in shapes.items():
+            stored = entries.get(name)
+            if not isinstance(stored, StoredTensor) or stored.shape != shape or "float" not in stored.dtype:
+                raise changed_error(path, "after it was planned")
+            places.append(stored)
+        with numbers(file, path, contents, places) as source:
+            yield source, places
 
 
 class Caster:
@@ -40,10 +68,10 @@ class Caster:
             CheckpointError: the file cannot be read, or was cut short.
             VerificationError: numbers are NaN or infinite, or become so.
         """
-        for numbers in self._numbers(tensor):
-            out = torch.frombuffer(self._cast, dtype=self._dtype, count=numbers.numel())
-            out.copy_(numbers)
-            self._check(name, numbers, out)
+        for block in self._numbers(tensor):
+            out = torch.frombuffer(self._cast, dtype=self._dtype, count=block.numel())
+            out.copy_(block)
+            self._check(name, block, out)
             yield memoryview(self._cast)[: out.nbytes]
 
     def _numbers(self, tensor: StoredTensor) -> Iterator[Tensor]:

@@ -1,0 +1,110 @@
+"""What the ONNX file of each full-size estimator costs, beside torch's exporter and beside writing as many bytes.
+
+    python -m benchmarks.onnx DIRECTORY [ROUNDS]
+
+Each takes its turn in a process of its own, which has imported torch already, and ends with fsync; the figures are
+medians over the rounds. Torch's exporter traces the same network, with `dynamo=False`,
+where it can. Peak memory is what the process
+has resident at most, less what it has after the import of torch. A call is one of ONNX Runtime over 500 frames.
+"""
+
+import math
+import os
+import statistics
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import costs, onnx_costs
+from cosyjit.errors import BuildError
+from cosyjit.estimators.parameters import parameters
+from cosyjit.fs.files import remove
+from cosyjit.processes import worker
+
+_UNET: Final[dict[str, Any]] = {
+    "in_channels": 320,
+    "out_channels": 80,
+    "dropout": 0.0,
+    "attention_head_dim": 64,
+    "n_blocks": 4,
+    "num_mid_blocks": 12,
+    "num_heads": 8,
+    "act_fn": "gelu",
+}
+PUBLISHED: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "CosyVoice": ("cosyvoice.flow.decoder.ConditionalDecoder", {**_UNET, "channels": [256, 256]}),
+    "CosyVoice2": ("cosyvoice.flow.decoder.CausalConditionalDecoder", {**_UNET, "channels": [256]}),
+    "CosyVoice3": ("cosyvoice.flow.DiT.dit.DiT", {"dim": 1024, "depth": 22, "heads": 16, "ff_mult": 2, "spk_dim": 80}),
+}
+"""The classes and options of the published estimators."""
+
+FORMS: Final = ("fp32", "autocast_fp16")
+FRAMES: Final = 500
+
+
+def _weights(path: Path, class_name: str, options: dict[str, Any]) -> Path:
+    """A weights file with random numbers, made if it is not there."""
+    if not path.exists():
+        torch.manual_seed(0)
+        tensors = {}
+        for name, parameter in parameters(class_name, options).items():
+            width = math.prod(parameter.shape[1:])
+            tensors[f"{onnx_costs.PREFIX}{name}"] = (2 * torch.rand(parameter.shape) - 1) * (3 / width) ** 0.5
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(tensors, path)
+    return path
+
+
+def _round(name: str, form: str, weights: Path, out: Path) -> dict[str, costs.Cost]:
+    class_name, options = PUBLISHED[name]
+    path, size = out / f"{form}.onnx", worker.run(onnx_costs.graph, class_name, options, form).size
+    remove(out)
+    out.mkdir()
+    os.sync()
+    result = {"write": worker.run(onnx_costs.write, class_name, options, form, weights, path)}
+    plain = out / "plain"
+    plain.mkdir()
+    os.sync()
+    result["plain"] = worker.run(costs.plain, size, plain)
+    if form == FORMS[0]:
+        os.sync()
+        with suppress(BuildError):  # it does not take each network; then there is no row of it
+            result["traced"] = worker.run(onnx_costs.traced, class_name, options, weights, out / "traced.onnx")
+    return result
+
+
+def main(directory: Path, count: int) -> None:
+    """Make the weights files if they are not there, run the rounds, print the figures."""
+    table = Table(title=f"medians of {count} rounds", title_justify="left")
+    for heading in ("", "nodes", "GB", "of weights", "s", "of plain", "peak memory, MB", "graph, s", "call, s"):
+        table.add_column(heading, justify="right" if heading else "left")
+    out = directory / "out"
+    for name, (class_name, options) in PUBLISHED.items():
+        weights = _weights(directory / f"{name}-estimator.pt", class_name, options)
+        for form in FORMS:
+            rounds = [_round(name, form, weights, out) for _ in range(count)]
+            graph = worker.run(onnx_costs.graph, class_name, options, form)
+            for part, path in (("write", out / f"{form}.onnx"), ("traced", out / "traced.onnx")):
+                if part in rounds[0]:
+                    table.add_row(
+                        f"{part} {name} {form}",
+                        f"{worker.run(onnx_costs.nodes, path):,}",
+                        f"{path.stat().st_size / 1e9:.3f}",
+                        f"{path.stat().st_size / graph.size:.4f}",
+                        f"{statistics.median(each[part].seconds for each in rounds):.2f}",
+                        f"{statistics.median(each[part].seconds / each['plain'].seconds for each in rounds):.2f}",
+                        f"{max(each[part].memory for each in rounds) / 1e6:.0f}",
+                        f"{graph.seconds:.2f}" if part == "write" else "",
+                        f"{worker.run(onnx_costs.seconds, path, FRAMES):.2f}",
+                    )
+    remove(out)
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 3)  # noqa: PLR2004

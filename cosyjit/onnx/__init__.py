@@ -1,0 +1,1 @@
+"""From tensors to a verified ONNX file of a flow estimator."""

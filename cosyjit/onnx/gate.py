@@ -1,0 +1,211 @@
+"""Verifies an ONNX file before it is stored: its bytes, its graph, and its numbers in ONNX Runtime.
+
+- Bytes (`writer.verify`): the graph is the one that is made anew, and each weight the cast of its tensor, bit for bit.
+- Graph: it is valid by ONNX's own checker, with the shapes of all values inferred; and its inputs and its output are
+  those that runtimes bind. It is checked with its weights as inputs, which proves the same and reads no number.
+- Numbers (`calls`): ONNX Runtime computes on the processor what the eager float32 estimator does.
+
+Where the form is in half precision, the inputs are rounded to it before both compute, since that is the caller's part.
+ONNX Runtime then computes most of it in float32, between the casts of the graph, because processors lack arithmetic in
+half precision. So the numbers show what the rounded weights, inputs and casts do, and constants that are not finite;
+not all that a GPU rounds.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import onnx
+import onnxruntime
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from cosyjit.errors import VerificationError, line
+from cosyjit.estimators.solver import solve
+from cosyjit.metrics import Metrics, measure
+from cosyjit.onnx import writer
+from cosyjit.onnx.calls import calls, utterance
+from cosyjit.onnx.forms import BATCH, LIMITS
+from cosyjit.onnx.graph import IR_VERSION, OPSET, TYPES, Axis, Model
+from cosyjit.processes.worker import Progress
+from cosyjit.weights.fit import PLAIN, Reading
+from cosyjit.weights.safetensors import UNSOUND
+
+_MOST: Final = 1.01, 1_000_000
+"""The largest size of a file: a factor of the bytes of its weights, plus bytes for the graph."""
+
+_AXES: Final[Mapping[str, tuple[Axis, ...]]] = {
+    "x": ("batch", "channels", "seq_len"),
+    "mask": ("batch", 1, "seq_len"),
+    "mu": ("batch", "channels", "seq_len"),
+    "t": ("batch",),
+    "spks": ("batch", "channels"),
+    "cond": ("batch", "channels", "seq_len"),
+}
+"""The inputs of a file and their axes, in the order in which the public runtime binds them; the output is bound last,
+and has the axes of x."""
+
+_OUTPUT: Final = "estimator_out"
+
+
+def verify(
+    path: Path,
+    model: Model,
+    estimator: nn.Module,
+    weights: Path,
+    prefix: str,
+    progress: Progress,
+    reading: Reading = PLAIN,
+) -> Metrics:
+    """Compare a file with the estimator and the weights that it was made from.
+
+    Args:
+        path: the file.
+        model: from `cosyjit.onnx.models.make`, anew.
+        estimator: filled, float32.
+        weights, prefix, reading: as `writer.write` was given them.
+        progress: receives "compare" and "verify".
+
+    Returns:
+        How far it is from the estimator.
+
+    Raises:
+        CheckpointError: the weights file cannot be read, or was changed after it was planned.
+        VerificationError: the file is not what it should be, or computes something else. The message says where, and
+            what to try.
+        OSError: the file cannot be read.
+    """
+    check_graph(path, model)
+    writer.verify(model, weights, prefix, path, progress, reading)
+    factor, more = _MOST
+    if path.stat().st_size > factor * model.size + more:
+        raise VerificationError(f"{path}: has {path.stat().st_size:,} bytes for weights of {model.size:,}; {UNSOUND}")
+    progress("verify")
+    return compare(path, model, estimator)
+
+
+# The graph.
+
+
+def check_graph(path: Path, model: Model) -> None:
+    """Check that a model is valid, and that its inputs and its output are those that runtimes bind.
+
+    Raises:
+        VerificationError: they are not; the message begins with the path.
+    """
+    problem = _form_problem(model) or _interface_problem(model) or _checker_problem(model)
+    if problem:
+        raise VerificationError(f"{path}: {problem}; {UNSOUND}")
+
+
+def _form_problem(model: Model) -> str | None:
+    proto = model.proto
+    opsets = [(opset.domain, opset.version) for opset in proto.opset_import]
+    if opsets != [("", OPSET)] or proto.ir_version > IR_VERSION:
+        return f"is of opset {opsets} and IR version {proto.ir_version}, not of {OPSET} and {IR_VERSION}"
+    outside = [each.name for each in proto.graph.initializer if each.data_location != onnx.TensorProto.DEFAULT]
+    return f"has numbers outside of the file ({outside[0]})" if outside else None
+
+
+def _interface_problem(model: Model) -> str | None:
+    kind = TYPES[model.form.dtype]
+    wanted = [(name, kind, [_axis(model, name, axis) for axis in axes]) for name, axes in _AXES.items()]
+    wanted.append((_OUTPUT, *wanted[0][1:]))
+    actual = [_bound(value) for value in (*model.proto.graph.input, *model.proto.graph.output)]
+    for ours, theirs in zip(actual, wanted, strict=False):
+        if ours != theirs:
+            return f"binds {_shown(*ours)} where runtimes bind {_shown(*theirs)}"
+    return None if len(actual) == len(wanted) else f"binds {len(actual)} values, and runtimes {len(wanted)}"
+
+
+def _axis(model: Model, name: str, axis: Axis) -> Axis:
+    """The size of an axis of an input, or its name where it may have any."""
+    if axis == "channels":
+        return model.sizes[name]
+    return BATCH if axis == "batch" and not model.form.dynamic_batch else axis
+
+
+def _bound(value: onnx.ValueInfoProto) -> tuple[str, int, list[Axis]]:
+    described = value.type.tensor_type
+    return value.name, described.elem_type, [axis.dim_param or axis.dim_value for axis in described.shape.dim]
+
+
+def _shown(name: str, kind: int, axes: list[Axis]) -> str:
+    return f"{name} ({onnx.TensorProto.DataType.Name(kind).lower()}, {' x '.join(map(str, axes))})"
+
+
+def _checker_problem(model: Model) -> str | None:
+    described = onnx.ModelProto()
+    described.CopyFrom(model.proto)
+    described.graph.input.extend(
+        helper.make_tensor_value_info(weight.name, TYPES[weight.dtype], weight.shape) for weight in model.weights
+    )
+    try:
+        onnx.checker.check_model(described, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return f"is not valid ({line(error)})"
+    return None
+
+
+# The numbers.
+
+
+def compare(path: Path, model: Model, estimator: nn.Module) -> Metrics:
+    """Compare what a file computes with what its estimator does, in all calls.
+
+    Raises:
+        VerificationError: ONNX Runtime does not load or run it, or it computes something else.
+    """
+    form = model.form
+    limits = LIMITS[form.dtype]
+    dtype: torch.dtype = getattr(torch, form.dtype)
+    metrics = Metrics()
+
+    def eager(*inputs: Tensor) -> Tensor:
+        rounded = (each.to(dtype).float() for each in inputs)
+        return estimator(*rounded, streaming=form.streaming)
+
+    session = _session(path, limits.hint)
+
+    def exported(*inputs: Tensor) -> Tensor:
+        return _run(path, session, [each.to(dtype) for each in inputs], limits.hint)
+
+    def measured(name: str, ours: Tensor, theirs: Tensor) -> Metrics:
+        where = f"{path}: {name}"
+        if ours.shape != theirs.shape:
+            problem = f"the output is {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+            raise VerificationError(f"{where}: {problem}; {limits.hint}")
+        return measure(where, ours.double(), theirs.double(), limits.tolerance, "estimator", limits.hint)
+
+    with torch.inference_mode():
+        for call in calls(form, model.sizes, model.chunk):
+            inputs = call.inputs.values()
+            metrics = metrics.worst(measured(call.name, exported(*inputs), eager(*inputs)))
+        ours, theirs = (solve(estimate, *utterance(model.sizes)) for estimate in (exported, eager))
+        return metrics.worst(measured("ten steps of the solver", ours, theirs))
+
+
+def _session(path: Path, hint: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = _ERROR
+    # Several gates may run side by side, and waiting in a loop would take their processors.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  (its errors have no class in common)
+        raise VerificationError(f"{path}: ONNX Runtime does not load it ({line(error)}); {hint}") from None
+
+
+def _run(path: Path, session: onnxruntime.InferenceSession, inputs: Sequence[Tensor], hint: str) -> Tensor:
+    named = {name: each.numpy() for name, each in zip(_AXES, inputs, strict=True)}
+    try:
+        (output,) = session.run([_OUTPUT], named)
+    except Exception as error:  # noqa: BLE001  (its errors have no class in common)
+        raise VerificationError(f"{path}: ONNX Runtime does not run it ({line(error)}); {hint}") from None
+    return torch.from_numpy(output).float()
+
+
+_ERROR: Final = 3
+"""The level of ONNX Runtime's log from which errors are shown, and warnings are not."""
