@@ -3,9 +3,9 @@
     python -m benchmarks.onnx DIRECTORY [ROUNDS]
 
 Each takes its turn in a process of its own, which has imported torch already, and ends with fsync; the figures are
-medians over the rounds. Torch's exporter traces the same network, with `dynamo=False`,
-where it can. Peak memory is what the process
-has resident at most, less what it has after the import of torch. A call is one of ONNX Runtime over 500 frames.
+medians over the rounds. Torch's exporter traces the same network, with `dynamo=False`, where it can. Peak memory is
+what the process has resident at most, less what it has after the import of torch. A call is one of ONNX Runtime over
+500 frames, by its processor time on one thread.
 """
 
 import math
@@ -89,19 +89,22 @@ def main(directory: Path, count: int) -> None:
         for form in FORMS:
             rounds = [_round(name, form, weights, out) for _ in range(count)]
             graph = worker.run(onnx_costs.graph, class_name, options, form)
-            for part, path in (("write", out / f"{form}.onnx"), ("traced", out / "traced.onnx")):
-                if part in rounds[0]:
-                    table.add_row(
-                        f"{part} {name} {form}",
-                        f"{worker.run(onnx_costs.nodes, path):,}",
-                        f"{path.stat().st_size / 1e9:.3f}",
-                        f"{path.stat().st_size / graph.size:.4f}",
-                        f"{statistics.median(each[part].seconds for each in rounds):.2f}",
-                        f"{statistics.median(each[part].seconds / each['plain'].seconds for each in rounds):.2f}",
-                        f"{max(each[part].memory for each in rounds) / 1e6:.0f}",
-                        f"{graph.seconds:.2f}" if part == "write" else "",
-                        f"{worker.run(onnx_costs.seconds, path, FRAMES):.2f}",
-                    )
+            paths = {"write": out / f"{form}.onnx"}
+            if "traced" in rounds[0]:
+                paths["traced"] = out / "traced.onnx"
+            calls = worker.run(onnx_costs.calls, list(paths.values()), FRAMES)
+            for (part, path), call in zip(paths.items(), calls, strict=True):
+                table.add_row(
+                    f"{part} {name} {form}",
+                    f"{worker.run(onnx_costs.nodes, path):,}",
+                    f"{path.stat().st_size / 1e9:.3f}",
+                    f"{path.stat().st_size / graph.size:.4f}",
+                    f"{statistics.median(each[part].seconds for each in rounds):.2f}",
+                    f"{statistics.median(each[part].seconds / each['plain'].seconds for each in rounds):.2f}",
+                    f"{max(each[part].memory for each in rounds) / 1e6:.0f}",
+                    f"{graph.seconds:.2f}" if part == "write" else "",
+                    f"{call:.2f}",
+                )
     remove(out)
     Console(highlight=False).print(table)
 

@@ -1,9 +1,10 @@
 """The calls that `benchmarks.onnx` measures, in a module that the processes which run them can import."""
 
 import os
+import statistics
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,18 +84,26 @@ def nodes(path: Path, progress: Progress) -> int:  # noqa: ARG001
     return len(onnx.load(path).graph.node)
 
 
-def seconds(path: Path, frames: int, progress: Progress) -> float:  # noqa: ARG001
-    """The time of a call of ONNX Runtime, on one processor: the best of three."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def calls(paths: Sequence[Path], frames: int, progress: Progress) -> list[float]:  # noqa: ARG001
+    """The processor seconds of a call of ONNX Runtime with each file, on one thread.
+
+    They are medians of five; the files take turns, since the machine is not equally fast all the time.
+    """
+    sessions = [_session(path) for path in paths]
     x = torch.rand(2, 80, frames)
     tensors = {"x": x, "mu": x, "cond": x, "mask": torch.ones(2, 1, frames), "t": torch.rand(2), "spks": x[:, :, 0]}
-    half = session.get_inputs()[0].type == "tensor(float16)"
-    inputs = {name: (each.half() if half else each).numpy() for name, each in tensors.items()}
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        session.run(None, inputs)
-        times.append(time.perf_counter() - begun)
-    return min(times)
+    times: list[list[float]] = [[] for _ in paths]
+    for _ in range(6):
+        for session, taken in zip(sessions, times, strict=True):
+            half = session.get_inputs()[0].type == "tensor(float16)"
+            inputs = {name: (each.half() if half else each).numpy() for name, each in tensors.items()}
+            begun = time.process_time()
+            session.run(None, inputs)
+            taken.append(time.process_time() - begun)
+    return [statistics.median(taken[1:]) for taken in times]  # the first call takes memory as well
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -74,7 +74,8 @@ class _DiT:
         graph = self.graph
         weights = graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias")
         pads = [POSITION_KERNEL - 1, 0]
-        return layers.mish(graph, graph.node("Conv", value, *weights, group=POSITION_GROUPS, pads=pads))
+        value = graph.node("Conv", value, *weights, group=POSITION_GROUPS, pads=pads)
+        return graph.narrow(layers.mish(graph, graph.wide(value)))
 
     def angles(self, like: str) -> tuple[str, str]:
         """The cosines and the signed sines of each frame's rotation, (T, 1, dim_head)."""

@@ -49,16 +49,18 @@ def linear(
     return graph.node("Gemm", *inputs, transB=1, **factors)
 
 
-def convolution(graph: Graph, value: str, name: str, pads: tuple[int, int] = (0, 0), stride: int = 1) -> str:
-    """A convolution over (B, channels, T), with zeros before and after."""
-    weights = graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias")
+def convolution(
+    graph: Graph, value: str, name: str, pads: tuple[int, int] = (0, 0), stride: int = 1, dtype: str | None = None
+) -> str:
+    """A convolution over (B, channels, T), with zeros before and after; for `dtype` see `linear`."""
+    weights = graph.weight(f"{name}.weight", dtype=dtype), graph.weight(f"{name}.bias", dtype=dtype)
     return graph.node("Conv", value, *weights, pads=list(pads), strides=[stride])
 
 
-def layer_norm(graph: Graph, value: str, name: str, epsilon: float = 1e-5) -> str:
-    """A norm over the last axis; its mean and variance are in float32."""
-    weights = graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias")
-    return graph.node("LayerNormalization", value, *weights, axis=-1, epsilon=epsilon)
+def layer_norm(graph: Graph, value: str, name: str) -> str:
+    """A norm over the last axis, in float32."""
+    weights = graph.weight(f"{name}.weight", dtype="float32"), graph.weight(f"{name}.bias", dtype="float32")
+    return graph.node("LayerNormalization", value, *weights, axis=-1, epsilon=1e-5)
 
 
 def swapped(graph: Graph, value: str) -> str:
@@ -80,10 +82,11 @@ def rows_of(graph: Graph, sequences: str, size: int) -> str:
 
 
 def mish(graph: Graph, value: str) -> str:
-    """Mish: z tanh(softplus(z)). It has an operator of its own, which not every reader of opset 18 knows."""
-    wide = graph.wide(value)
-    gate = graph.node("Tanh", graph.node("Softplus", wide))
-    return graph.narrow(graph.node("Mul", wide, gate))
+    """Mish: z tanh(softplus(z)). It has an operator of its own, which not every reader of opset 18 knows.
+
+    Its value is in float32.
+    """
+    return graph.node("Mul", value, graph.node("Tanh", graph.node("Softplus", value)))
 
 
 def silu(graph: Graph, value: str) -> str:

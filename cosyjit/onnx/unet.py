@@ -2,6 +2,11 @@
 
 The equations are in `cosyjit.estimators`. Two products with the mask that they have are left out, since they follow
 another with the same mask, which is 0 or 1.
+
+In half precision, the sums that run through the whole network are in float32: each block, attention and feed-forward
+layer computes its linear layers and convolutions in half precision, between casts, and adds to them. The layers that
+the sums themselves pass through (`res_conv`, those between the levels, the last two) are in float32 as well: they have
+2 % of the numbers, and in half precision they would nearly double the error.
 """
 
 from typing import Final
@@ -51,13 +56,13 @@ class _UNet:
     def build(self, inputs: Interface) -> str:
         graph, options = self.graph, self.options
         time = layers.time_embedding(graph, inputs.t, options.in_channels, "time_mlp.linear_1", "time_mlp.linear_2")
-        self.time = layers.mish(graph, graph.narrow(time))
-        value = graph.node(
-            "Concat", inputs.x, inputs.mu, layers.repeated(graph, inputs.spks, inputs.x), inputs.cond, axis=1
-        )
+        self.time = graph.narrow(layers.mish(graph, time))
+        speaker = layers.repeated(graph, inputs.spks, inputs.x)
+        value = graph.wide(graph.node("Concat", inputs.x, inputs.mu, speaker, inputs.cond, axis=1))
         chunk = options.static_chunk_size if graph.form.streaming else 0
         levels = []
-        mask, bias = inputs.mask, layers.attention_bias(graph, inputs.mask, chunk)
+        mask = graph.wide(inputs.mask)
+        bias = layers.attention_bias(graph, mask, chunk)
         last = len(options.channels) - 1
         for number, size in enumerate(options.channels):
             with graph.scope(f"down_blocks.{number}"):
@@ -67,7 +72,7 @@ class _UNet:
                 if number == last:
                     value = self.same(value, "2")
                 else:
-                    value = layers.convolution(graph, value, "2.conv", (1, 1), stride=2)
+                    value = layers.convolution(graph, value, "2.conv", (1, 1), stride=2, dtype="float32")
                     mask = self.halved(mask)
                     bias = layers.attention_bias(graph, mask, chunk)
         for number in range(options.num_mid_blocks):
@@ -81,15 +86,16 @@ class _UNet:
                 value = self.stage(graph.node("Concat", value, skip, axis=1), mask, bias, size)
                 value = graph.node("Mul", value, mask)
                 value = self.same(value, "2") if number == last else self.doubled(value, "2.conv")
-        value = self.block(graph.node("Mul", value, mask), "final_block.block", options.channels[0])
-        value = graph.node("Mul", value, mask)
-        return graph.node("Mul", layers.convolution(graph, value, "final_proj"), mask)
+        value = self.same(graph.node("Mul", value, mask), "final_block.block.0")
+        value = self.normed(value, "final_block.block", options.channels[0])
+        value = layers.convolution(graph, graph.node("Mul", value, mask), "final_proj", dtype="float32")
+        return graph.narrow(graph.node("Mul", value, mask))
 
     # Resampling.
 
-    def same(self, value: str, name: str) -> str:
-        """A convolution of 3 frames that keeps the length."""
-        return layers.convolution(self.graph, value, name, (2, 0) if self.options.causal else (1, 1))
+    def same(self, value: str, name: str, dtype: str | None = "float32") -> str:
+        """A convolution of 3 frames that keeps the length; its type is that of the value."""
+        return layers.convolution(self.graph, value, name, (2, 0) if self.options.causal else (1, 1), dtype=dtype)
 
     def halved(self, mask: str) -> str:
         """Every second frame of a mask, from the first."""
@@ -99,7 +105,7 @@ class _UNet:
 
     def doubled(self, value: str, name: str) -> str:
         graph = self.graph
-        weights = graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias")
+        weights = (graph.weight(f"{name}.{each}", dtype="float32") for each in ("weight", "bias"))
         return graph.node("ConvTranspose", value, *weights, pads=[1, 1], strides=[2])
 
     def cut(self, value: str, skip: str) -> str:
@@ -108,7 +114,7 @@ class _UNet:
         end = graph.node("Shape", skip, start=2, end=3)
         return graph.node("Slice", value, graph.integers(0), end, graph.integers(2))
 
-    # Blocks.
+    # Blocks. Values are in float32 but inside of them.
 
     def stage(self, value: str, mask: str, bias: str, size: int) -> str:
         """A residual block and the transformer blocks behind it, over (B, channels, T)."""
@@ -126,15 +132,21 @@ class _UNet:
     def residual(self, value: str, mask: str, size: int) -> str:
         graph = self.graph
         masked = graph.node("Mul", value, mask)
-        shift = graph.node("Unsqueeze", layers.linear(graph, self.time, "mlp.1"), graph.integers(2))
+        shift = graph.wide(graph.node("Unsqueeze", layers.linear(graph, self.time, "mlp.1"), graph.integers(2)))
         hidden = graph.node("Add", self.block(masked, "block1.block", size), shift)
         hidden = self.block(graph.node("Mul", hidden, mask), "block2.block", size)
-        return graph.node("Add", graph.node("Mul", hidden, mask), layers.convolution(graph, masked, "res_conv"))
+        hidden = graph.node("Mul", hidden, mask)
+        return graph.node("Add", hidden, layers.convolution(graph, masked, "res_conv", dtype="float32"))
 
     def block(self, masked: str, name: str, size: int) -> str:
         """Convolution, norm and Mish, whose padded frames are not masked."""
         graph = self.graph
-        value = self.same(masked, f"{name}.0")
+        value = graph.wide(self.same(graph.narrow(masked), f"{name}.0", None))
+        return self.normed(value, name, size)
+
+    def normed(self, value: str, name: str, size: int) -> str:
+        """The norm and Mish behind the convolution of a block."""
+        graph = self.graph
         if self.options.causal:
             rows = layers.swapped(graph, value)
             value = layers.swapped(graph, layers.layer_norm(graph, rows, f"{name}.2"))
@@ -148,21 +160,20 @@ class _UNet:
         The operator of this name has one weight for each group until opset 21.
         """
         graph = self.graph
-        groups = graph.node("Reshape", graph.wide(value), graph.integers(0, _GROUPS, -1))
+        groups = graph.node("Reshape", value, graph.integers(0, _GROUPS, -1))
         ones, zeros = graph.constant([1] * _GROUPS, "float32"), graph.constant([0] * _GROUPS, "float32")
         normed = graph.node("InstanceNormalization", groups, ones, zeros, epsilon=1e-5)
-        normed = graph.narrow(graph.node("Reshape", normed, graph.integers(0, size, -1)))
-        scaled = graph.node("Mul", normed, graph.weight(f"{name}.weight", column=True))
-        return graph.node("Add", scaled, graph.weight(f"{name}.bias", column=True))
+        normed = graph.node("Reshape", normed, graph.integers(0, size, -1))
+        scaled = graph.node("Mul", normed, graph.weight(f"{name}.weight", dtype="float32", column=True))
+        return graph.node("Add", scaled, graph.weight(f"{name}.bias", dtype="float32", column=True))
 
     def transformer(self, rows: str, bias: str, size: int) -> str:
         graph = self.graph
-        rows = graph.node("Add", rows, self.attention(layers.layer_norm(graph, rows, "norm1"), bias))
-        hidden = layers.layer_norm(graph, rows, "norm3")
-        hidden = layers.linear(
-            graph, self.activation(layers.linear(graph, hidden, "ff.net.0.proj"), 4 * size), "ff.net.2"
-        )
-        return graph.node("Add", rows, hidden)
+        hidden = graph.narrow(layers.layer_norm(graph, rows, "norm1"))
+        rows = graph.node("Add", rows, graph.wide(self.attention(hidden, bias)))
+        hidden = graph.narrow(layers.layer_norm(graph, rows, "norm3"))
+        hidden = self.activation(layers.linear(graph, hidden, "ff.net.0.proj"), 4 * size)
+        return graph.node("Add", rows, graph.wide(layers.linear(graph, hidden, "ff.net.2")))
 
     def attention(self, rows: str, bias: str) -> str:
         graph, heads, size = self.graph, self.options.num_heads, self.options.attention_head_dim

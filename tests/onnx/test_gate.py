@@ -221,7 +221,8 @@ def test_all_frames_seen_when_streaming(unet: Case, tmp_path: Path) -> None:
 
 def infinite_bias(graph: Graph, mask: str, _: int) -> str:
     """The product of what is padded and -1e10, which is an infinity in half precision."""
-    padded = graph.node("Sub", graph.constant(1), graph.node("Unsqueeze", mask, graph.integers(1)))
+    half = graph.node("Cast", mask, to=TensorProto.FLOAT16)
+    padded = graph.node("Sub", graph.constant(1), graph.node("Unsqueeze", half, graph.integers(1)))
     with np.errstate(over="ignore"):
         least = graph.constant(-1e10)
     return graph.wide(graph.node("Mul", padded, least))

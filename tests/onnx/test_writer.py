@@ -1,5 +1,6 @@
 """ONNX files as they are written: their bytes, their numbers, and what a weights file can be wrong in."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_only_the_time_and_the_positions_are_float32_in_half_precision(tmp_path:
     wide = {weight.name for weight in case.model("autocast_fp16").weights if weight.dtype == "float32"}
     time = {f"time_embed.time_mlp.{layer}.{name}" for layer in (0, 2) for name in ("weight", "bias")}
     assert wide == {"rotary_embed.inv_freq", *time}
+
+
+@pytest.mark.parametrize("class_name", [UNET, CAUSAL_UNET])
+def test_what_the_sums_of_a_unet_pass_through_is_float32_in_half_precision(class_name: str, tmp_path: Path) -> None:
+    case = case_of(tmp_path, class_name, OPTIONS[class_name])
+    half = {weight.name for weight in case.model("autocast_fp16").weights if weight.dtype == "float16"}
+    layers = r"(blocks\.\d+\.0\.(mlp\.1|block[12]\.block\.0)|attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
+    assert half == {name for name in case.state if re.search(rf"{layers}\.(weight|bias)$", name)}
 
 
 def test_another_process_writes_the_same_bytes_of_a_file_elsewhere(tmp_path: Path) -> None:
