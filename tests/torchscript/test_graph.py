@@ -26,6 +26,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 State = dict[str, Tensor]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _server_here() -> None:
+    """The build server starts anew, and so in a directory that is there: a test before may have left it in another."""
+    worker.stop()
+
+
 def encoder_of(configuration: Configuration, state: State) -> nn.Module:
     encoder = build_encoder(*configuration)
     encoder.load_state_dict(state, assign=True)
