@@ -13,6 +13,7 @@ import sys
 
 TYPE_CHECKING = False  # that of typing, whose import takes longer than all before the first signal can be taken
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from sys import UnraisableHookArgs
     from threading import ExceptHookArgs
     from types import FrameType
@@ -27,14 +28,25 @@ _BAD_INPUT: Final = 2
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 _AGAIN: Final = 0.02
-"""In s, after which a signal is raised again that was lost in a destructor."""
+"""In s, after which a signal is raised again that was lost in a destructor or in code that passes over everything."""
 
 _STANDARD: Final = 3
 """How many files are a process's standard streams: those of the first numbers."""
 
 
+class _Ended(SystemExit):
+    """Ends what is under way, and says so when it is dropped: libraries have places that catch everything."""
+
+    def __init__(self, dropped: Callable[[], None]) -> None:
+        super().__init__()
+        self._dropped = dropped
+
+    def __del__(self) -> None:
+        self._dropped()
+
+
 class _Signals:
-    """Lets the first signal raise SystemExit, and passes over all others.
+    """Lets the first signal raise SystemExit until the command has ended, and passes over all others.
 
     Attributes:
         received: the first signal; None as long as there is none.
@@ -43,6 +55,7 @@ class _Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._passed_over = False
+        self._is_over = False
 
     def listen(self) -> None:
         """Take signals from now on, but for those that whoever started the process has ignored, as `nohup` does."""
@@ -54,7 +67,7 @@ class _Signals:
 
     def pass_over(self) -> None:
         """Let no signal change anything from now on, to the very end of the process."""
-        self._passed_over = True
+        self._passed_over = self._is_over = True
         for number in (*_ENDING, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
 
@@ -64,14 +77,16 @@ class _Signals:
         self._passed_over = True
         if number != signal.SIGALRM:
             self.received = signal.Signals(number)
-        raise SystemExit
+        raise _Ended(self._raise_again)
 
-    def _unraised(self, error: UnraisableHookArgs) -> None:
-        """Raise once more what was raised in a destructor, out of which nothing comes."""
-        if self.received and isinstance(error.exc_value, SystemExit):
+    def _raise_again(self) -> None:
+        if not self._is_over:
             self._passed_over = False
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-        elif _lack(error.exc_value) is None:
+
+    def _unraised(self, error: UnraisableHookArgs) -> None:
+        """Say nothing of what was raised in a destructor, out of which nothing comes, if it will be raised again."""
+        if not isinstance(error.exc_value, _Ended) and _lack(error.exc_value) is None:
             sys.__unraisablehook__(error)
 
 
@@ -82,7 +97,7 @@ def main() -> NoReturn:
     ended: BaseException = SystemExit()
     try:
         try:
-            _run()
+            _run(signals)
         finally:
             signals.pass_over()
     except BaseException as error:  # noqa: BLE001  (this is where the process ends)
@@ -99,7 +114,7 @@ def main() -> NoReturn:
     sys.exit(_FAILED if lack else _BAD_INPUT)
 
 
-def _run() -> None:
+def _run(signals: _Signals) -> None:
     _open_streams()
     import threading  # noqa: PLC0415  (signals are taken before anything is imported)
 
@@ -108,7 +123,7 @@ def _run() -> None:
     from cosyjit.processes import worker  # noqa: PLC0415
 
     try:
-        app.main()
+        app.main(is_ending=lambda: signals.received is not None)
     finally:
         worker.stop()  # here, and not as Python ends, for here a signal is taken as it should be
 

@@ -101,7 +101,9 @@ def other_options(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # 
     rewrite(directory, "static_chunk_size: 1\n    llm:", "static_chunk_size: 3\n    llm:")
 
 
-@pytest.mark.parametrize("differ", [another_processor, other_options], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "differ", [another_processor, pytest.param(other_options, marks=pytest.mark.slow)], ids=lambda each: each.__name__
+)
 def test_a_graph_is_that_of_its_options_and_its_processor(
     differ: Callable[[Path, pytest.MonkeyPatch], None], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,9 +176,8 @@ def of_one_row(state: dict[str, Any]) -> None:
     state[name] = state[name][:1].expand(state[name].shape)
 
 
-@pytest.mark.parametrize(
-    "edit", [strided, pytest.param(of_one_row, marks=pytest.mark.slow)], ids=lambda edit: edit.__name__
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", [strided, of_one_row], ids=lambda edit: edit.__name__)
 def test_equal_numbers_give_equal_bytes_however_they_stand_in_memory(
     edit: Callable[[dict[str, Any]], None], directory: Path, tmp_path: Path
 ) -> None:
@@ -288,7 +289,8 @@ def test_a_damaged_graph_is_reported_and_made_anew(damage: str, directory: Path,
     assert exported(directory)["of_graph"] == 1
 
 
-@pytest.mark.parametrize("field", ["parts", pytest.param("processor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["parts", "processor"])
 def test_a_graph_in_anothers_place_is_not_relied_on(field: str, directory: Path, store: Store) -> None:
     def change(document: dict[str, Any]) -> None:
         parts = document["predicate"]["parts"]
@@ -362,6 +364,7 @@ def test_a_graph_stays_as_long_as_the_record_of_its_last_artifact(directory: Pat
     assert name in [entry.name for entry in gc(store, keep=1, older_than=86_400.0)]
 
 
+@pytest.mark.slow
 def test_a_copied_store_has_the_graphs(directory: Path, store: Store, tmp_path: Path) -> None:
     other = Store(tmp_path / "other")
     copied = copy_store(store, other)
@@ -395,6 +398,7 @@ def test_verifying_deeply_compares_with_the_checkpoint(directory: Path, run: Run
     )
 
 
+@pytest.mark.slow
 def test_verifying_deeply_sees_what_digests_do_not(directory: Path, store: Store) -> None:
     first = record_in(directory, store)
     exported(directory)

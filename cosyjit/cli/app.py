@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -439,8 +439,11 @@ def _with_options(
     return app(command, **_CALLED)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, and end the process. Each error in the input becomes one line on standard error."""
+def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool] = lambda: False) -> None:
+    """Run the command line, and end the process. Each error in the input becomes one line on standard error.
+
+    Where the process is ending by a signal, errors are not told: they may come of the signal.
+    """
     _LOG.handlers = [ConsoleHandler()]
     _LOG.setLevel(logging.INFO)
     try:
@@ -449,6 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status: Any = app.meta(arguments, **_CALLED)
     except (CosyjitError, CycloptsError, OverflowError) as error:  # the last of numbers that are too large
         log_cause(error)
-        tell(one_line(str(error)))
+        if not is_ending():
+            tell(one_line(str(error)))
         status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
     sys.exit(status)

@@ -40,9 +40,9 @@ def _conformer(options: EncoderOptions) -> Parameters:
 
 def _upsample_conformer(options: EncoderOptions) -> Parameters:
     size = options.output_size
-    yield from _convolution("pre_lookahead_layer.conv1.", size, size, 4)
-    yield from _convolution("pre_lookahead_layer.conv2.", size, size, 3)
-    yield from _convolution("up_layer.conv.", size, size, 5)
+    yield from convolution("pre_lookahead_layer.conv1.", size, size, 4)
+    yield from convolution("pre_lookahead_layer.conv2.", size, size, 3)
+    yield from convolution("up_layer.conv.", size, size, 5)
     yield from _input("up_embed.", options)
     for number in range(4):
         yield from _conformer_block(f"up_encoders.{number}.", options)
@@ -53,12 +53,12 @@ def _layers(options: EncoderOptions, block: Callable[[str, EncoderOptions], Para
     yield from _input("embed.", options)
     for number in range(options.num_blocks):
         yield from block(f"encoders.{number}.", options)
-    yield from _norm("after_norm.", options.output_size)
+    yield from norm("after_norm.", options.output_size)
 
 
 def _input(name: str, options: EncoderOptions) -> Parameters:
-    yield from _linear(f"{name}out.0.", options.input_size, options.output_size)
-    yield from _norm(f"{name}out.1.", options.output_size)
+    yield from linear(f"{name}out.0.", options.input_size, options.output_size)
+    yield from norm(f"{name}out.1.", options.output_size)
 
 
 def _transformer_block(name: str, options: EncoderOptions) -> Parameters:
@@ -82,48 +82,51 @@ def _conformer_block(name: str, options: EncoderOptions) -> Parameters:
 def _attention(name: str, options: EncoderOptions) -> Parameters:
     size, heads = options.output_size, options.attention_heads
     for projection in ("linear_q", "linear_k", "linear_v", "linear_out"):
-        yield from _linear(f"{name}{projection}.", size, size, bias=projection != "linear_k" or options.key_bias)
-    yield from _linear(f"{name}linear_pos.", size, size, bias=False)
+        yield from linear(f"{name}{projection}.", size, size, bias=projection != "linear_k" or options.key_bias)
+    yield from linear(f"{name}linear_pos.", size, size, bias=False)
     for bias in ("pos_bias_u", "pos_bias_v"):
         yield f"{name}{bias}", Parameter((heads, size // heads))
 
 
 def _feed_forward(name: str, options: EncoderOptions) -> Parameters:
-    yield from _linear(f"{name}w_1.", options.output_size, options.linear_units)
-    yield from _linear(f"{name}w_2.", options.linear_units, options.output_size)
+    yield from linear(f"{name}w_1.", options.output_size, options.linear_units)
+    yield from linear(f"{name}w_2.", options.linear_units, options.output_size)
 
 
 def _convolution_module(name: str, options: EncoderOptions) -> Parameters:
     size = options.output_size
-    yield from _convolution(f"{name}pointwise_conv1.", size, 2 * size, 1)
-    yield from _convolution(f"{name}depthwise_conv.", 1, size, options.cnn_module_kernel)
-    yield from _convolution(f"{name}pointwise_conv2.", size, size, 1)
-    yield from _norm(f"{name}norm.", size)
+    yield from convolution(f"{name}pointwise_conv1.", size, 2 * size, 1)
+    yield from convolution(f"{name}depthwise_conv.", 1, size, options.cnn_module_kernel)
+    yield from convolution(f"{name}pointwise_conv2.", size, size, 1)
+    yield from norm(f"{name}norm.", size)
     if options.cnn_module_norm == "batch_norm":
         yield f"{name}norm.running_mean", Parameter((size,))
         yield f"{name}norm.running_var", Parameter((size,))
         yield f"{name}norm.num_batches_tracked", Parameter((), "int64")
 
 
-def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Parameters:
+def linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Parameters:
+    """The tensors of a linear layer, whose names begin with `name`."""
     yield f"{name}weight", Parameter((outputs, inputs))
     if bias:
         yield f"{name}bias", Parameter((outputs,))
 
 
-def _convolution(name: str, inputs: int, outputs: int, kernel: int) -> Parameters:
+def convolution(name: str, inputs: int, outputs: int, kernel: int) -> Parameters:
+    """The tensors of a convolution over time; the channels of inputs are those of a group."""
     yield f"{name}weight", Parameter((outputs, inputs, kernel))
     yield f"{name}bias", Parameter((outputs,))
 
 
-def _norm(name: str, size: int) -> Parameters:
+def norm(name: str, size: int) -> Parameters:
+    """The tensors of a norm that has a weight and a bias."""
     yield f"{name}weight", Parameter((size,))
     yield f"{name}bias", Parameter((size,))
 
 
 def _norms(name: str, norms: tuple[str, ...], size: int) -> Parameters:
-    for norm in norms:
-        yield from _norm(f"{name}{norm}.", size)
+    for each in norms:
+        yield from norm(f"{name}{each}.", size)
 
 
 _ENCODERS: Final = {

@@ -1,11 +1,10 @@
 """The options that a configuration may give an estimator: their names, defaults and supported values."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from cosyjit.encoders.options import REQUIRED, Option
+from cosyjit.encoders.options import REQUIRED, SHOWN, Option, checked, flag, one_of, rate, yaml
 from cosyjit.errors import UnsupportedOptionError
 
 
@@ -63,10 +62,6 @@ class DiTOptions:
 
 EstimatorOptions = UNetOptions | DiTOptions
 
-_SHOWN: Final = 100
-"""How much of a value a message quotes, in characters."""
-_AMBIGUOUS: Final = re.compile(r"|[-+.]?[0-9].*|true|false|null|~", re.IGNORECASE)
-"""A text that YAML would not read as a text without quotes."""
 _MOST: Final = 65_536
 _MOST_STAGES: Final = 16
 
@@ -74,18 +69,13 @@ _MOST_STAGES: Final = 16
 def _yaml(value: Any) -> str:
     """The value in the form of YAML, in one line; what is in the lists of a list is left out."""
     if isinstance(value, (list, tuple)):
-        text = f"[{', '.join(map(_item, value[:_SHOWN]))}]"
-        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        text = f"[{', '.join(map(_item, value[:SHOWN]))}]"
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return _item(value)
 
 
 def _item(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (list, tuple, dict)):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    text = repr(value) if isinstance(value, str) and _AMBIGUOUS.fullmatch(value) else str(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return yaml(list(value) if isinstance(value, tuple) else value)
 
 
 def _is_size(value: Any, least: int, most: int, factor: int = 1) -> bool:
@@ -113,21 +103,6 @@ def _widths(default: tuple[int, ...], factor: int) -> Option:
     return Option(default, words, accepts)
 
 
-def _word(default: Any, *supported: str) -> Option:
-    return Option(default, " or ".join(supported), lambda value: isinstance(value, str) and value in supported)
-
-
-def _flag(default: bool) -> Option:
-    return Option(default, "true or false", lambda value: isinstance(value, bool))
-
-
-def _rate(default: float) -> Option:
-    def accepts(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-
-    return Option(default, "a number from 0 to 1", accepts)
-
-
 _STREAMING: Final = {
     "static_chunk_size": _size(50, least=0),
     "num_decoding_left_chunks": _size(2, least=-1),  # published and ignored: all chunks to the left are seen
@@ -138,13 +113,13 @@ _UNET: Final[dict[str, Option]] = {
     "in_channels": _size(least=4, factor=2),
     "out_channels": _size(),
     "channels": _widths((256, 256), factor=8),  # GroupNorm has 8 groups
-    "dropout": _rate(0.05),
+    "dropout": rate(0.05),
     "attention_head_dim": _size(64),
     "n_blocks": _size(1, least=0, most=100),
     "num_mid_blocks": _size(2, least=0, most=100),
     "num_heads": _size(4),
     # The default is that of the public class, which fails on it.
-    "act_fn": _word("snake", "gelu", "gelu-approximate", "geglu", "geglu-approximate", "snakebeta"),
+    "act_fn": one_of("snake", "gelu", "gelu-approximate", "geglu", "geglu-approximate", "snakebeta"),
 }
 
 _DIT: Final[dict[str, Option]] = {
@@ -152,11 +127,11 @@ _DIT: Final[dict[str, Option]] = {
     "depth": _size(8, least=0, most=1_000),
     "heads": _size(8),
     "dim_head": _size(64, least=2, factor=2),  # the rotation is of pairs
-    "dropout": _rate(0.1),
+    "dropout": rate(0.1),
     "ff_mult": _size(4, most=1_000),
     "mel_dim": _size(80),
     "mu_dim": _size_or_null(least=1),
-    "long_skip_connection": _flag(False),
+    "long_skip_connection": flag(False),
     "spk_dim": _size_or_null(least=0),
     "out_channels": _size_or_null(least=1),  # published and ignored: as many as `mel_dim` go out
     **_STREAMING,
@@ -183,7 +158,7 @@ def options_of(class_name: str, given: Mapping[str, Any]) -> EstimatorOptions:
     """
     if class_name not in TABLES:
         raise UnsupportedOptionError("class", _yaml(class_name), " or ".join(TABLES))
-    values = _checked(TABLES[class_name], given)
+    values = checked(TABLES[class_name], given, _yaml)
     if TABLES[class_name] is _DIT:
         values["mu_dim"] = values["mel_dim"] if values["mu_dim"] is None else values["mu_dim"]
         values["spk_dim"] = values["spk_dim"] or 0
@@ -191,23 +166,6 @@ def options_of(class_name: str, given: Mapping[str, Any]) -> EstimatorOptions:
     values["channels"] = tuple(values["channels"])
     values["causal"] = TABLES[class_name] is not _UNET
     return UNetOptions(**_of_fields(UNetOptions, values))
-
-
-def _checked(known: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of each known option."""
-    for name, value in given.items():
-        if name not in known:
-            raise UnsupportedOptionError(name, _yaml(value), f"the options are {', '.join(sorted(known))}")
-    values = {}
-    for name, option in known.items():
-        value = given.get(name, option.default)
-        if value is REQUIRED:
-            raise UnsupportedOptionError(name, "missing", option.supported)
-        if not option.accepts(value):
-            shown = _yaml(value) + ("" if name in given else " (the default)")
-            raise UnsupportedOptionError(name, shown, option.supported)
-        values[name] = value
-    return values
 
 
 def _of_fields(kind: type[UNetOptions] | type[DiTOptions], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """The tensors of an estimator by their published names, derived from its options without torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from cosyjit.encoders.parameters import Parameter
+from cosyjit.encoders.parameters import Parameter, Parameters, convolution, linear, norm
 from cosyjit.estimators.options import DiTOptions, UNetOptions, options_of
-
-Parameters = Iterator[tuple[str, Parameter]]
 
 TIME_SINUSOIDS: Final = 256
 """The size of a diffusion transformer's sinusoids of the time, before its embedding. A U-Net's is `in_channels`."""
@@ -32,12 +30,12 @@ def parameters(class_name: str, options: Mapping[str, Any]) -> dict[str, Paramet
 def _unet(options: UNetOptions) -> Parameters:
     widths, time = options.channels, options.time_channels
     last = len(widths) - 1
-    yield from _linear("time_mlp.linear_1.", options.in_channels, time)
-    yield from _linear("time_mlp.linear_2.", time, time)
+    yield from linear("time_mlp.linear_1.", options.in_channels, time)
+    yield from linear("time_mlp.linear_2.", time, time)
     for number, (inputs, outputs) in enumerate(zip((options.in_channels, *widths), widths, strict=False)):
         name = f"down_blocks.{number}."
         yield from _stage(name, inputs, outputs, options)
-        yield from _convolution(f"{name}2.{'conv.' * (number < last)}", outputs, outputs, 3)
+        yield from convolution(f"{name}2.{'conv.' * (number < last)}", outputs, outputs, 3)
     for number in range(options.num_mid_blocks):
         yield from _stage(f"mid_blocks.{number}.", widths[-1], widths[-1], options)
     upward = widths[::-1]
@@ -45,78 +43,62 @@ def _unet(options: UNetOptions) -> Parameters:
         name = f"up_blocks.{number}."
         yield from _stage(name, 2 * inputs, outputs, options)
         resampled = number < last
-        yield from _convolution(f"{name}2.{'conv.' * resampled}", outputs, outputs, 4 if resampled else 3)
+        yield from convolution(f"{name}2.{'conv.' * resampled}", outputs, outputs, 4 if resampled else 3)
     yield from _block("final_block.block.", widths[0], widths[0], options)
-    yield from _convolution("final_proj.", widths[0], options.out_channels, 1)
+    yield from convolution("final_proj.", widths[0], options.out_channels, 1)
 
 
 def _stage(name: str, inputs: int, outputs: int, options: UNetOptions) -> Parameters:
     """A residual block and the transformer blocks behind it."""
-    yield from _linear(f"{name}0.mlp.1.", options.time_channels, outputs)
+    yield from linear(f"{name}0.mlp.1.", options.time_channels, outputs)
     yield from _block(f"{name}0.block1.block.", inputs, outputs, options)
     yield from _block(f"{name}0.block2.block.", outputs, outputs, options)
-    yield from _convolution(f"{name}0.res_conv.", inputs, outputs, 1)
+    yield from convolution(f"{name}0.res_conv.", inputs, outputs, 1)
     for number in range(options.n_blocks):
         yield from _transformer(f"{name}1.{number}.", outputs, options)
 
 
 def _block(name: str, inputs: int, outputs: int, options: UNetOptions) -> Parameters:
-    yield from _convolution(f"{name}0.", inputs, outputs, 3)
-    yield from _norm(f"{name}{2 if options.causal else 1}.", outputs)
+    yield from convolution(f"{name}0.", inputs, outputs, 3)
+    yield from norm(f"{name}{2 if options.causal else 1}.", outputs)
 
 
 def _transformer(name: str, size: int, options: UNetOptions) -> Parameters:
     inner, widened = options.num_heads * options.attention_head_dim, 4 * size
-    yield from _norm(f"{name}norm1.", size)
+    yield from norm(f"{name}norm1.", size)
     for projection in ("to_q", "to_k", "to_v"):
-        yield from _linear(f"{name}attn1.{projection}.", size, inner, bias=False)
-    yield from _linear(f"{name}attn1.to_out.0.", inner, size)
-    yield from _norm(f"{name}norm3.", size)
-    yield from _linear(f"{name}ff.net.0.proj.", size, 2 * widened if options.act_fn == "geglu" else widened)
+        yield from linear(f"{name}attn1.{projection}.", size, inner, bias=False)
+    yield from linear(f"{name}attn1.to_out.0.", inner, size)
+    yield from norm(f"{name}norm3.", size)
+    yield from linear(f"{name}ff.net.0.proj.", size, 2 * widened if options.act_fn == "geglu" else widened)
     if options.act_fn == "snakebeta":
         yield f"{name}ff.net.0.alpha", Parameter((widened,))
         yield f"{name}ff.net.0.beta", Parameter((widened,))
-    yield from _linear(f"{name}ff.net.2.", widened, size)
+    yield from linear(f"{name}ff.net.2.", widened, size)
 
 
 def _dit(options: DiTOptions) -> Parameters:
     size = options.dim
-    yield from _linear("time_embed.time_mlp.0.", TIME_SINUSOIDS, size)
-    yield from _linear("time_embed.time_mlp.2.", size, size)
-    yield from _linear("input_embed.proj.", 2 * options.mel_dim + options.mu_dim + options.spk_dim, size)
-    for convolution in ("conv1", "conv2"):
-        name = f"input_embed.conv_pos_embed.{convolution}.0."
-        yield from _convolution(name, size // POSITION_GROUPS, size, POSITION_KERNEL)
+    yield from linear("time_embed.time_mlp.0.", TIME_SINUSOIDS, size)
+    yield from linear("time_embed.time_mlp.2.", size, size)
+    yield from linear("input_embed.proj.", 2 * options.mel_dim + options.mu_dim + options.spk_dim, size)
+    for layer in ("conv1", "conv2"):
+        name = f"input_embed.conv_pos_embed.{layer}.0."
+        yield from convolution(name, size // POSITION_GROUPS, size, POSITION_KERNEL)
     yield "rotary_embed.inv_freq", Parameter((options.dim_head // 2,))
     for number in range(options.depth):
         yield from _dit_block(f"transformer_blocks.{number}.", options)
     if options.long_skip_connection:
-        yield from _linear("long_skip_connection.", 2 * size, size, bias=False)
-    yield from _linear("norm_out.linear.", size, 2 * size)
-    yield from _linear("proj_out.", size, options.mel_dim)
+        yield from linear("long_skip_connection.", 2 * size, size, bias=False)
+    yield from linear("norm_out.linear.", size, 2 * size)
+    yield from linear("proj_out.", size, options.mel_dim)
 
 
 def _dit_block(name: str, options: DiTOptions) -> Parameters:
     size, inner = options.dim, options.heads * options.dim_head
-    yield from _linear(f"{name}attn_norm.linear.", size, 6 * size)
+    yield from linear(f"{name}attn_norm.linear.", size, 6 * size)
     for projection in ("to_q", "to_k", "to_v"):
-        yield from _linear(f"{name}attn.{projection}.", size, inner)
-    yield from _linear(f"{name}attn.to_out.0.", inner, size)
-    yield from _linear(f"{name}ff.ff.0.0.", size, options.ff_mult * size)
-    yield from _linear(f"{name}ff.ff.2.", options.ff_mult * size, size)
-
-
-def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Parameters:
-    yield f"{name}weight", Parameter((outputs, inputs))
-    if bias:
-        yield f"{name}bias", Parameter((outputs,))
-
-
-def _convolution(name: str, inputs: int, outputs: int, kernel: int) -> Parameters:
-    yield f"{name}weight", Parameter((outputs, inputs, kernel))
-    yield f"{name}bias", Parameter((outputs,))
-
-
-def _norm(name: str, size: int) -> Parameters:
-    yield f"{name}weight", Parameter((size,))
-    yield f"{name}bias", Parameter((size,))
+        yield from linear(f"{name}attn.{projection}.", size, inner)
+    yield from linear(f"{name}attn.to_out.0.", inner, size)
+    yield from linear(f"{name}ff.ff.0.0.", size, options.ff_mult * size)
+    yield from linear(f"{name}ff.ff.2.", options.ff_mult * size, size)

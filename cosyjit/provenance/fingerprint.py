@@ -155,7 +155,8 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     """In words, how the fingerprint of now differs from that of before."""
     return [
         *_tensors(before.tensors, now.tensors),
-        *_values("", _flat(before.config), _flat(now.config)),
+        *_values("", {"class": before.config["class"]}, {"class": now.config["class"]}),
+        *_values("", before.config["options"], now.config["options"]),
         *_values("component: ", before.config.get("overrides", {}), now.config.get("overrides", {})),
         *_values("", {"precision": before.precision}, {"precision": now.precision}),
         *_values("", {"device": before.device}, {"device": now.device}),
@@ -163,10 +164,6 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
         *_values("", {"encoder code": before.encoders}, {"encoder code": now.encoders}),
         *_values("", {"torch": before.torch}, {"torch": now.torch}),
     ]
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"class": config["class"], **config["options"]}
 
 
 def _tensors(before: Mapping[str, TensorDigest], now: Mapping[str, TensorDigest]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def verify(
     least_bytes: int,
     weight_bytes: int,
     *,
-    provenance: bytes | None = None,
+    provenance: bytes,
     graph: Graph | None = None,
 ) -> Verified:
     """Compare an artifact with the encoder that it was made from.
@@ -81,7 +81,7 @@ def verify(
         component, precision: those of the artifact.
         least_bytes: the size of the artifact's weights if equal weights are stored once.
         weight_bytes: their size if all are stored.
-        provenance: what has to be embedded in the artifact; None for one that nobody is going to keep.
+        provenance: what has to be embedded in the artifact.
         graph: the artifact's, if it has been proven before on a processor of this kind.
 
     Raises:
@@ -96,7 +96,7 @@ def verify(
         if graph is None:
             gate.check_checksums(path)
         else:
-            gate.check_filled(path, graph, encoder, provenance or b"")
+            gate.check_filled(path, graph, encoder, provenance)
         module = gate.load(path)
         gate.check_methods(module, ("forward", *methods))
         if graph is not None:
@@ -109,12 +109,11 @@ def verify(
         else:
             reference = gate.check_contents(path, module, encoder, methods)
             gate.check_numbers(module, encoder, methods, dtype)
-        if provenance is not None:
-            gate.check_provenance(path, provenance)
+        gate.check_provenance(path, provenance)
         if graph is not None:
             return Verified(gate.metrics, graph)
         step = step_time.measure(module, encoder, dtype) if STEP in methods else None
-        if reference is not None and provenance is not None:
+        if reference is not None:
             graph = graph_of(path, reference, script.cast(structure.weights_of(encoder), dtype), provenance)
     return Verified(gate.metrics, graph, step)
 

@@ -74,11 +74,6 @@ class Graph:
         return len(self.own) + sum(gap.size for gap in self.gaps)
 
     @property
-    def weights(self) -> dict[str, int]:
-        """The sizes of the weights that a zip of it has, in bytes, by their names in the encoder."""
-        return {gap.name: gap.size for gap in self.gaps if gap.kind == "weight"}
-
-    @property
     def document(self) -> dict[str, Any]:
         """The graph as JSON has it."""
         packed = base64.b64encode(zlib.compress(self.own, 9)).decode("ascii")

@@ -56,14 +56,12 @@ def compare(path: Path, module: Any, encoder: nn.Module, methods: Sequence[str],
     reference = script.optimize(encoder, methods, placeholders(weights))
     is_cast = _Cast(list(weights.values()))
     compared = _compare(path, module, reference, methods, is_cast, dtype)
-    if (
-        compared.problem
-        and _compare(path, module, script.optimize(encoder, methods, weights), methods, _same)[0] is None
-    ):
-        # Freezing merges weights that are equal as numbers, by whatever sign of zero, order of axes or strides, which
-        # placeholders do not show. So few checkpoints have such weights that the memory of a second artifact is taken.
-        return Comparison(None)
-    return compared
+    if compared.problem is None:
+        return compared
+    # Freezing merges weights that are equal as numbers, by whatever sign of zero, order of axes or strides, which
+    # placeholders do not show. So few checkpoints have such weights that the memory of a second artifact is taken.
+    anew = _compare(path, module, script.optimize(encoder, methods, weights), methods, _same)
+    return compared if anew.problem else Comparison(None)
 
 
 def _compare(

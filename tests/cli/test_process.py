@@ -120,6 +120,47 @@ def test_signals_at_any_moment_end_a_command_in_one_line(published: Path, name: 
     assert finished(spawn(CONSOLE_SCRIPT, "verify", published)).status == 0
 
 
+LOST = {
+    "an error instead": """
+from ruamel.yaml.comments import CommentedMap
+def then(*_):  # ruamel.yaml calls this where it catches everything
+    signal.raise_signal(signal.SIGTERM)
+CommentedMap.yaml_set_ctag = then
+""",
+    "nothing instead": """
+from cosyjit.planning import plan
+def then(*_, **__):
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGTERM)
+    while True:
+        time.sleep(1)
+plan.plan = then
+""",
+    "a destructor": """
+from cosyjit.planning import plan
+class Destroyed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+def then(*_, **__):
+    Destroyed()
+    while True:
+        time.sleep(1)
+plan.plan = then
+""",
+}
+
+
+@pytest.mark.parametrize("place", LOST.values(), ids=LOST)
+def test_a_signal_at_a_place_out_of_which_no_exception_comes_ends_a_command_all_the_same(
+    tiny: Path, place: str
+) -> None:
+    program = f"import contextlib, signal, time\n{place}\nfrom cosyjit.__main__ import main\nmain()"
+    ran = finished(spawn(sys.executable, "-c", program, "plan", tiny))
+    assert ran.status == 128 + signal.SIGTERM
+    assert_ended(ran, signal.SIGTERM)
+    assert ran.out == ""
+
+
 def test_a_signal_that_is_ignored_from_the_start_stays_ignored(tiny: Path) -> None:
     ignoring = "import os, signal, sys; signal.signal(1, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     process = spawn(sys.executable, "-c", ignoring, CONSOLE_SCRIPT, "plan", tiny)

@@ -26,7 +26,7 @@ from cosyjit.fs.files import TEMPORARY
 from cosyjit.operations import gc
 from cosyjit.operations.verify import verify_store
 from cosyjit.processes import worker
-from cosyjit.provenance import latest, record
+from cosyjit.provenance import graphs, latest, record
 from cosyjit.publishing import layout, publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.store import object_name
@@ -209,6 +209,7 @@ def left(place: Place) -> list[str]:
         *map(record.name_of, keys),
         *(object_name(digest) for each in published for digest in each.objects),
         *(name for name in entries if name.startswith("latest/") and latest.read(store, name) in keys),
+        *(name for name in entries if name.startswith("graphs/") and graphs.artifact(store, name) in keys),
         *(name for name in entries if re.fullmatch(r"gate|lock|locks/..|(heads|digests)/.*", name)),
     }
     artifacts = chain[0].artifacts

@@ -30,7 +30,7 @@ from cosyjit.cli import app
 from cosyjit.errors import PublicationError, StoreError
 from cosyjit.operations import gc
 from cosyjit.operations.verify import verify_directory, verify_store
-from cosyjit.provenance import latest, record
+from cosyjit.provenance import graphs, latest, record
 from cosyjit.publishing import layout
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.publication import Publication
@@ -485,6 +485,7 @@ def _left(crowd: Crowd, store: Store, shown: Mapping[Path, Publication]) -> Iter
     known = {each.fingerprint for published in shown.values() for each in published.artifacts.values()}
     heads = {entry.name for entry in store.entries("heads")}
     references = {entry.name for entry in store.entries("latest") if latest.read(store, entry.name) in known}
+    references |= {entry.name for entry in store.entries("graphs") if graphs.artifact(store, entry.name) in known}
     own = ("gate", "lock", *(("digests/", "locks/") if store.local else ()))
     more = found - needed - heads - references
     yield from (f"{name}: nothing needs it" for name in sorted(more) if not name.startswith(own))

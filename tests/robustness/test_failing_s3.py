@@ -15,6 +15,7 @@ import pytest
 from fsspec.config import conf
 
 from cosyjit import history
+from cosyjit.building.artifact import Built
 from cosyjit.operations.verify import verify_directory, verify_store
 from cosyjit.store import leases
 from cosyjit.store.store import Store
@@ -299,9 +300,8 @@ def test_an_object_that_arrives_in_part_is_not_set_aside(fault: str, bench: Benc
 def large(function: Callable[..., object], *arguments: Any, **options: object) -> object:
     """What builds give that are played back, of three parts' size."""
     result = played(function, *arguments, **options)
-    if isinstance(result, tuple):
-        path: Path = result[0]
-        path.write_bytes(path.read_bytes() * (1 << 20))
+    if isinstance(result, Built):
+        result.path.write_bytes(result.path.read_bytes() * (1 << 20))
     return result
 
 

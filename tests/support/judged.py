@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ from cosyjit.encoders.quantized import quantize
 from cosyjit.errors import VerificationError
 from cosyjit.families import PRECISIONS, Component
 from cosyjit.metrics import Metrics
+from cosyjit.provenance.record import EMBEDDED_NAME
 from cosyjit.torchscript import script
-from cosyjit.torchscript.gate import verify
+from cosyjit.torchscript.gate import Verified, verify
 from tests.support.checkpoints import component_of, eager, opened
+
+PROVENANCE: Final = b"of a test"
+"""What is embedded in each artifact."""
 
 Fault = Callable[[nn.Module], object]
 
@@ -39,15 +44,28 @@ def saved(directory: Path, name: str, precision: str, into: Path, fault: Fault |
         encoder = other.eval() if isinstance(other, nn.Module) else encoder
     if PRECISIONS[precision].quantized:
         quantize(encoder)
-    return script.save(script.optimize(encoder, component_in(directory, name).methods), into)
+    module = script.optimize(encoder, component_in(directory, name).methods)
+    return script.save(module, into, {EMBEDDED_NAME: PROVENANCE})
 
 
 def judged(path: Path, directory: Path, name: str, precision: str, encoder: nn.Module | None = None) -> Metrics:
     """What the gate measures of an artifact, against the directory's encoder or another one."""
+    return verified(path, directory, name, precision, encoder).metrics
+
+
+def verified(
+    path: Path,
+    directory: Path,
+    name: str,
+    precision: str,
+    encoder: nn.Module | None = None,
+) -> Verified:
+    """What the gate gives of an artifact, against the directory's encoder or another one."""
     wanted = PRECISIONS[precision]
     encoder = encoder or eager(directory, name)
     weight_bytes = sum(wanted.size(each, tensor.shape) for each, tensor in encoder.state_dict().items())
-    return verify(path, encoder, component_in(directory, name), wanted, weight_bytes, weight_bytes)[0]
+    component = component_in(directory, name)
+    return verify(path, encoder, component, wanted, weight_bytes, weight_bytes, provenance=PROVENANCE)
 
 
 def refusal(

@@ -2,11 +2,17 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.support.judged import refusal, saved
+from cosyjit.families import PRECISIONS
+from cosyjit.torchscript.dissect import is_filled
+from cosyjit.torchscript.graph import Graph
+from cosyjit.torchscript.structure import weights_of
+from tests.support.judged import PROVENANCE, cast_encoder, refusal, saved, verified
 from tests.support.mutants import CODE, MUTANTS, NUMBERS, WEIGHTS, Mutant
 
 SAID = {
@@ -17,6 +23,16 @@ SAID = {
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@cache
+def graph_in(directory: Path, component: str, precision: str) -> Graph | None:
+    """The graph of a sound artifact; None of quantized ones."""
+    with TemporaryDirectory() as into:
+        path = saved(directory, component, precision, Path(into))
+        found = verified(path, directory, component, precision).graph
+        assert (found is None) == PRECISIONS[precision].quantized
+        return found
 
 
 def cases() -> Iterator[object]:
@@ -35,3 +51,6 @@ def test_a_mutant_is_refused(mutant: Mutant, precision: str, tiny: Path, tiny2: 
     component = mutant.component.removesuffix(" 2")
     path = saved(directory, component, precision, tmp_path, mutant.fault)
     assert re.fullmatch(SAID[mutant.seen[precision]], refusal(path, directory, component, precision))
+    graph = graph_in(directory, component, precision)
+    if graph is not None:  # as its zip, the mutant is refused before it is called
+        assert not is_filled(path, graph, weights_of(cast_encoder(directory, component, precision)), PROVENANCE)
