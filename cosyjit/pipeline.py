@@ -251,7 +251,9 @@ class Export:
         return self.planned
 
     def begin(self, submit: Callable[[Planned], Pending]) -> None:
-        """See that the results will fit, and start the work on each target, the largest first.
+        """See that the results will fit, and start the work on each target.
+
+        The largest of each component come first, so that what its network gives is known when others are verified.
 
         Args:
             submit: starts `make` for a target, and gives what waits for it.
@@ -270,8 +272,10 @@ class Export:
             raise error
         self.directory.prepare()
         self._staging = True
-        largest_first = sorted(self.planned, key=lambda each: -each.target.weight_bytes)
-        self._pending = {each.target: submit(each) for each in largest_first}
+        by_size = sorted(self.planned, key=lambda each: -each.target.weight_bytes)
+        largest = {each.target.component: each for each in reversed(by_size)}
+        ordered = sorted(by_size, key=lambda each: largest[each.target.component] is not each)
+        self._pending = {each.target: submit(each) for each in ordered}
 
     def finish(self) -> list[Outcome]:
         """Wait for the work on all targets, whichever fail, and publish the set if all of it is there.

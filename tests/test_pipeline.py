@@ -8,7 +8,7 @@ import signal
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -182,6 +182,23 @@ def test_the_steps_of_an_export_are_taken_once_and_in_their_order(tiny: Path, tm
         with pytest.raises(RuntimeError, match="begins once"):
             work.begin(failing)
         assert [(each.state, each.error) for each in work.finish()] == [("failed", "a reason")]
+
+
+def test_the_largest_artifact_of_each_component_comes_first(tiny: Path, tmp_path: Path, store: Store) -> None:
+    begun: list[str] = []
+
+    def submit(planned: Planned) -> "Future[Outcome]":
+        begun.append(planned.target.name)
+        return Future()
+
+    with store.in_use(), Export(tiny, publish=tmp_path / "out", store=store) as work:
+        sizes = {each.target.name: each.target.weight_bytes for each in work.plan()}
+        work.begin(submit)
+    first, others = begun[:3], begun[3:]
+    assert {name.removesuffix(".fp32") for name in first} == {"llm.text_encoder", "llm.llm", "flow.encoder"}
+    assert {name.removesuffix(".fp16") for name in others} == {"llm.text_encoder", "llm.llm", "flow.encoder"}
+    for each in (first, others):
+        assert each == sorted(each, key=lambda name: -sizes[name])
 
 
 def test_the_run_that_an_artifact_was_built_in_stands_in_its_record(tiny: Path, tmp_path: Path, store: Store) -> None:

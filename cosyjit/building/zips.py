@@ -3,12 +3,22 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
+from weakref import WeakKeyDictionary
 
 from cosyjit.building.artifact import Built, Proof, sync, unwritable
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
 from cosyjit.provenance import record
+from cosyjit.provenance.fingerprint import key_of
 from cosyjit.torchscript.graph import Graph
+
+_EXPECTED: Final[WeakKeyDictionary[worker.CancelScope, dict[str, bytes]]] = WeakKeyDictionary()
+"""Of each export, what its encoders give in calls: `Expected.content` by the keys of fingerprints without precision.
+
+So an encoder runs once for all precisions of a component, but for those that are verified at the same time. Of a
+full-size `llm.llm` it is 11 MB.
+"""
 
 
 def build(target: Target, graph: Graph | None, directory: Path, progress: worker.Progress) -> Built:
@@ -68,18 +78,27 @@ def prove(
     scope: worker.CancelScope | None,
 ) -> Proof:
     """Compare a zip with its encoder, in a process of its own, while it is flushed to the disk."""
+    expected = _EXPECTED.setdefault(scope, {}) if scope else {}
+    key = key_of({**target.fingerprint.parts, "precision": None})
     with ThreadPoolExecutor(1) as pool:
         synced = pool.submit(sync, path)
-        figures, proven = worker.run(_verify, target, graph, path, progress=progress, scope=scope)
+        known = expected.get(key, b"")
+        figures, proven, more = worker.run(_verify, target, graph, path, known, progress=progress, scope=scope)
+        expected[key] = max(expected.get(key, b""), more, key=len)
         return Proof(figures, synced.result(), graph=proven)
 
 
 def _verify(
-    target: Target, graph: Graph | None, path: Path, progress: worker.Progress
-) -> tuple[dict[str, float], Graph | None]:
-    """Compare an artifact with its encoder; runs in a process of its own. Gives figures, and the graph."""
+    target: Target, graph: Graph | None, path: Path, known: bytes, progress: worker.Progress
+) -> tuple[dict[str, float], Graph | None, bytes]:
+    """Compare an artifact with its encoder; runs in a process of its own.
+
+    Returns:
+        Figures, the graph, and the content of `Expected`.
+    """
     import torch
 
+    from cosyjit.torchscript.expected import Expected
     from cosyjit.torchscript.gate import verify
     from cosyjit.torchscript.load import load_encoder
     from cosyjit.torchscript.script import cast
@@ -88,6 +107,7 @@ def _verify(
     torch.set_num_threads(1)
     encoder, tensors = load_encoder(target.source, target.component, target.options, target.reading)
     encoder.load_state_dict(cast(tensors, torch.float32), assign=True)
+    expected = Expected(encoder, known)
     verified = verify(
         path,
         encoder,
@@ -97,6 +117,7 @@ def _verify(
         target.weight_bytes,
         provenance=record.embedded_provenance(target.fingerprint),
         graph=graph,
+        expected=expected,
     )
     target.check_unchanged()
     metrics, step, proven = verified.metrics, verified.step, verified.graph
@@ -107,4 +128,4 @@ def _verify(
         "cosine": metrics.cosine,
         **(graph.figures if graph else measured),
     }
-    return figures, proven if graph or proven is None else replace(proven, figures=measured)
+    return figures, proven if graph or proven is None else replace(proven, figures=measured), expected.content()

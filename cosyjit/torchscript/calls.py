@@ -41,10 +41,17 @@ _FAR: Final = 1_040
 
 
 class Call(NamedTuple):
-    """One way to use an encoder: its name, and a function from the type of the inputs to labelled outputs."""
+    """One way to use an encoder.
+
+    Attributes:
+        name: in messages.
+        run: from a model and the type of its inputs to labelled outputs.
+        key: the same for calls of an encoder that give the same.
+    """
 
     name: str
     run: Callable[[Any, torch.dtype], Iterator[Labelled]]
+    key: str
 
 
 Extent = Literal["branches", "few"]
@@ -69,9 +76,11 @@ def calls(
         sequences = form.sequences if extent == "branches" else [_PADDED]
         for lengths in [*sequences, *([_REAL] if real and not form.options else [])]:
             words = " and ".join(map(str, lengths))
-            yield Call(f"forward over {words} frames{form.name}", _forward(lengths, size, form.options))
+            name = f"forward over {words} frames{form.name}"
+            yield Call(name, _forward(lengths, size, form.options), name)
     for method in methods:
-        yield Call(method, _METHODS[method](encoder, size, extent, stream=stream))
+        key = f"{method}, {extent}{', stream' if stream else ''}"
+        yield Call(method, _METHODS[method](encoder, size, extent, stream=stream), key)
 
 
 class Form(NamedTuple):

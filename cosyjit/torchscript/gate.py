@@ -32,6 +32,7 @@ from cosyjit.metrics import Metrics, measure
 from cosyjit.torchscript import script, step_time, structure
 from cosyjit.torchscript.calls import STEP, Call, Extent, Labelled, calls
 from cosyjit.torchscript.dissect import graph_of, is_filled
+from cosyjit.torchscript.expected import Expected
 from cosyjit.torchscript.graph import Graph
 from cosyjit.torchscript.step_time import Step
 
@@ -72,6 +73,7 @@ def verify(
     *,
     provenance: bytes,
     graph: Graph | None = None,
+    expected: Expected | None = None,
 ) -> Verified:
     """Compare an artifact with the encoder that it was made from.
 
@@ -83,12 +85,14 @@ def verify(
         weight_bytes: their size if all are stored.
         provenance: what has to be embedded in the artifact.
         graph: the artifact's, if it has been proven before on a processor of this kind.
+        expected: of the encoder, if other precisions of the component have been verified already.
 
     Raises:
         VerificationError: it does not load, lacks a method, or computes something else. The message says in which call,
             and what to try.
     """
     gate = _Gate(component.tolerances[precision.name], precision)
+    expected = expected or Expected(encoder)
     gate.check_size(path.stat().st_size, least_bytes, weight_bytes)
     dtype: torch.dtype = getattr(torch, precision.dtype)
     methods = component.methods
@@ -102,13 +106,13 @@ def verify(
         if graph is not None:
             # What torch makes of it at the first two calls, and what of that under autocast, was proven with the graph.
             with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-                gate.check_numbers(module, encoder, methods, dtype, proven=True)
+                gate.check_numbers(module, expected, methods, dtype, proven=True)
         elif dtype == torch.float32:  # then numbers show nearly all, and in which call
-            gate.check_numbers(module, encoder, methods, dtype)
+            gate.check_numbers(module, expected, methods, dtype)
             reference = gate.check_contents(path, module, encoder, methods)
         else:
             reference = gate.check_contents(path, module, encoder, methods)
-            gate.check_numbers(module, encoder, methods, dtype)
+            gate.check_numbers(module, expected, methods, dtype)
         gate.check_provenance(path, provenance)
         if graph is not None:
             return Verified(gate.metrics, graph)
@@ -194,7 +198,7 @@ class _Gate:
     def check_numbers(
         self,
         module: Any,
-        encoder: nn.Module,
+        expected: Expected,
         methods: Sequence[str],
         dtype: torch.dtype,
         *,
@@ -208,10 +212,10 @@ class _Gate:
         native, count = has_arithmetic(dtype), 0
         extent: Extent = "branches" if native else "few"
         real = native and self.precision.name != "fp32"
-        for call in calls(encoder, methods, extent, real=real, stream=not proven):
-            expected = list(call.run(encoder, torch.float32))
+        for call in calls(expected.encoder, methods, extent, real=real, stream=not proven):
+            outputs = expected.of(call)
             for mode in _modes(dtype)[: 1 if proven else None]:
-                self.compare(f"{call.name}, {mode.name}", self.outputs(call, module, mode), expected)
+                self.compare(f"{call.name}, {mode.name}", self.outputs(call, module, mode), outputs)
                 count += 1
         return count
 

@@ -337,7 +337,7 @@ def played(function: Callable[..., object], *arguments: Any, **_: object) -> obj
         path = directory / "archive.zip"
         path.write_bytes(f"{target.name} {target.fingerprint.key}".encode())
         return Built(path, 0, of_graph=graph is not None)
-    return ({"cosine": 1.0}, Graph(b"", ())) if function is zips._verify else None
+    return ({"cosine": 1.0}, Graph(b"", ()), b"") if function is zips._verify else None
 
 
 def _failing(function: Callable[..., object], *arguments: Any, **options: object) -> object:

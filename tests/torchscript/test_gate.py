@@ -507,7 +507,7 @@ def passes(directory: Path, precision: str, into: Path) -> None:
     """Build and verify the language model of a directory as its own processes do, in this one."""
     (planned,) = plan(directory, ["llm.llm"], [precision])
     built = zips.build(planned.target, None, into, lambda _: None)
-    figures, _ = zips._verify(planned.target, None, built.path, lambda _: None)
+    figures, _, _ = zips._verify(planned.target, None, built.path, b"", lambda _: None)
     assert figures["cosine"] > 0.9
 
 
