@@ -48,7 +48,7 @@ OTHERS: Final = {
             "torchscript.load",
             "torchscript.script",
             "torchscript.calls",
-            "torchscript.dissect",
+            "torchscript.expected",
             "torchscript.gate",
             "torchscript.structure",
         ),
