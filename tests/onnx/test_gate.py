@@ -278,6 +278,21 @@ def test_an_output_that_is_not_masked(unet: Case, tmp_path: Path) -> None:
     assert said.startswith("a padded batch of 33 and 20 frames: the largest absolute error is ")
 
 
+@pytest.mark.parametrize("name", ["down_blocks.0.Mul_1", "up_blocks.0.Mul_1"])
+def test_what_is_padded_is_not_masked_before_the_length_changes(name: str, tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        (product,) = (node for node in graph.node if node.name == name)
+        (user,) = (node for node in graph.node if product.output[0] in node.input)
+        assert user.op_type in ("Conv", "ConvTranspose")
+        user.input[0] = product.input[0]
+
+    for class_name in (UNET, CAUSAL_UNET):
+        (tmp_path / class_name).mkdir()
+        case = case_of(tmp_path / class_name, class_name, {**UNETS, "channels": [16, 16]})
+        said = refusals(case, "fp32", changed(case.model("fp32"), change), tmp_path / class_name / "made.onnx")
+        assert said.startswith("a padded batch of ")
+
+
 # Faults of files.
 
 
