@@ -338,6 +338,34 @@ def test_weights_that_the_estimator_overflows_with(unet: Case, tmp_path: Path) -
     assert said.endswith(" numbers NaN or infinite; export a checkpoint whose weights are sound")
 
 
+LARGE: Final = {
+    # A layer, what its outputs are multiplied by, the layer behind it that takes that back, and what overflows.
+    "a feed-forward layer": (DIT, "ff.ff.0.0", 4e4, "ff.ff.2", "transformer_blocks.0.ff.Gemm_1"),
+    "a convolution before a norm": (CAUSAL_UNET, "block1.block.0", 4e4, None, "down_blocks.0.0.Conv_1"),
+    "a sum before a norm": (UNET, "0.0.res_conv", 1e6, None, "down_blocks.1.0.Cast_2"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_value_that_overflows_in_half_precision_though_the_output_does_not_show_it(kind: str, tmp_path: Path) -> None:
+    class_name, large, factor, small, where = LARGE[kind]
+    case = case_of(tmp_path, class_name, OPTIONS[class_name])
+    for name, tensor in case.state.items():
+        layer, _, part = name.rpartition(".")
+        if layer.endswith(large):
+            tensor.mul_(factor if part == "weight" else 1)
+        elif small and layer.endswith(small) and part == "weight":
+            tensor.div_(factor)
+    case.save()
+    model, path = case.model("autocast_fp16"), tmp_path / "made.onnx"
+    case.write(model, path)
+    said = case.refusal(path, model)
+    assert said.startswith(f"4 frames: {where} reaches ")
+    assert said.endswith(", more than the 65,504 of half precision; export fp32 instead")
+    case.write(case.model("fp32"), tmp_path / "made.fp32.onnx")
+    case.judge(tmp_path / "made.fp32.onnx", case.model("fp32"))
+
+
 def test_a_file_that_onnx_runtime_does_not_load(unet: Case, tmp_path: Path) -> None:
     path = tmp_path / "made.onnx"
     path.write_bytes(b"not a message of protobuf")
