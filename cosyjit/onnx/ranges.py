@@ -29,9 +29,10 @@ def halves(model: Model) -> list[str]:
 
 
 def weights(model: Model, path: Path) -> dict[str, np.ndarray]:
-    """The weights in a file by their names, as they are mapped."""
+    """The weights in a file by their names, as it is mapped; none of them is copied."""
+    content = np.memmap(path, np.uint8, "r")
     return {
-        weight.name: np.memmap(path, weight.dtype, "r", place, weight.shape)
+        weight.name: content[place : place + weight.size].view(weight.dtype).reshape(weight.shape)
         for weight, place in zip(model.weights, writer.places(model), strict=True)
     }
 
