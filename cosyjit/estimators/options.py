@@ -168,6 +168,27 @@ def options_of(class_name: str, given: Mapping[str, Any]) -> EstimatorOptions:
     return UNetOptions(**_of_fields(UNetOptions, values))
 
 
+def features(options: EstimatorOptions) -> dict[str, int]:
+    """The channels of each input of an estimator's ONNX file, which has all inputs.
+
+    The speaker's vector has as many as the mel frames where the network ignores it.
+
+    Raises:
+        UnsupportedOptionError: the channels are not those of all inputs together.
+    """
+    if isinstance(options, DiTOptions):
+        size = options.mel_dim
+        return {"x": size, "mu": options.mu_dim, "spks": options.spk_dim or size, "cond": size}
+    size = options.out_channels
+    if options.in_channels != 4 * size:
+        raise UnsupportedOptionError(
+            "in_channels",
+            str(options.in_channels),
+            f"{4 * size}, 4 times out_channels, since an ONNX file joins x, mu, spks and cond",
+        )
+    return {"x": size, "mu": size, "spks": size, "cond": size}
+
+
 def _of_fields(kind: type[UNetOptions] | type[DiTOptions], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of options that decide what is computed, without the others."""
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cosyjit.encoders.parameters import Parameter, Parameters, convolution, linear, norm
-from cosyjit.estimators.options import DiTOptions, UNetOptions, options_of
+from cosyjit.estimators.options import DiTOptions, UNetOptions, features, options_of
 
 TIME_SINUSOIDS: Final = 256
 """The size of a diffusion transformer's sinusoids of the time, before its embedding. A U-Net's is `in_channels`."""
@@ -25,6 +25,16 @@ def parameters(class_name: str, options: Mapping[str, Any]) -> dict[str, Paramet
     """
     known = options_of(class_name, options)
     return dict(_unet(known) if isinstance(known, UNetOptions) else _dit(known))
+
+
+def parameters_of_file(class_name: str, options: Mapping[str, Any]) -> dict[str, Parameter]:
+    """The tensors of an estimator of which an ONNX file can be made; for the arguments see `parameters`.
+
+    Raises:
+        UnsupportedOptionError: as `parameters`; or the inputs are not those of a file.
+    """
+    features(options_of(class_name, options))
+    return parameters(class_name, options)
 
 
 def _unet(options: UNetOptions) -> Parameters:

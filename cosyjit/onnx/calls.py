@@ -3,8 +3,10 @@
 what a graph could get wrong                    calls that show it
 lengths: odd, even, shorter than a chunk        4, 16, 257 and 512 frames; a chunk, and one frame more
 which input is which                            each call: all inputs are random
-keys that are padded                            a padded batch
-frames that are padded, in the output           a padded batch; a row of padding alone
+keys that are padded                            padded batches
+frames that are padded, in the output           padded batches; a row of padding alone
+frames that are padded, next to real ones       padded batches: halving looks from the last of an odd number of real
+                                                frames at a padded one, and doubling from that of an even number
 a row of zeros, for guidance                    the batch of guidance
 the time, at its ends and between               0, 1, and others for each row
 errors that add up                              ten steps of the solver
@@ -47,7 +49,9 @@ def calls(form: Form, sizes: Mapping[str, int], chunk: int) -> Iterator[Call]:
     """
     for length, times in _LENGTHS.items():
         yield Call(f"{length} frames", _inputs(sizes, [length] * BATCH, times))
-    yield Call("a padded batch of 33 and 20 frames", _inputs(sizes, [33, 20], [0.1, 0.9]))
+    for lengths in ([33, 20], [24, 13]):
+        name = f"a padded batch of {lengths[0]} and {lengths[1]} frames"
+        yield Call(name, _inputs(sizes, lengths, [0.1, 0.9]))
     yield Call("a batch of 7 frames and of none", _inputs(sizes, [7, 0], [0.4, 0.6]))
     if form.streaming and chunk:
         for length in (chunk, chunk + 1):

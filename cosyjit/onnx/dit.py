@@ -22,12 +22,6 @@ def build(graph: Graph, options: DiTOptions, interface: Interface) -> str:
     return _DiT(graph, options).build(interface)
 
 
-def features(options: DiTOptions) -> dict[str, int]:
-    """The channels of each input. The speaker's vector has as many as the mel frames where the network ignores it."""
-    size = options.mel_dim
-    return {"x": size, "mu": options.mu_dim, "spks": options.spk_dim or size, "cond": size}
-
-
 class _DiT:
     def __init__(self, graph: Graph, options: DiTOptions) -> None:
         self.graph = graph

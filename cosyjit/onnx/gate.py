@@ -8,7 +8,7 @@
 Where the form is in half precision, the inputs are rounded to it before both compute, since that is the caller's part.
 ONNX Runtime then computes most of it in float32, between the casts of the graph, because processors lack arithmetic in
 half precision. So the numbers show what the rounded weights, inputs and casts do, and constants that are not finite;
-not all that a GPU rounds.
+not all that a GPU rounds. What would overflow there is looked for by itself (`ranges`), in the shorter calls.
 
 Both compute with as many threads as torch has. Callers give it one: torch's threads wait for each other in a loop, so
 that two of them on busy processors take 60 s of processor time for what one does in 8 s (CosyVoice, full size).
@@ -18,16 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import helper
 from torch import Tensor, nn
 
 from cosyjit.errors import VerificationError, line
 from cosyjit.estimators.solver import solve
 from cosyjit.metrics import Metrics, measure
-from cosyjit.onnx import writer
+from cosyjit.onnx import ranges, writer
 from cosyjit.onnx.calls import calls, utterance
 from cosyjit.onnx.forms import BATCH, LIMITS
 from cosyjit.onnx.graph import IR_VERSION, OPSET, TYPES, Axis, Model
@@ -50,6 +50,9 @@ _AXES: Final[Mapping[str, tuple[Axis, ...]]] = {
 and has the axes of x."""
 
 _OUTPUT: Final = "estimator_out"
+
+_WATCHED: Final = 64
+"""The most frames of a call whose values are looked at: how large they become does not depend on the length."""
 
 
 def verify(
@@ -139,13 +142,8 @@ def _shown(name: str, kind: int, axes: list[Axis]) -> str:
 
 
 def _checker_problem(model: Model) -> str | None:
-    described = onnx.ModelProto()
-    described.CopyFrom(model.proto)
-    described.graph.input.extend(
-        helper.make_tensor_value_info(weight.name, TYPES[weight.dtype], weight.shape) for weight in model.weights
-    )
     try:
-        onnx.checker.check_model(described, full_check=True)
+        onnx.checker.check_model(ranges.described(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return f"is not valid ({line(error)})"
     return None
@@ -160,6 +158,13 @@ def compare(path: Path, model: Model, estimator: nn.Module) -> Metrics:
     Raises:
         VerificationError: ONNX Runtime does not load or run it, or it computes something else.
     """
+    metrics = _compared(path, model, estimator)
+    if model.form.dtype == "float16":
+        _check_ranges(path, model)
+    return metrics
+
+
+def _compared(path: Path, model: Model, estimator: nn.Module) -> Metrics:
     form = model.form
     limits = LIMITS[form.dtype]
     dtype: torch.dtype = getattr(torch, form.dtype)
@@ -169,10 +174,10 @@ def compare(path: Path, model: Model, estimator: nn.Module) -> Metrics:
         rounded = (each.to(dtype).float() for each in inputs)
         return estimator(*rounded, streaming=form.streaming)
 
-    session = _session(path, limits.hint)
+    session = _session(path, str(path), limits.hint)
 
     def exported(*inputs: Tensor) -> Tensor:
-        return _run(path, session, [each.to(dtype) for each in inputs], limits.hint)
+        return _run(path, session, _OUTPUT, [each.to(dtype) for each in inputs], limits.hint)
 
     def measured(name: str, ours: Tensor, theirs: Tensor) -> Metrics:
         where = f"{path}: {name}"
@@ -189,26 +194,53 @@ def compare(path: Path, model: Model, estimator: nn.Module) -> Metrics:
         return metrics.worst(measured("ten steps of the solver", ours, theirs))
 
 
-def _session(path: Path, hint: str) -> onnxruntime.InferenceSession:
+def _check_ranges(path: Path, model: Model) -> None:
+    """Check that no value of a file in half precision overflows in the shorter calls.
+
+    Raises:
+        VerificationError: one does; the message names it.
+    """
+    hint, values = LIMITS[model.form.dtype].hint, ranges.halves(model)
+    watching = ranges.watching(model, values).SerializeToString()
+    session = _session(path, watching, hint, ranges.weights(model, path))
+    for call in calls(model.form, model.sizes, model.chunk):
+        if call.inputs["x"].size(2) > _WATCHED:
+            continue
+        inputs = [each.half() for each in call.inputs.values()]
+        largest = _run(path, session, ranges.OUTPUT, inputs, hint).tolist()
+        for value, size in zip(values, largest, strict=True):
+            if not size <= ranges.LARGEST:  # as NaN is not either
+                problem = f"{value} reaches {size:.2g}, more than the {ranges.LARGEST:,} of half precision"
+                raise VerificationError(f"{path}: {call.name}: {problem}; {hint}")
+
+
+def _session(
+    path: Path, model: str | bytes, hint: str, weights: Mapping[str, np.ndarray] | None = None
+) -> onnxruntime.InferenceSession:
+    """A session of a file, or of a model and its weights; `path` is for messages."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = _ERROR
+    options.log_severity_level = _FATAL
     # Several gates may run side by side, and waiting in a loop would take their processors.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(numbers) for name, numbers in (weights or {}).items()}
+    options.add_external_initializers(list(values), list(values.values()))
+    if isinstance(model, bytes):  # else it keeps a copy of each weight in float32
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001  (its errors have no class in common)
         raise VerificationError(f"{path}: ONNX Runtime does not load it ({line(error)}); {hint}") from None
 
 
-def _run(path: Path, session: onnxruntime.InferenceSession, inputs: Sequence[Tensor], hint: str) -> Tensor:
+def _run(path: Path, session: onnxruntime.InferenceSession, output: str, inputs: Sequence[Tensor], hint: str) -> Tensor:
     named = {name: each.numpy() for name, each in zip(_AXES, inputs, strict=True)}
     try:
-        (output,) = session.run([_OUTPUT], named)
+        (values,) = session.run([output], named)
     except Exception as error:  # noqa: BLE001  (its errors have no class in common)
         raise VerificationError(f"{path}: ONNX Runtime does not run it ({line(error)}); {hint}") from None
-    return torch.from_numpy(output).float()
+    return torch.from_numpy(values).float()
 
 
-_ERROR: Final = 3
-"""The level of ONNX Runtime's log from which errors are shown, and warnings are not."""
+_FATAL: Final = 4
+"""The level of ONNX Runtime's log from which nothing is shown that it does not raise as well."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cosyjit.estimators.options import UNetOptions, options_of
+from cosyjit.estimators.options import UNetOptions, features, options_of
 from cosyjit.estimators.parameters import parameters
 from cosyjit.onnx import dit, unet
 from cosyjit.onnx.forms import BATCH, Form
@@ -29,7 +29,7 @@ def make(class_name: str, options: Mapping[str, Any], form: Form) -> Model:
     known = options_of(class_name, options)
     graph = Graph(parameters(class_name, options), form)
     batch = "batch" if form.dynamic_batch else BATCH
-    sizes = unet.features(known) if isinstance(known, UNetOptions) else dit.features(known)
+    sizes = features(known)
     # Runtimes bind buffers by these places.
     interface = Interface(
         x=graph.input("x", (batch, sizes["x"], LENGTH)),

@@ -11,7 +11,6 @@ the sums themselves pass through (`res_conv`, those between the levels, the last
 
 from typing import Final
 
-from cosyjit.errors import UnsupportedOptionError
 from cosyjit.estimators.options import UNetOptions
 from cosyjit.onnx import layers
 from cosyjit.onnx.graph import Graph, Interface
@@ -30,22 +29,6 @@ def build(graph: Graph, options: UNetOptions, interface: Interface) -> str:
         Its output, (B, out_channels, T).
     """
     return _UNet(graph, options).build(interface)
-
-
-def features(options: UNetOptions) -> dict[str, int]:
-    """The channels of each input.
-
-    Raises:
-        UnsupportedOptionError: the channels are not those of the inputs that a file has.
-    """
-    size = options.out_channels
-    if options.in_channels != 4 * size:
-        raise UnsupportedOptionError(
-            "in_channels",
-            str(options.in_channels),
-            f"{4 * size}, 4 times out_channels, since an ONNX file joins x, mu, spks and cond",
-        )
-    return {"x": size, "mu": size, "spks": size, "cond": size}
 
 
 class _UNet:

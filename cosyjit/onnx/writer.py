@@ -95,12 +95,20 @@ def verify(model: Model, weights: Path, prefix: str, path: Path, progress: Progr
             raise VerificationError(f"{path}: is longer than what was planned; {UNSOUND}")
 
 
-class _Content:
-    """The bytes of a file, in blocks, made of a model and a weights file."""
+def places(model: Model) -> Iterator[int]:
+    """Where the numbers of each weight begin in a file, in bytes."""
+    layout = _Layout(model)
+    at = len(layout.begin)
+    for weight, head in zip(model.weights, layout.heads, strict=True):
+        at += len(head)
+        yield at
+        at += weight.size
 
-    def __init__(self, model: Model, weights: Path, prefix: str, reading: Reading) -> None:
-        self.model, self.weights, self.prefix, self.reading = model, weights, prefix, reading
-        self.underflows = 0
+
+class _Layout:
+    """What is in a file besides the numbers of its weights: before all, before each of them, and behind all."""
+
+    def __init__(self, model: Model) -> None:
         beginning = onnx.ModelProto()
         beginning.CopyFrom(model.proto)
         beginning.ClearField("graph")
@@ -112,14 +120,24 @@ class _Content:
         ends = onnx.GraphProto(input=nodes.input, output=nodes.output)
         nodes.ClearField("input")
         nodes.ClearField("output")
-        self._heads = [_head(weight) for weight in model.weights]
+        self.heads = [_head(weight) for weight in model.weights]
         inner = nodes.SerializeToString(), ends.SerializeToString()
-        length = sum(map(len, (*inner, *self._heads))) + model.size
-        self._begin = beginning.SerializeToString() + _field(_GRAPH, length) + inner[0]
-        self._end = inner[1] + end.SerializeToString()
+        length = sum(map(len, (*inner, *self.heads))) + model.size
+        self.begin = beginning.SerializeToString() + _field(_GRAPH, length) + inner[0]
+        self.end = inner[1] + end.SerializeToString()
+        self.size = sum(map(len, (self.begin, *self.heads, self.end))) + model.size
+
+
+class _Content:
+    """The bytes of a file, in blocks, made of a model and a weights file."""
+
+    def __init__(self, model: Model, weights: Path, prefix: str, reading: Reading) -> None:
+        self.model, self.weights, self.prefix, self.reading = model, weights, prefix, reading
+        self.underflows = 0
+        self.layout = _Layout(model)
 
     def check_size(self, path: Path) -> None:
-        size = sum(map(len, (self._begin, *self._heads, self._end))) + self.model.size
+        size = self.layout.size
         if size > _LARGEST:
             raise BuildError(
                 f"{path}: would have {size:,} bytes, more than the {_LARGEST:,} that an ONNX file can have; "
@@ -129,16 +147,16 @@ class _Content:
     def blocks(self) -> Iterator[tuple[str, memoryview]]:
         """The blocks in their order, each with what is wrong where a file has other bytes; valid until the next."""
         shapes = {f"{self.prefix}{weight.name}": weight.parameter_shape for weight in self.model.weights}
-        yield "its graph is not that of the estimator", memoryview(self._begin)
+        yield "its graph is not that of the estimator", memoryview(self.layout.begin)
         with located(self.weights, shapes, self.reading) as (source, places):
             casters = {dtype: Caster(source, self.weights, precision) for dtype, precision in _PRECISIONS.items()}
-            for weight, head, stored in zip(self.model.weights, self._heads, places, strict=True):
+            for weight, head, stored in zip(self.model.weights, self.layout.heads, places, strict=True):
                 yield "its graph is not that of the estimator", memoryview(head)
                 name = f"{self.prefix}{weight.name}"
                 for block in casters[weight.dtype].blocks(name, stored):
                     yield f"{weight.name} is not the cast of {name} in {self.weights}", block
             self.underflows = sum(caster.underflows for caster in casters.values())
-        yield "its graph is not that of the estimator", memoryview(self._end)
+        yield "its graph is not that of the estimator", memoryview(self.layout.end)
 
 
 # Protobuf: each field is a tag, its number times 8 plus the kind of its content, and the content.

@@ -22,7 +22,7 @@ from cosyjit.weights.pickle_reader import Other
 from cosyjit.weights.tensors import ITEM_SIZES, Contents, Entries, entries_of
 from cosyjit.weights.weights_file import SAFETENSORS, changed_error, read_contents
 
-_PARAMETERS: Final = {"zip": encoders.parameters, "onnx": estimators.parameters}
+_PARAMETERS: Final = {"zip": encoders.parameters, "onnx": estimators.parameters_of_file}
 """By `Component.kind`, what gives the parameters of a network."""
 
 _DEEPEST: Final = 3

@@ -215,6 +215,10 @@ DAMAGE: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
         _edit("act_fn: 'gelu'", "act_fn: 'relu'"),
         f"/cosyvoice2.yaml: {PART}: option act_fn is relu; supported: ",
     ),
+    "inputs that a file does not have": (
+        _edit("in_channels: 320", "in_channels: 160"),
+        f"/cosyvoice2.yaml: {PART}: option in_channels is 160; supported: 320, 4 times out_channels, since ",
+    ),
     "an unknown option": (
         _edit("act_fn: 'gelu'", "act_fn: 'gelu'\n            meanflow: True"),
         f"/cosyvoice2.yaml: {PART}: option meanflow is true; supported: ",

@@ -278,6 +278,21 @@ def test_an_output_that_is_not_masked(unet: Case, tmp_path: Path) -> None:
     assert said.startswith("a padded batch of 33 and 20 frames: the largest absolute error is ")
 
 
+@pytest.mark.parametrize("name", ["down_blocks.0.Mul_1", "up_blocks.0.Mul_1"])
+def test_what_is_padded_is_not_masked_before_the_length_changes(name: str, tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        (product,) = (node for node in graph.node if node.name == name)
+        (user,) = (node for node in graph.node if product.output[0] in node.input)
+        assert user.op_type in ("Conv", "ConvTranspose")
+        user.input[0] = product.input[0]
+
+    for class_name in (UNET, CAUSAL_UNET):
+        (tmp_path / class_name).mkdir()
+        case = case_of(tmp_path / class_name, class_name, {**UNETS, "channels": [16, 16]})
+        said = refusals(case, "fp32", changed(case.model("fp32"), change), tmp_path / class_name / "made.onnx")
+        assert said.startswith("a padded batch of ")
+
+
 # Faults of files.
 
 
@@ -321,6 +336,34 @@ def test_weights_that_the_estimator_overflows_with(unet: Case, tmp_path: Path) -
     said = case.refusal(path, model)
     assert said.startswith("4 frames of the estimator itself has ")
     assert said.endswith(" numbers NaN or infinite; export a checkpoint whose weights are sound")
+
+
+LARGE: Final = {
+    # A layer, what its outputs are multiplied by, the layer behind it that takes that back, and what overflows.
+    "a feed-forward layer": (DIT, "ff.ff.0.0", 4e4, "ff.ff.2", "transformer_blocks.0.ff.Gemm_1"),
+    "a convolution before a norm": (CAUSAL_UNET, "block1.block.0", 4e4, None, "down_blocks.0.0.Conv_1"),
+    "a sum before a norm": (UNET, "0.0.res_conv", 1e6, None, "down_blocks.1.0.Cast_2"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_value_that_overflows_in_half_precision_though_the_output_does_not_show_it(kind: str, tmp_path: Path) -> None:
+    class_name, large, factor, small, where = LARGE[kind]
+    case = case_of(tmp_path, class_name, OPTIONS[class_name])
+    for name, tensor in case.state.items():
+        layer, _, part = name.rpartition(".")
+        if layer.endswith(large):
+            tensor.mul_(factor if part == "weight" else 1)
+        elif small and layer.endswith(small) and part == "weight":
+            tensor.div_(factor)
+    case.save()
+    model, path = case.model("autocast_fp16"), tmp_path / "made.onnx"
+    case.write(model, path)
+    said = case.refusal(path, model)
+    assert said.startswith(f"4 frames: {where} reaches ")
+    assert said.endswith(", more than the 65,504 of half precision; export fp32 instead")
+    case.write(case.model("fp32"), tmp_path / "made.fp32.onnx")
+    case.judge(tmp_path / "made.fp32.onnx", case.model("fp32"))
 
 
 def test_a_file_that_onnx_runtime_does_not_load(unet: Case, tmp_path: Path) -> None:

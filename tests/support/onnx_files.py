@@ -43,6 +43,11 @@ class Case(NamedTuple):
         network.load_state_dict({name: each.float() for name, each in self.state.items()}, strict=True, assign=True)
         return network
 
+    def save(self) -> None:
+        """Save its tensors, beside others."""
+        others = {"input_embedding.weight": torch.ones(3, 2)}
+        torch.save({**others, **{f"{PREFIX}{name}": tensor for name, tensor in self.state.items()}}, self.weights)
+
     def model(self, form: str) -> Model:
         """Its model."""
         return make(self.class_name, self.options, FORMS[form])
@@ -78,10 +83,9 @@ def case_of(
         change: what is done to each tensor before it is saved.
     """
     tensors = {name: change(tensor) for name, tensor in state(class_name, options).items()}
-    weights = directory / "flow.pt"
-    others = {"input_embedding.weight": torch.ones(3, 2)}
-    torch.save({**others, **{f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}}, weights)
-    return Case(class_name, options, weights, tensors)
+    case = Case(class_name, options, directory / "flow.pt", tensors)
+    case.save()
+    return case
 
 
 def run(path: Path, inputs: Mapping[str, Tensor]) -> Tensor:
