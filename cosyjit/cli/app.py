@@ -140,7 +140,7 @@ def plan(
     require_signature: _Required = None,
     json: _Json = False,
 ) -> int:
-    """Show what an export would build, and why, and what in the directory it would refuse to replace.
+    """Show what an export would build, and why, and what in the directory it would refuse to replace or put aside.
 
     Nothing is built or published. Files of a ModelScope id that are not on this machine yet are downloaded.
 
@@ -154,10 +154,11 @@ def plan(
     obstacles = pipeline.obstacles(planned, publish=publish, store=opened)
     for obstacle in obstacles:
         log_cause(obstacle)
+    outdated = pipeline.outdated_plans(planned, publish=publish, store=opened)
     if json:
-        show_json(as_json.plan(planned, obstacles))
+        show_json(as_json.plan(planned, obstacles, outdated))
     else:
-        show(tables.plan_table(planned), *tables.obstacle_lines(obstacles))
+        show(tables.plan_table(planned), *tables.obstacle_lines(obstacles), *tables.outdated_lines(outdated))
     return 0
 
 
