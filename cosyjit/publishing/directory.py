@@ -349,7 +349,9 @@ class PublishedDirectory:
             if after is None or (after.artifacts, after.source) != (wanted, source):
                 after = _following(live, source, wanted)
             elif self._is_as_published(after, link=link):
-                if publication.head(self.store, self.path) != after:  # it may be a copy of another directory
+                head = publication.Head(self.path, after.identity, shown=True)
+                if publication.read_head(self.store, self.path) != head:
+                    # It may be a copy of another directory, or whoever was killed had named what is not shown.
                     self._renew(after, kept.values())
                     self._save(after, shown=True)
                 self._layout.clean()
