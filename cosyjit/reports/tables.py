@@ -108,10 +108,7 @@ def obstacle_lines(obstacles: Sequence[InputError]) -> list[str]:
 
 def outdated_lines(plans: Sequence[OutdatedPlan]) -> list[str]:
     """Which TensorRT plans an export would put aside, a line each."""
-    return [
-        f"An export would change {each.file}, and keep {each.name}, which was made from it, as {each.kept}"
-        for each in plans
-    ]
+    return [f"An export would put {each.name} aside as {each.kept}, since it changes {each.file}" for each in plans]
 
 
 def status_table(status: Status) -> Table:

@@ -74,9 +74,7 @@ def test_a_file_is_planned_exported_looked_at_and_gone_back_to_as_zips_are(
     assert run("status", directory).status == 1
     planned = run("plan", directory, *ASKED).out
     assert "of 114 tensors changed" in planned
-    assert planned.splitlines()[-1] == (
-        f"An export would change {FILE}, and keep {PLAN}, which was made from it, as {PLAN}.1"
-    )
+    assert planned.splitlines()[-1] == (f"An export would put {PLAN} aside as {PLAN}.1, since it changes {FILE}")
     ran = run("export", directory, *ASKED, "--json")
     (made,) = json.loads(ran.out)["targets"]
     assert (ran.status, made["state"], made["path"]) == (0, "built", str(directory / FILE))
@@ -123,7 +121,7 @@ def test_what_is_written_in_place_of_a_file_goes_with_the_plans_made_from_it(
     (directory / FILE).write_bytes(b"another exporter writes through the link")
     (directory / PLAN).write_bytes(b"plan of that")
     planned = run("plan", directory, *ASKED)
-    assert f"keep {PLAN}, which was made from it, as {PLAN}.1" in planned.out.splitlines()[-1]
+    assert f"put {PLAN} aside as {PLAN}.1" in planned.out.splitlines()[-1]
     ran = run("export", directory, *ASKED)
     assert (ran.status, shown(directory)[FILE]) == (0, first)
     assert ran.err.endswith(f"is kept as {PLAN}.1\n")
@@ -149,7 +147,7 @@ def test_plans_that_would_be_put_aside_are_foretold(
     assert json.loads(ran.out)["outdated_plans"] == [each._asdict() for each in expected]
     lines = run("plan", directory, *ASKED).out.splitlines()[-2:]
     assert lines == [
-        f"An export would change {FILE}, and keep {name}, which was made from it, as {name}.1"
+        f"An export would put {name} aside as {name}.1, since it changes {FILE}"
         for name in (PLAN, f"{PART}.fp32.new\\nline.plan")
     ]
     assert snapshot(directory) == before
@@ -217,6 +215,20 @@ def test_the_same_checkpoint_gives_the_same_bytes_anywhere(
 
 
 # What it was made from.
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x08\x08\x12\x07pytorch\x1a\x032.4", "it has no metadata cosyjit.json"),
+        (b"\x00\x08\x12\x07pytorch\x1a\x032.4", "it does not begin as an ONNX file does"),
+    ],
+    ids=["another exporter's", "damaged"],
+)
+def test_a_file_that_says_nothing_of_itself_is_told_apart(content: bytes, why: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    line = f"cosyjit: {tmp_path / FILE}: is not an artifact of cosyjit ({why}); name one that it has built\n"
+    assert run("lineage", tmp_path / FILE) == (2, "", line)
 
 
 def test_a_stray_file_tells_what_it_was_made_from(tiny2: Path, filled: Store, tmp_path: Path, run: Run) -> None:

@@ -71,7 +71,7 @@ def test_a_plan_has_every_reason_in_its_table() -> None:
     refused = OutputError(f"{MARKUP}: is in the way")
     assert tables.obstacle_lines([refused]) == [f"An export would be refused: {refused}"]
     assert tables.outdated_lines([OutdatedPlan("a.plan", "a.onnx", "a.plan.2")]) == [
-        "An export would change a.onnx, and keep a.plan, which was made from it, as a.plan.2"
+        "An export would put a.plan aside as a.plan.2, since it changes a.onnx"
     ]
 
 
