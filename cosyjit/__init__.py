@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from cosyjit.operations.gc import gc
     from cosyjit.operations.status import Shown, Status, status
     from cosyjit.operations.verify import Fault, verify_directory, verify_store
-    from cosyjit.pipeline import Export, Outcome, export, obstacles
+    from cosyjit.pipeline import Export, Outcome, export, obstacles, outdated_plans
     from cosyjit.planning.plan import Planned, plan
     from cosyjit.planning.target import Target
     from cosyjit.provenance.lineage import Lineage, lineage
     from cosyjit.provenance.record import Record
     from cosyjit.publishing.directory import PublishedDirectory, history, rollback
+    from cosyjit.publishing.plans import OlderPlan, OutdatedPlan
     from cosyjit.publishing.publication import Publication, Published
     from cosyjit.store.store import Store
 
@@ -38,7 +39,9 @@ __all__ = [
     "Fault",
     "InputError",
     "Lineage",
+    "OlderPlan",
     "Outcome",
+    "OutdatedPlan",
     "Planned",
     "Publication",
     "Published",
@@ -55,6 +58,7 @@ __all__ = [
     "history",
     "lineage",
     "obstacles",
+    "outdated_plans",
     "plan",
     "rollback",
     "status",
@@ -70,9 +74,10 @@ _HOMES = {
     "errors": ("BuildError", "CosyjitError", "InputError"),
     "operations.gc": ("gc",),
     "operations.status": ("Shown", "Status", "status"),
-    "pipeline": ("Export", "Outcome", "export", "obstacles"),
+    "pipeline": ("Export", "Outcome", "export", "obstacles", "outdated_plans"),
     "planning.plan": ("Planned", "plan"),
     "planning.target": ("Target",),
+    "publishing.plans": ("OlderPlan", "OutdatedPlan"),
     "publishing.publication": ("Publication", "Published"),
     "publishing.directory": ("PublishedDirectory", "history", "rollback"),
     "provenance.lineage": ("Lineage", "lineage"),

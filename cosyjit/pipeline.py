@@ -27,6 +27,7 @@ from cosyjit.processes.slots import Slots
 from cosyjit.provenance import graphs, record
 from cosyjit.provenance.record import Material, Record
 from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.publishing.plans import OutdatedPlan
 from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
 from cosyjit.torchscript.graph import Graph
@@ -344,6 +345,38 @@ def obstacles(
     return tuple(_obstacles(planned, publication_directory(planned, publish, store or Store()), replace=replace))
 
 
+def outdated_plans(
+    planned: Sequence[Planned], *, publish: str | Path | None = None, store: Store | None = None
+) -> tuple[OutdatedPlan, ...]:
+    """The TensorRT plans that `export` would put aside, since it changes the files that runtimes made them from.
+
+    What is built anew is taken to differ from what is published, unless it has the same fingerprint. Nothing is
+    written, and the names under which plans would be kept are those that are free now.
+
+    Args:
+        planned: from `plan`.
+        publish, store: see `export`.
+
+    Returns:
+        The plans; none where `obstacles` has a reason why they cannot be told.
+    """
+    if not planned:
+        return ()
+    with suppress(InputError):
+        return _outdated_plans(planned, publication_directory(planned, publish, store or Store()))
+    return ()
+
+
+def _outdated_plans(planned: Sequence[Planned], directory: PublishedDirectory) -> tuple[OutdatedPlan, ...]:
+    live = directory.live()
+    shown = {each.fingerprint: each.sha256 for each in live.artifacts.values()} if live else {}
+    artifacts = {
+        each.target.file_name: each.record.sha256 if each.record else shown.get(each.target.fingerprint.key)
+        for each in planned
+    }
+    return tuple(directory.outdated_plans(artifacts))
+
+
 def _obstacles(
     planned: Sequence[Planned], directory: PublishedDirectory, *, replace: bool, exporting: bool = False
 ) -> Iterator[InputError]:
@@ -368,6 +401,12 @@ def _obstacles(
     own = directory.copies(folders, {target.file_name: _published(target, each) for target, each in reused.items()})
     marked = [f"{name}/" if name in folders else name for name in names]
     yield from directory.obstacles(copied, marked, replace=replace, own=own, hints=_hints(planned))
+    try:
+        _outdated_plans(planned, directory)
+    except OutputError as error:
+        yield error
+    except StoreError:  # which was said of what the directory shows
+        pass
 
 
 def _refusal(check: Callable[[], None]) -> InputError | None:

@@ -85,11 +85,11 @@ def export(
         A component to export, such as llm.text_encoder or flow.decoder.estimator; may be repeated. By default those
         that the runtime reads with load_jit and load_vllm; "all" for those on request as well.
     precision
-        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16. Of
-        flow.decoder.estimator fp32 by default, autocast_fp16, fp32.dynamic_batch and, but for CosyVoice,
-        streaming.fp32 and streaming.autocast_fp16.
+        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16.
+        flow.decoder.estimator has fp32, its default, autocast_fp16, fp32.dynamic_batch and, except for CosyVoice,
+        streaming.fp32 and streaming.autocast_fp16. A component is left out at a precision that it does not have.
     publish
-        Where to put the zips. Beside the checkpoint by default.
+        Where to put the artifacts. Beside the checkpoint by default.
     store
         The store of artifacts: a directory or an fsspec URL. ~/.cache/cosyjit by default.
     force
@@ -140,7 +140,7 @@ def plan(
     require_signature: _Required = None,
     json: _Json = False,
 ) -> int:
-    """Show what an export would build, and why, and what in the directory it would refuse to replace.
+    """Show what an export would build, and why, and what in the directory it would refuse to replace, or put aside.
 
     Nothing is built or published. Files of a ModelScope id that are not on this machine yet are downloaded.
 
@@ -154,10 +154,11 @@ def plan(
     obstacles = pipeline.obstacles(planned, publish=publish, store=opened)
     for obstacle in obstacles:
         log_cause(obstacle)
+    outdated = pipeline.outdated_plans(planned, publish=publish, store=opened)
     if json:
-        show_json(as_json.plan(planned, obstacles))
+        show_json(as_json.plan(planned, obstacles, outdated))
     else:
-        show(tables.plan_table(planned), *tables.obstacle_lines(obstacles))
+        show(tables.plan_table(planned), *tables.obstacle_lines(obstacles), *tables.outdated_lines(outdated))
     return 0
 
 

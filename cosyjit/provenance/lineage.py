@@ -124,6 +124,8 @@ def _embedded_content(path: Path) -> bytes:
     with path.open("rb") as file:
         if file.read(len(BEGINNING)) == BEGINNING:
             return metadata(file, record.EMBEDDED_NAME, _LARGEST)
+        if path.suffix == ".onnx":
+            raise ValueError("it does not begin as an ONNX file does")
         name = f"extra/{record.EMBEDDED_NAME}"
         member = zip_reader.members(file).get(name)
         if member is None:

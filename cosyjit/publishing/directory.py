@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace as changed
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -37,7 +38,7 @@ from cosyjit.provenance.record import check_signed
 from cosyjit.publishing import plans, publication
 from cosyjit.publishing.condition import Checked, condition_of, condition_of_artifact, is_copy, is_real
 from cosyjit.publishing.layout import MANIFEST, Layout, is_ours
-from cosyjit.publishing.plans import OlderPlan
+from cosyjit.publishing.plans import OlderPlan, OutdatedPlan
 from cosyjit.publishing.publication import Publication, Published
 from cosyjit.store.store import Condition, Store, object_name
 
@@ -155,6 +156,25 @@ class PublishedDirectory:
         """The plans in the directory that are older than the artifacts of a publication that it shows."""
         return plans.older(self._layout, live.artifacts)
 
+    def outdated_plans(self, artifacts: Mapping[str, str | None]) -> list[OutdatedPlan]:
+        """The plans that `publish` would put aside, as far as that can be told now.
+
+        Args:
+            artifacts: what would be published: its SHA-256 by its names, None where nobody knows that yet.
+
+        Raises:
+            OutputError: a plan cannot be put aside, or the directory cannot be read.
+            StoreError: the store cannot be read, or what it has of this directory is damaged.
+        """
+        try:
+            if not self.path.is_dir():
+                return []
+            live = self.live()
+            after = {name: each.sha256 for name, each in self._kept(live).items()}
+            return plans.outdated(self._layout, live, {**after, **artifacts}, (), self.store.digests)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be read ({error.strerror}); let this user read it") from None
+
     # Before the work.
 
     def obstacles(
@@ -254,6 +274,8 @@ class PublishedDirectory:
     def stage(self, artifact: Published, *, link: bool = False) -> None:
         """Copy an artifact to where `publish` will find it, unless it is there already; it is not shown.
 
+        What is damaged there may be shown, with plans beside it; `publish` mends it.
+
         Args:
             link: see `publish`.
 
@@ -263,7 +285,11 @@ class PublishedDirectory:
         """
         with self._layout.writing(shared=True, wait=self.store.wait):
             for digest in artifact.objects:
-                self._stage(digest, link=link)
+                if condition_of(self._layout.file(digest), digest, self.store.digests) == "damaged":
+                    with Path(os.devnull).open("wb") as nowhere:  # to check the object: it must be intact then
+                        self.store.fetch(digest, nowhere)
+                else:
+                    self._stage(digest, link=link)
 
     def _stage(self, digest: str, *, link: bool) -> None:
         path = self._layout.file(digest)
@@ -299,7 +325,8 @@ class PublishedDirectory:
         showing from another store is copied into this one. The caller has entered the store with `Store.in_use`.
 
         Where a file changes that runtimes make plans from, the plans that are there are put aside first, under their
-        names with a number: runtimes would use them in place of the new file.
+        names with a number: runtimes would use them in place of the new file. So are those of a damaged file, before
+        it is mended.
 
         Args:
             artifacts: by the names of the runtime.
@@ -322,7 +349,9 @@ class PublishedDirectory:
             if after is None or (after.artifacts, after.source) != (wanted, source):
                 after = _following(live, source, wanted)
             elif self._is_as_published(after, link=link):
-                if publication.head(self.store, self.path) != after:  # it may be a copy of another directory
+                head = publication.Head(self.path, after.identity, shown=True)
+                if publication.read_head(self.store, self.path) != head:
+                    # It may be a copy of another directory, or whoever was killed had named what is not shown.
                     self._renew(after, kept.values())
                     self._save(after, shown=True)
                 self._layout.clean()
@@ -388,21 +417,25 @@ class PublishedDirectory:
         folders = {name for name, each in after.artifacts.items() if each.files is not None}
         own = self.copies(folders | dropped, after.artifacts, live=live)
         self._layout.check_names(members, replace=replace, own=own)
+        gone = {name for name in dropped if is_ours(self.path / name) or name in own}
+        wanted = {name: each.sha256 for name, each in after.artifacts.items()}
+        outdated = partial(plans.outdated, self._layout, live, wanted, gone, self.store.digests)
+        # A file that is shown and damaged is mended where it is: it stands beside its plans as soon as it is staged.
+        mended = [each for each in outdated() if plans.is_mended(self._layout, each.file, live, after)]
+        self._layout.put_aside(plans.names(mended))
+        plans.tell(self._layout, mended)
         with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk
             list(pool.map(lambda digest: self._stage(digest, link=link), set(members.values())))
         self._renew(after, unrecorded)
-        gone = {name for name in dropped if is_ours(self.path / name) or name in own}
-        aside = plans.outdated(self._layout, live, after, gone, self.store.digests)
-        if aside:
+        others = outdated()
+        if mended or others:
             after = _following(live, after.source, after.artifacts) if after is live else after
-            after = changed(after, aside={each.name: each.kept for each in aside})
+            after = changed(after, aside=plans.names([*mended, *others]))
         # The store has to know of it before anyone sees it, or its objects could be collected.
         self._save(after, shown=False)
-        self._layout.switch(after.identity, after.content, members, replace=replace, own=own, aside=after.aside)
+        self._layout.switch(after.identity, after.content, members, replace=replace, own=own, aside=plans.names(others))
         self._save(after, shown=True)
-        for each in aside:
-            path = self.path / each.name
-            _LOG.info("%s: was not made from what is %s now; it is kept as %s", path, each.file, each.kept)
+        plans.tell(self._layout, others)
         if self.store.read_only:
             _LOG.warning(
                 "%s: is read-only, so its history has not this publication; %s itself has", self.store, self.path

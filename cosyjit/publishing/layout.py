@@ -50,6 +50,9 @@ _EXCHANGE: Final = 2
 
 _LIBC: Final = ctypes.CDLL(None)
 
+_LONGEST_NAME: Final = 255
+"""In bytes, what Linux takes for the name of a file."""
+
 _BEFORE: Final = "before."
 """The prefix of sets that hold the files which the directory had before it showed a set."""
 
@@ -163,8 +166,34 @@ class Layout:
         return sorted(path.name for path in self.path.iterdir() if names.fullmatch(path.name))
 
     def free_name(self, name: str) -> str:
-        """The name under which what stands under a name can be kept: the same with a number."""
-        return _aside(self.path / name).name
+        """The name under which what stands under a name can be kept: the same with a number.
+
+        Raises:
+            OutputError: that would be longer than names may be.
+        """
+        free = _aside(self.path / name).name
+        if len(os.fsencode(free)) > _LONGEST_NAME:
+            raise OutputError(
+                f"{self.path / name}: cannot be put aside under a longer name, such as {free}; move it away, and run "
+                "again"
+            )
+        return free
+
+    def put_aside(self, aside: Mapping[str, str]) -> None:
+        """Give things other names: all of them or none.
+
+        Args:
+            aside: their names, and those that they are kept under, from `free_name`.
+
+        Raises:
+            OutputError: one of them cannot be put aside.
+        """
+        moved: dict[Path, Path] = {}
+        try:
+            self._move(aside, moved)
+        except BaseException:
+            _put_back(moved)
+            raise
 
     def clean(self) -> None:
         """Remove names, sets and files that are not shown, and what a process that was killed was writing.
@@ -271,22 +300,24 @@ class Layout:
         """
         moved: dict[Path, Path] = {}
         try:
-            for path, to in ((self.path / each, self.path / kept) for each, kept in aside.items()):
-                try:
-                    path.rename(to)
-                except OSError as error:
-                    raise OutputError(
-                        f"{path}: was made from another file than is published, and cannot be put aside "
-                        f"({error.strerror}); move it away, and run again"
-                    ) from None
-                moved[to] = path
+            self._move(aside, moved)
             yield
         except BaseException:
             if self.live_set() != name:
-                for to, path in moved.items():
-                    with suppress(OSError):
-                        to.rename(path)
+                _put_back(moved)
             raise
+
+    def _move(self, aside: Mapping[str, str], moved: dict[Path, Path]) -> None:
+        """See `put_aside`; where each is now and where it was is added to `moved`, also if the next one fails."""
+        for path, to in ((self.path / each, self.path / kept) for each, kept in aside.items()):
+            try:
+                path.rename(to)
+            except OSError as error:
+                raise OutputError(
+                    f"{path}: was made from another file than is published, and cannot be put aside "
+                    f"({error.strerror}); move it away, and run again"
+                ) from None
+            moved[to] = path
 
     def _show_before(self, name: str, folder: Path, aside: Path | None) -> None:
         """Let a set show the file or folder that has a name now, or will be put aside."""
@@ -349,6 +380,12 @@ def _drop_others(folder: Path, members: Collection[str]) -> None:
     for path in inside:
         if str(path.relative_to(folder)) not in members:
             files.remove(path)
+
+
+def _put_back(moved: Mapping[Path, Path]) -> None:
+    for to, path in moved.items():
+        with suppress(OSError):
+            to.rename(path)
 
 
 def _repeat(path: Path, to: Path) -> None:

@@ -12,6 +12,7 @@ from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
 from cosyjit.provenance.lineage import Lineage
+from cosyjit.publishing.plans import OutdatedPlan
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 
@@ -36,14 +37,18 @@ def _outcome_object(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def plan(planned: Sequence[Planned], obstacles: Sequence[InputError]) -> str:
-    """One object, `{"targets": [...], "obstacles": [...]}`; the second are what an export would refuse, a line each."""
+def plan(planned: Sequence[Planned], obstacles: Sequence[InputError], outdated: Sequence[OutdatedPlan]) -> str:
+    """One object, `{"targets": [...], "obstacles": [...], "outdated_plans": [...]}`.
+
+    The second are what an export would refuse, a line each; the third, the TensorRT plans that it would put aside.
+    """
     return _indented(
         {
             "targets": [
                 {**_target_object(each.target), "state": each.state, "reasons": list(each.reasons)} for each in planned
             ],
             "obstacles": [str(each) for each in obstacles],
+            "outdated_plans": [each._asdict() for each in outdated],
         }
     )
 

@@ -20,6 +20,7 @@ from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import Record
+from cosyjit.publishing.plans import OutdatedPlan
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 from cosyjit.text import plain
@@ -103,6 +104,11 @@ def plan_table(planned: Sequence[Planned]) -> Table:
 def obstacle_lines(obstacles: Sequence[InputError]) -> list[str]:
     """What an export would refuse, a line each."""
     return [f"An export would be refused: {each}" for each in obstacles]
+
+
+def outdated_lines(plans: Sequence[OutdatedPlan]) -> list[str]:
+    """Which TensorRT plans an export would put aside, a line each."""
+    return [f"An export would put {each.name} aside as {each.kept}, since it changes {each.file}" for each in plans]
 
 
 def status_table(status: Status) -> Table:

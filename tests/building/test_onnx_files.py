@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from cosyjit import Store, export, lineage, plan
+from cosyjit import OutdatedPlan, Store, export, lineage, outdated_plans, plan
 from cosyjit.building import onnx_files
 from cosyjit.errors import SelectionError
 from cosyjit.operations.verify import verify_store
@@ -72,18 +72,23 @@ def test_a_file_is_planned_exported_looked_at_and_gone_back_to_as_zips_are(
 
     retrain(directory, "flow.pt", "decoder.estimator.")
     assert run("status", directory).status == 1
-    assert "of 114 tensors changed" in run("plan", directory, *ASKED).out
+    planned = run("plan", directory, *ASKED).out
+    assert "of 114 tensors changed" in planned
+    assert planned.splitlines()[-1] == (f"An export would put {PLAN} aside as {PLAN}.1, since it changes {FILE}")
     ran = run("export", directory, *ASKED, "--json")
     (made,) = json.loads(ran.out)["targets"]
     assert (ran.status, made["state"], made["path"]) == (0, "built", str(directory / FILE))
-    assert ran.err == f"cosyjit: {directory / PLAN}: was not made from what is {FILE} now; it is kept as {PLAN}.1\n"
+    assert (
+        ran.err
+        == f"cosyjit: {directory / PLAN}: was made from another {FILE} than is published now, and is kept as {PLAN}.1\n"
+    )
     assert sha256((directory / FILE).read_bytes()) == made["sha256"] != sha256(first)
     assert json.loads((directory / "cosyjit.json").read_bytes())["aside"] == {PLAN: f"{PLAN}.1"}
 
     (directory / PLAN).write_bytes(b"plan 2")
     ran = run("rollback", directory)
     assert (ran.status, ran.err.count("\n")) == (0, 1)
-    assert f"it is kept as {PLAN}.2" in ran.err
+    assert f"is kept as {PLAN}.2" in ran.err
     assert shown(directory)[FILE] == first
     assert not (directory / PLAN).exists()
     assert run("gc", "--keep", "1", "--older-than", "0s", "--delete").status == 0
@@ -104,6 +109,73 @@ def test_only_its_own_tensors_and_options_make_it_stale(tiny2: Path, filled: Sto
     rewrite(directory, "act_fn: 'gelu-approximate'", "act_fn: 'gelu'", "cosyvoice2.yaml")
     change(directory, "flow.pt", lambda state: state["decoder.estimator.final_proj.bias"].add_(1))
     assert state_of(directory, filled) == "stale: 1 of 114 tensors changed: final_proj.bias"
+
+
+@pytest.mark.usefixtures("filled")
+def test_what_is_written_in_place_of_a_file_goes_with_the_plans_made_from_it(
+    tiny2: Path, copy_of: Copy, run: Run
+) -> None:
+    directory = copy_of(tiny2)
+    assert run("export", directory, *ASKED).status == 0
+    first = shown(directory)[FILE]
+    (directory / FILE).write_bytes(b"another exporter writes through the link")
+    (directory / PLAN).write_bytes(b"plan of that")
+    planned = run("plan", directory, *ASKED)
+    assert f"put {PLAN} aside as {PLAN}.1" in planned.out.splitlines()[-1]
+    ran = run("export", directory, *ASKED)
+    assert (ran.status, shown(directory)[FILE]) == (0, first)
+    assert ran.err.endswith(f"is kept as {PLAN}.1\n")
+    assert json.loads((directory / "cosyjit.json").read_bytes())["aside"] == {PLAN: f"{PLAN}.1"}
+    assert run("status", directory).status == 0
+
+
+def test_plans_that_would_be_put_aside_are_foretold(
+    tiny2: Path, filled: Store, copy_of: Copy, run: Run, tmp_path: Path
+) -> None:
+    directory = copy_of(tiny2)
+    (directory / FILE).write_bytes(b"theirs")
+    (directory / PLAN).write_bytes(b"plan of theirs")
+    odd = f"{PART}.fp32.new\nline.plan"
+    (directory / odd).write_bytes(b"another of theirs")
+    before = snapshot(directory)
+    expected = [OutdatedPlan(PLAN, FILE, f"{PLAN}.1"), OutdatedPlan(odd, FILE, f"{odd}.1")]
+    planned = plan(directory, [PART], store=filled)
+    assert [*outdated_plans(planned, store=filled)] == expected
+    assert outdated_plans(planned, publish=tmp_path / "new", store=filled) == outdated_plans(()) == ()
+    assert outdated_plans(plan(directory, ["flow.encoder"], store=filled), store=filled) == ()
+    ran = run("plan", directory, *ASKED, "--json")
+    assert json.loads(ran.out)["outdated_plans"] == [each._asdict() for each in expected]
+    lines = run("plan", directory, *ASKED).out.splitlines()[-2:]
+    assert lines == [
+        f"An export would put {name} aside as {name}.1, since it changes {FILE}"
+        for name in (PLAN, f"{PART}.fp32.new\\nline.plan")
+    ]
+    assert snapshot(directory) == before
+
+    assert run("export", directory, *ASKED).status == 0
+    assert json.loads((directory / "cosyjit.json").read_bytes())["aside"] == {PLAN: f"{PLAN}.1", odd: f"{odd}.1"}
+    (directory / PLAN).write_bytes(b"plan of what is there")
+    for arguments in (ASKED, (*ASKED, "--precision", "autocast_fp16")):
+        assert json.loads(run("plan", directory, *arguments, "--json").out)["outdated_plans"] == []
+    forced = plan(directory, [PART], store=filled, force=True)
+    assert outdated_plans(forced, store=filled) == ()  # it comes out the same
+
+
+def test_a_plan_whose_name_is_too_long_for_a_number_is_refused_before_anything_is_written(
+    tiny2: Path, filled: Store, copy_of: Copy, run: Run
+) -> None:
+    directory = copy_of(tiny2)
+    long = f"{PART}.fp32.{'x' * 221}.plan"
+    (directory / long).write_bytes(b"plan of theirs")
+    before = snapshot(directory)
+    line = f"{directory / long}: cannot be put aside under a longer name, such as {long}.1; move it away, and run again"
+    planned = run("plan", directory, *ASKED)
+    assert planned.out.splitlines()[-1] == f"An export would be refused: {line}"
+    assert run("export", directory, *ASKED) == (2, "", f"cosyjit: {line}\n")
+    assert snapshot(directory) == before
+    assert verify_store(filled) == []
+    (directory / long).unlink()
+    assert run("export", directory, *ASKED).status == 0
 
 
 def test_it_is_not_exported_unless_it_is_asked_for(tiny: Path, tiny2: Path, tiny3: Path, store: Store) -> None:
@@ -143,6 +215,20 @@ def test_the_same_checkpoint_gives_the_same_bytes_anywhere(
 
 
 # What it was made from.
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x08\x08\x12\x07pytorch\x1a\x032.4", "it has no metadata cosyjit.json"),
+        (b"\x00\x08\x12\x07pytorch\x1a\x032.4", "it does not begin as an ONNX file does"),
+    ],
+    ids=["another exporter's", "damaged"],
+)
+def test_a_file_that_says_nothing_of_itself_is_told_apart(content: bytes, why: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    line = f"cosyjit: {tmp_path / FILE}: is not an artifact of cosyjit ({why}); name one that it has built\n"
+    assert run("lineage", tmp_path / FILE) == (2, "", line)
 
 
 def test_a_stray_file_tells_what_it_was_made_from(tiny2: Path, filled: Store, tmp_path: Path, run: Run) -> None:

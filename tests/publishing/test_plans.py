@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import pytest
 
 from cosyjit import rollback
-from cosyjit.errors import OutputError, RecordError
+from cosyjit.errors import OutputError, RecordError, StoreError
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import MANIFEST, Layout
@@ -71,7 +71,8 @@ def test_the_plans_of_a_file_that_is_replaced_are_put_aside(
     assert json.loads((planned / MANIFEST).read_bytes())["aside"] == made.aside
     assert publication.load(store, made.identity) == made == PublishedDirectory(planned, store).live()
     assert [each.getMessage() for each in caplog.records] == [
-        f"{planned / name}: was not made from what is {FILE} now; it is kept as {name}.1" for name in (OTHER_PLAN, PLAN)
+        f"{planned / name}: was made from another {FILE} than is published now, and is kept as {name}.1"
+        for name in (OTHER_PLAN, PLAN)
     ]
 
 
@@ -167,17 +168,47 @@ def test_who_has_put_another_file_there_keeps_both(shown: Path, store: Store) ->
     assert plans(shown) == {PLAN: b"plan of 1"}
 
 
-@pytest.mark.parametrize(
-    "damage", [Path.unlink, lambda path: path.write_bytes(b"through the link")], ids=["missing", "overwritten"]
-)
-def test_a_file_that_is_mended_keeps_its_plan_and_that_it_is_older_is_told(
-    damage: Callable[[Path], object], shown: Path, store: Store
-) -> None:
-    damage((shown / FILE).resolve())
+def test_a_file_that_was_missing_keeps_its_plan_and_that_it_is_older_is_told(shown: Path, store: Store) -> None:
+    (shown / FILE).resolve().unlink()
     live = show(store, shown, {FILE: b"1", ZIP: b"zip"})
     assert (live.number, (shown / FILE).read_bytes()) == (1, b"1")
     assert plans(shown) == {PLAN: b"plan of 1"}
     assert PublishedDirectory(shown, store).older_plans(live) == [OlderPlan(PLAN, FILE)]
+
+
+def test_a_file_that_was_written_in_place_loses_its_plan_before_it_is_mended(
+    shown: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shown / FILE).write_bytes(b"through the link")
+    (shown / PLAN).write_bytes(b"plan of that")
+    seen: list[tuple[bytes, dict[str, bytes]]] = []
+    real = Store.fetch
+
+    def fetch(self: Store, digest: str, file: BinaryIO) -> None:
+        seen.append(((shown / FILE).read_bytes(), plans(shown)))
+        real(self, digest, file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "fetch", fetch)
+        made = show(store, shown, {FILE: b"1", ZIP: b"zip"})
+    assert seen == [(b"through the link", {f"{PLAN}.1": b"plan of that"})]
+    assert (made.number, made.restores, made.aside) == (2, None, {PLAN: f"{PLAN}.1"})
+    assert (shown / FILE).read_bytes() == b"1"
+    assert show(store, shown, {FILE: b"1", ZIP: b"zip"}) == made
+    (shown / FILE).write_bytes(b"through the link again")
+    (shown / PLAN).write_bytes(b"plan of that")
+    assert rollback(shown, to=1, store=store).aside == {PLAN: f"{PLAN}.2"}
+
+
+def test_what_is_damaged_and_shown_is_not_mended_by_staging(shown: Path, store: Store) -> None:
+    (shown / FILE).write_bytes(b"through the link")
+    artifact = stores.artifact_of(b"1")
+    published = PublishedDirectory(shown, store)
+    published.stage(artifact)
+    assert (shown / FILE).read_bytes() == b"through the link"
+    (stores.object_path(store, artifact.sha256)).unlink()
+    with pytest.raises(StoreError, match="missing"):
+        published.stage(artifact)
 
 
 def test_a_file_of_others_in_place_of_the_published_one_loses_its_plan(shown: Path, store: Store) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -16,7 +17,7 @@ import pytest
 from cosyjit.errors import CosyjitError, OutputError, PublicationError, SelectionError, StoreError
 from cosyjit.fs import files
 from cosyjit.operations import gc
-from cosyjit.publishing import layout
+from cosyjit.publishing import layout, publication
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.publishing.layout import Layout
 from cosyjit.publishing.publication import Publication
@@ -56,6 +57,19 @@ def seen(directory: Path) -> dict[str, bytes]:
 
 def numbers(store: Store, directory: Path) -> list[int]:
     return [each.number for each in PublishedDirectory(directory, store).history()]
+
+
+def test_what_was_named_and_never_shown_is_forgotten_once_the_same_is_exported_again(
+    store: Store, directory: Path
+) -> None:
+    live = put(store, directory, FIRST)
+    named = changed(live, number=2, previous=live.identity)
+    publication.save(store, named, directory, shown=False)  # as a process leaves it that is killed then
+    assert put(store, directory, FIRST) == live
+    assert publication.read_head(store, directory) == publication.Head(directory, live.identity, shown=True)
+    gc.gc(store, older_than=0, delete=True)
+    assert publication.load(store, named.identity) is None
+    assert numbers(store, directory) == [1]
 
 
 def faults(store: Store, directory: Path, *, again: bool = False) -> dict[str, str]:

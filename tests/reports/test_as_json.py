@@ -7,7 +7,7 @@ from cosyjit.errors import OutputError
 from cosyjit.operations.copy_store import Copied
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import embedded_provenance
-from cosyjit.publishing.plans import OlderPlan
+from cosyjit.publishing.plans import OlderPlan, OutdatedPlan
 from cosyjit.reports import as_json
 from cosyjit.store.backends import Entry
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, failed, planned, publication, record, target
@@ -82,8 +82,10 @@ def test_faults_are_named_in_json() -> None:
 def test_a_plan_has_its_targets_and_what_an_export_would_refuse() -> None:
     reasons = (MARKUP, "object missing")
     refused = OutputError(f"{MARKUP}: is in the way")
-    assert json.loads(as_json.plan([planned(*reasons)], [refused])) == {
+    outdated = OutdatedPlan(f"a.{MARKUP}.plan", "a.onnx", f"a.{MARKUP}.plan.1")
+    assert json.loads(as_json.plan([planned(*reasons)], [refused], [outdated])) == {
         "obstacles": [str(refused)],
+        "outdated_plans": [{"name": f"a.{MARKUP}.plan", "file": "a.onnx", "kept": f"a.{MARKUP}.plan.1"}],
         "targets": [
             {
                 "component": "llm.llm",

@@ -11,7 +11,7 @@ from cosyjit import Outcome, Publication, Shown, Status
 from cosyjit.errors import OutputError
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import embedded_provenance
-from cosyjit.publishing.plans import OlderPlan
+from cosyjit.publishing.plans import OlderPlan, OutdatedPlan
 from cosyjit.reports import tables
 from cosyjit.store.backends import Entry
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, cached, failed, planned, publication, record, target
@@ -70,6 +70,9 @@ def test_a_plan_has_every_reason_in_its_table() -> None:
     ]
     refused = OutputError(f"{MARKUP}: is in the way")
     assert tables.obstacle_lines([refused]) == [f"An export would be refused: {refused}"]
+    assert tables.outdated_lines([OutdatedPlan("a.plan", "a.onnx", "a.plan.2")]) == [
+        "An export would put a.plan aside as a.plan.2, since it changes a.onnx"
+    ]
 
 
 def test_a_status_has_each_name_in_its_table() -> None:

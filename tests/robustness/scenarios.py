@@ -183,6 +183,12 @@ def _planned_twice(place: Place) -> None:
         (place.directory / PLAN).write_bytes(plan_of(contents[FILE]))
 
 
+def _planned_and_written_in_place(place: Place) -> None:
+    place.export(OLD_FILE)
+    (place.directory / FILE).write_bytes(b"alien file")
+    (place.directory / PLAN).write_bytes(plan_of(b"alien file"))
+
+
 def _twice_published(place: Place) -> None:
     place.export(OLD)
     place.export({"b.zip": b"new b", "c.zip": b"new c"})
@@ -312,6 +318,9 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "roll back to no folder": Scenario(_folder_after_files, _roll_back, [(3, 1), *TWO]),
     "publish over a plan of others": Scenario(_plan_of_others, lambda place: place.publish(NEW_FILE), ONE),
     "roll back over a plan": Scenario(_planned_twice, _roll_back, [(3, 1), *TWO]),
+    "mend over a plan": Scenario(
+        _planned_and_written_in_place, lambda place: place.publish(OLD_FILE), TWO, mends=(True, False)
+    ),
     "mend a folder": Scenario(_damaged_folder, lambda place: place.publish(WITH_FOLDER), ONE, mends=(True, False)),
     "mend": Scenario(_damaged, lambda place: place.publish(THREE), ONE, mends=(True, False)),
     "mend the store": Scenario(_damaged_store, lambda place: place.export(OLD), ONE, mends=(False, True)),
