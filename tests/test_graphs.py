@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from cosyjit import Outcome, Store, copy_store, documents, export, gc, plan, verify_directory, verify_store
+from cosyjit.building.build import prove
 from cosyjit.planning.target import Target
 from cosyjit.processes import processors
 from cosyjit.provenance import graphs, record, statements
 from cosyjit.provenance.record import Record
 from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.store.coordination import PRIVATE_ROOT
 from cosyjit.store.signing import Signer
 from cosyjit.torchscript.graph import Graph
 from tests.support.checkpoints import change, retrain, rewrite
@@ -482,6 +484,23 @@ def test_verifying_deeply_says_what_it_cannot_compare(directory: Path, store: St
     (directory / "llm.pt").unlink()
     ((_, problem),) = verify_directory(directory, deep=True)
     assert problem.startswith(f"{directory / 'llm.pt'}: ")
+
+
+@pytest.mark.slow
+def test_what_is_verified_deeply_stays_when_another_command_begins(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Path(PRIVATE_ROOT).expanduser() / "tmp" / "cosyjit-of_dead1"  # of a process that was killed
+    left.mkdir(parents=True)
+    exported(directory)
+
+    def prove_later(target: Target, path: Path) -> None:
+        with Store("memory://another").in_use():
+            assert not left.exists()
+        prove(target, path)
+
+    monkeypatch.setattr("cosyjit.operations.verify.prove", prove_later)
+    assert verify_directory(directory, deep=True) == []
 
 
 def record_in(directory: Path, store: Store) -> Record:
