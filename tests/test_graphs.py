@@ -3,6 +3,7 @@
 import base64
 import os
 import shutil
+import signal
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,15 +14,18 @@ import pytest
 import torch
 
 from cosyjit import Outcome, Store, copy_store, documents, export, gc, plan, verify_directory, verify_store
+from cosyjit.building.build import prove
+from cosyjit.planning.target import Target
 from cosyjit.processes import processors
 from cosyjit.provenance import graphs, record, statements
 from cosyjit.provenance.record import Record
 from cosyjit.publishing.directory import PublishedDirectory
+from cosyjit.store.coordination import PRIVATE_ROOT
 from cosyjit.store.signing import Signer
 from cosyjit.torchscript.graph import Graph
 from tests.support.checkpoints import change, retrain, rewrite
 from tests.support.keys import pair
-from tests.support.processes import Run
+from tests.support.processes import Run, builds
 from tests.support.stores import age, put
 
 Copy = Callable[[Path], Path]
@@ -166,6 +170,36 @@ def test_weights_that_overflow_on_a_later_frame_are_refused(tiny2: Path, copy_of
     assert "NaN or infinite" in str(outcome.error)
 
 
+@pytest.mark.slow
+def test_weights_that_overflow_at_far_positions_are_refused(tiny: Path, copy_of: Copy) -> None:
+    """Scores of positions, which are near 0 up to the lengths of `forward`, and infinite 1,040 frames back."""
+    directory = copy_of(tiny)
+    options: dict[str, Any] = {"components": ["llm.llm"], "precisions": ["fp32"]}
+    exported(directory, **options)
+
+    def grow(state: dict[str, Any]) -> None:
+        attention = "llm.encoders.0.self_attn."
+        state[f"{attention}linear_pos.weight"][:, -12::2] = 6e37  # the sines of the lowest frequencies
+        state[f"{attention}pos_bias_v"] = state[f"{attention}pos_bias_v"].abs() * 0.01 + 1
+        for name in ("linear_q.weight", "linear_q.bias"):
+            state[attention + name] *= 1e-4
+
+    change(directory, "llm.pt", grow)
+    outcome = outcome_of(directory, **options)
+    assert outcome.state == "failed"
+    assert "behind 1040 of the encoder itself has" in str(outcome.error)
+
+
+@pytest.mark.slow
+def test_a_weight_that_is_its_own_transpose_is_scripted(directory: Path) -> None:
+    def symmetric(state: dict[str, Any]) -> None:
+        name = "text_encoder.encoders.0.self_attn.linear_out.weight"
+        state[name] = torch.zeros_like(state[name])
+
+    change(directory, "llm.pt", symmetric)
+    assert exported(directory)["of_graph"] == 0
+
+
 def strided(state: dict[str, Any]) -> None:
     name = "text_encoder.encoders.0.feed_forward.w_1.weight"
     state[name] = state[name].t().contiguous().t()
@@ -208,8 +242,22 @@ def other_weights(document: dict[str, Any]) -> None:
     weights[0][2], weights[1][2] = weights[1][2], weights[0][2]
 
 
+def another_checksum(document: dict[str, Any]) -> None:
+    """Puts a wrong checksum of the provenance into the directory: torch does not look at it, zipfile does."""
+    graph = document["predicate"]["graph"]
+    gaps = graph["gaps"]
+    own = zlib.decompress(base64.b64decode(graph["own"]))
+    last = max(at for at, gap in enumerate(gaps) if gap[1] == "checksum" and "/extra/" in gap[2])
+    at = gaps.pop(last)[0]
+    for gap in gaps[last:]:
+        gap[0] += 4
+    graph["own"] = base64.b64encode(zlib.compress(own[:at] + b"\1\2\3\4" + own[at:])).decode()
+
+
 @pytest.mark.parametrize(
-    "fault", [another_code, pytest.param(other_weights, marks=pytest.mark.slow)], ids=lambda fault: fault.__name__
+    "fault",
+    [another_code, *(pytest.param(each, marks=pytest.mark.slow) for each in (other_weights, another_checksum))],
+    ids=lambda fault: fault.__name__,
 )
 def test_a_graph_that_does_not_give_the_encoder_is_made_anew(
     fault: Callable[[dict[str, Any]], None], directory: Path, store: Store
@@ -221,6 +269,18 @@ def test_a_graph_that_does_not_give_the_encoder_is_made_anew(
     assert exported(directory, progress=lambda _, stage: stages.append(stage))["of_graph"] == 0
     assert stages == ["load", "save", "verify", "load", "script", "save", "verify", "built"]
     assert graph_in(store, name) == graph_in_content(whole)
+
+
+def test_a_graph_whose_zip_ends_the_process_is_made_anew(directory: Path) -> None:
+    stages: list[str] = []
+
+    def kill(_: Target, stage: str) -> None:
+        stages.append(stage)
+        if stages == ["load", "save", "verify"]:
+            os.kill(max(builds(os.getpid())), signal.SIGKILL)
+
+    assert exported(directory, progress=kill)["of_graph"] == 0
+    assert stages == ["load", "save", "verify", "load", "script", "save", "verify", "built"]
 
 
 def graph_in(store: Store, name: str) -> Graph:
@@ -424,6 +484,23 @@ def test_verifying_deeply_says_what_it_cannot_compare(directory: Path, store: St
     (directory / "llm.pt").unlink()
     ((_, problem),) = verify_directory(directory, deep=True)
     assert problem.startswith(f"{directory / 'llm.pt'}: ")
+
+
+@pytest.mark.slow
+def test_what_is_verified_deeply_stays_when_another_command_begins(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Path(PRIVATE_ROOT).expanduser() / "tmp" / "cosyjit-of_dead1"  # of a process that was killed
+    left.mkdir(parents=True)
+    exported(directory)
+
+    def prove_later(target: Target, path: Path) -> None:
+        with Store("memory://another").in_use():
+            assert not left.exists()
+        prove(target, path)
+
+    monkeypatch.setattr("cosyjit.operations.verify.prove", prove_later)
+    assert verify_directory(directory, deep=True) == []
 
 
 def record_in(directory: Path, store: Store) -> Record:

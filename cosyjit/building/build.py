@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from cosyjit.building import folders, onnx_files, zips
 from cosyjit.building.artifact import Artifact, Built, Proof, files_of, unwritable
-from cosyjit.errors import CosyjitError, ResourceError, VerificationError
+from cosyjit.errors import CosyjitError, ResourceError, log_cause
 from cosyjit.fs.files import remove
 from cosyjit.planning.target import Target
 from cosyjit.processes import limits, worker
@@ -72,10 +72,11 @@ def build(
         built = time.perf_counter()
         try:
             proof = kind.prove(target, graph if made.of_graph else None, made.path, progress, scope)
-        except VerificationError:
+        except Exception as error:  # a zip of a stranger's graph may be anything, and end its process
             if not made.of_graph:
                 raise
-            _LOG.info("%s: what its graph gave does not match its encoder; it is built without", target.name)
+            log_cause(error)
+            _LOG.info("%s: what its graph gave does not pass; it is built without", target.name)
             remove(path)
             return build(target, directory, progress, scope)
         figures = {

@@ -20,6 +20,9 @@ So an encoder runs once for all precisions of a component, but for those that ar
 full-size `llm.llm` it is 11 MB.
 """
 
+_MOST: Final = 16
+"""How many encoders of an export are remembered: it may be of many sources. The first ones are forgotten."""
+
 
 def build(target: Target, graph: Graph | None, directory: Path, progress: worker.Progress) -> Built:
     """Cast a target's weights, and write its graph with them; or script, freeze, optimize and save its encoder.
@@ -85,6 +88,8 @@ def prove(
         known = expected.get(key, b"")
         figures, proven, more = worker.run(_verify, target, graph, path, known, progress=progress, scope=scope)
         expected[key] = max(expected.get(key, b""), more, key=len)
+        for each in list(expected)[:-_MOST]:
+            expected.pop(each, None)
         return Proof(figures, synced.result(), graph=proven)
 
 

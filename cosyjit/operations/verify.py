@@ -71,9 +71,11 @@ def verify_directory(directory: str | Path, *, store: Store | None = None, deep:
 def _unlike(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:
     """The artifacts that do not match their checkpoints, or cannot be compared with them."""
     store = directory.store
+    private = Store(PRIVATE_ROOT, wait=store.wait)
     for name, each in live.artifacts.items():
         try:
-            with store.looked_at(), Store(PRIVATE_ROOT, wait=store.wait).staging() as work:
+            # In use, or the next command that begins takes what is staged there for that of a process that was killed.
+            with store.looked_at(), private.in_use(), private.staging() as work:
                 _compare(_target(store, name, each), each, store, work)
         except CosyjitError as error:  # noqa: PERF203  (each is a fault of its own)
             log_cause(error)

@@ -67,7 +67,7 @@ def calls(
         encoder: not scripted; its weights are not read.
         methods: the methods of the artifact beside `forward`.
         extent: how much to compute.
-        stream: whether to compute a stream of steps, and far behind a cache. No branch needs it.
+        stream: whether to compute a stream of steps. No branch needs it.
         real: whether to compute over a real length besides. No branch needs it, but the errors of a precision, and
             whether it overflows, depend on the weights and the inputs.
     """
@@ -178,7 +178,7 @@ def chunks(encoder: Any, extent: Extent, *, stream: bool) -> list[_Chunk]:
         *[step] * (5 if stream else 1),
         _Chunk(4, None, _causal),
         *([*[step] * 5, _Chunk(2, _FAR, _scattered)] if stream else []),
-        _Chunk(1, 8, _none, 2),
+        _Chunk(1, 8 if stream else _FAR, _none, 2),
     ]
 
 

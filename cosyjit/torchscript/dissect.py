@@ -17,11 +17,11 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from cosyjit.errors import InputError
 from cosyjit.torchscript.graph import CHECKSUM_BYTES, ID_DIGITS, MARK, Gap, Graph
 from cosyjit.torchscript.load import is_row_major
-from cosyjit.torchscript.structure import placeholder_index
+from cosyjit.torchscript.structure import is_symmetric, placeholder_index
 from cosyjit.weights import zip_reader
+from cosyjit.weights.formats import UnsupportedFormError
 from cosyjit.weights.zip_reader import Member
 
 _ENTRY: Final = struct.Struct("<4s12xI8x3H12x")
@@ -55,7 +55,11 @@ def graph_of(path: Path, reference: io.BytesIO, weights: Mapping[str, Tensor], p
 
 
 def are_apart(weights: Mapping[str, Tensor]) -> bool:
-    """Whether freezing keeps all of some weights: no two have the same numbers, in whatever order or sign of zero."""
+    """Whether freezing keeps all of some weights, and of their transposes, which it makes: no two weights have the same
+    numbers, in whatever order or sign of zero, and none is its own transpose.
+    """
+    if any(map(is_symmetric, weights.values())):
+        return False
     alike: dict[tuple[int, float, float], list[Tensor]] = {}
     for weight in (each for each in weights.values() if each.is_floating_point() and each.numel()):
         least, largest = torch.aminmax(weight)  # by far the fastest that does not depend on the order
@@ -208,7 +212,7 @@ def _cut(file: BinaryIO, names: Mapping[str, str]) -> Graph | None:
         gaps = [gap for name, member in members if member.size for gap in _gaps(file, name, member, names)]
         cut = {gap.name for _, gap in gaps if gap.kind == "checksum"}
         gaps += _directory(file, max(member.end for _, member in members), cut)
-    except (InputError, ValueError, struct.error):
+    except (UnsupportedFormError, ValueError, struct.error):
         return None
     own, graph, at = [], [], 0
     for start, gap in gaps:

@@ -33,6 +33,9 @@ MARK: Final = b"PK\7\x08"
 FIGURES: Final = {"step_seconds", "speedup"}
 """What is measured of a graph, and holds for all that are made of it."""
 
+_ONCE: Final = {"weight", "provenance", "id"}
+"""The kinds of gaps with a content of which a zip has one; of weights, one by each name."""
+
 _LARGEST: Final = 64 << 20
 """The bytes of a graph's own, at most; those of the largest encoder take 0.2 MB."""
 
@@ -98,6 +101,9 @@ class Graph:
         places = [0, *(gap.before for gap in gaps), len(own)]
         if places != sorted(places):
             raise ValueError("gaps that are not in order")
+        filled = [(gap.kind, gap.name if gap.kind == "weight" else "") for gap in gaps if gap.kind in _ONCE]
+        if len(set(filled)) < len(filled):  # or a zip could be far larger than what it is filled with
+            raise ValueError("several gaps for one content")
         figures = {name: documents.number(value) for name, value in document["figures"].items()}
         if not figures.keys() <= FIGURES:
             raise ValueError(f"figures of {', '.join(map(str, figures))}")

@@ -155,13 +155,14 @@ def placeholders(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         others.append((index, weight))
         rows = (weight.size(0), *[1] * (weight.ndim - 1)) if weight.ndim > 1 else ()
         column = torch.full(rows, chosen, dtype=torch.float32 if weight.is_floating_point() else weight.dtype)
-        if weight.ndim > 1 and not _is_symmetric(weight):
+        if weight.ndim > 1 and not is_symmetric(weight):
             column[0] += _FRACTION
         made[name] = column.expand(weight.shape)
     return made
 
 
-def _is_symmetric(matrix: Tensor) -> bool:
+def is_symmetric(matrix: Tensor) -> bool:
+    """Whether a tensor is a matrix that is its own transpose."""
     square = matrix.ndim == 2 and matrix.size(0) == matrix.size(1)  # noqa: PLR2004
     return square and torch.equal(matrix[0], matrix[:, 0]) and torch.equal(matrix, matrix.t())
 

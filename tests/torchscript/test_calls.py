@@ -36,6 +36,7 @@ class Recorder:
         self.encoder = encoder
         self.taken: set[Branch] = set()
         self.method = ""
+        self.farthest = 0
         for module in encoder.modules():
             if isinstance(module, Linear):
                 module.register_forward_pre_hook(self._linear)
@@ -56,6 +57,7 @@ class Recorder:
 
     def forward_chunk(self, xs: Tensor, **arguments: Any) -> tuple[Tensor, ...]:
         self.method = STEP
+        self.farthest = max(self.farthest, arguments["att_cache"].size(2))
         self._take("a cache", arguments["att_cache"].size(2) > 0)
         self._take("a cache of convolutions", arguments["cnn_cache"].size(0) > 0)
         self._take("all is required", arguments["required_cache_size"] < 0)
@@ -107,6 +109,14 @@ def test_every_branch_is_taken_on_both_sides(name: str, stream: bool) -> None:
         assert [label for label, _ in call.run(recorder, torch.float32)]
     wanted = {(*branch, side) for branch in branches(encoder) for side in (True, False)}
     assert wanted - recorder.taken == set()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["with a stream", "without"])
+def test_far_positions_are_reached(stream: bool) -> None:
+    recorder = Recorder(build_encoder(*OF_FULL_WIDTH["llm.llm"]))
+    for call in calls(recorder.encoder, [STEP], "branches", stream=stream):
+        assert [label for label, _ in call.run(recorder, torch.float32)]
+    assert recorder.farthest == 1_040
 
 
 @pytest.mark.parametrize("name", ["flow.encoder", "flow.encoder 2"])

@@ -174,6 +174,15 @@ def test_an_artifact_that_is_cut_short_does_not_load(padded: bool, tiny: Path, t
     assert re.match(r"the artifact does not load \(.+\)$", refusal(path, tiny, "llm.llm", "fp32"))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_artifact_with_bytes_behind_its_end_does_not_load(precision: str, tiny: Path, tmp_path: Path) -> None:
+    path = saved(tiny, "llm.llm", precision, tmp_path)
+    with path.open("ab") as file:
+        file.write(b"more")
+    said = refusal(path, tiny, "llm.llm", precision)
+    assert said.startswith("the artifact does not load (has a comment or other bytes behind its end")
+
+
 def test_a_file_that_is_no_zip_does_not_load(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / script.ARCHIVE
     path.write_bytes(bytes(500_000))

@@ -150,13 +150,25 @@ def equal_in_another_order(state: State) -> None:
     state["encoders.0.self_attn.linear_out.weight"].copy_(state["encoders.1.self_attn.linear_out.weight"].t())
 
 
+def its_own_transpose(state: State) -> None:
+    weight = state["encoders.0.self_attn.linear_out.weight"]
+    weight.copy_(weight + weight.t())
+
+
 def like_a_checksum(state: State) -> None:
     state[BIAS][:2] = torch.frombuffer(bytearray(MARK), dtype=torch.float16).float()
 
 
 @pytest.mark.parametrize(
     "edit",
-    [equal, equal_but_for_signs_of_zeros, equal_in_half_precision, equal_in_another_order, like_a_checksum],
+    [
+        equal,
+        equal_but_for_signs_of_zeros,
+        equal_in_half_precision,
+        equal_in_another_order,
+        its_own_transpose,
+        like_a_checksum,
+    ],
     ids=lambda edit: edit.__name__,
 )
 def test_weights_that_freezing_would_merge_and_others_that_do_not_fit_are_not_written(
@@ -193,10 +205,11 @@ def test_provenance_of_another_length_is_not_written(zips: Zips, provenance: byt
     assert zips.filled(zips.weights(nothing), provenance) is None
 
 
-def test_equal_weights_do_not_give_a_graph(tmp_path: Path) -> None:
+@pytest.mark.parametrize("edit", [equal, its_own_transpose], ids=lambda edit: edit.__name__)
+def test_equal_weights_do_not_give_a_graph(edit: Callable[[State], object], tmp_path: Path) -> None:
     zips = Zips(CONFIGURATIONS["transformer"], "fp32", tmp_path)
-    path = zips.scripted(zips.state(equal), "alike")
-    encoder = encoder_of(zips.configuration, zips.state(equal))
+    path = zips.scripted(zips.state(edit), "alike")
+    encoder = encoder_of(zips.configuration, zips.state(edit))
     assert zips.graph_of(path, encoder, structure.weights_of(encoder)) is None
 
 
@@ -224,6 +237,17 @@ def test_a_graph_comes_back_from_its_document(zips: Zips) -> None:
     assert again.figures == {"step_seconds": 0.25}
 
 
+def twice(kind: str) -> Callable[[dict[str, Any]], None]:
+    """Puts a second gap beside one of a kind: with many of these, a zip would fill the disk."""
+
+    def change(document: dict[str, Any]) -> None:
+        gaps = document["gaps"]
+        at = next(number for number, gap in enumerate(gaps) if gap[1] == kind)
+        gaps.insert(at, gaps[at])
+
+    return change
+
+
 DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no bytes": lambda document: document.pop("own"),
     "bytes that are not base64": lambda document: document.update(own="*"),
@@ -235,6 +259,9 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a gap without a size": lambda document: document["gaps"][0].pop(),
     "a gap of a negative size": lambda document: document["gaps"][0].__setitem__(3, -1),
     "a gap that is not one": lambda document: document["gaps"].__setitem__(0, 1),
+    "two gaps for a weight": twice("weight"),
+    "two gaps for provenance": twice("provenance"),
+    "two gaps for an id": twice("id"),
     "gaps that are not in order": lambda document: document["gaps"].reverse(),
     "a gap behind the end": lambda document: document["gaps"][-1].__setitem__(0, 1 << 40),
     "no figures": lambda document: document.pop("figures"),
