@@ -22,7 +22,7 @@ from cosyjit.provenance.record import Record
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.coordination import PRIVATE_ROOT
 from cosyjit.store.signing import Signer
-from cosyjit.torchscript.graph import Graph
+from cosyjit.torchscript.graph import PROOF, Graph
 from tests.support.checkpoints import change, retrain, rewrite
 from tests.support.keys import pair
 from tests.support.processes import Run, builds
@@ -101,14 +101,20 @@ def another_processor(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processors.kind.cache_clear()
 
 
+def another_proof(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    monkeypatch.setattr(graphs, "PROOF", PROOF + 1)
+
+
 def other_options(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     rewrite(directory, "static_chunk_size: 1\n    llm:", "static_chunk_size: 3\n    llm:")
 
 
 @pytest.mark.parametrize(
-    "differ", [another_processor, pytest.param(other_options, marks=pytest.mark.slow)], ids=lambda each: each.__name__
+    "differ",
+    [another_processor, another_proof, pytest.param(other_options, marks=pytest.mark.slow)],
+    ids=lambda each: each.__name__,
 )
-def test_a_graph_is_that_of_its_options_and_its_processor(
+def test_a_graph_is_that_of_its_options_its_processor_and_its_proof(
     differ: Callable[[Path, pytest.MonkeyPatch], None], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = name_of(directory)

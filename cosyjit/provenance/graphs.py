@@ -1,8 +1,8 @@
 """The proven graphs in a store: what the zips of many checkpoints have in common, verified with one of them.
 
-A graph is kept by the parts of a fingerprint but for the tensors, and by the kind of processor that it was verified on:
-another kind computes by other code. It names the artifact that was last made of it. It is a statement as records
-are, with a predicate of its own.
+A graph is kept by the parts of a fingerprint but for the tensors, by the kind of processor that it was verified on,
+since another kind computes by other code, and by the version of what it was proven by. It names the artifact that was
+last made of it. It is a statement as records are, with a predicate of its own.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from cosyjit.provenance.fingerprint import Fingerprint, canonical, key_of
 from cosyjit.provenance.record import current_versions
 from cosyjit.store.signing import Envelope
 from cosyjit.store.store import Store
-from cosyjit.torchscript.graph import Graph
+from cosyjit.torchscript.graph import PROOF, Graph
 
 PREDICATE: Final = "urn:cosyjit:graph:v1"
 
@@ -29,7 +29,7 @@ def name_of(fingerprint: Fingerprint) -> str:
 
 def _parts(fingerprint: Fingerprint) -> dict[str, Any]:
     parts = {name: part for name, part in fingerprint.parts.items() if name != "tensors"}
-    return {**parts, "processor": processors.kind()}
+    return {**parts, "processor": processors.kind(), "proof": PROOF}
 
 
 def load(store: Store, fingerprint: Fingerprint) -> Graph | None:

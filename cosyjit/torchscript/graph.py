@@ -21,6 +21,10 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from cosyjit import documents
 
+PROOF: Final = 1
+"""The version of what a graph is proven by. It is raised when that becomes stricter; graphs that were proven before are
+not used then."""
+
 Kind = Literal["weight", "provenance", "checksum", "id", "known"]
 
 CHECKSUM_BYTES: Final = 4
