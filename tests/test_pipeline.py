@@ -227,6 +227,7 @@ def test_equal_checkpoints_share_objects_wherever_they_are(
     assert len(list(store.objects())) == 3
 
 
+@pytest.mark.slow
 def test_force_builds_all_again_into_the_same_bytes(tiny: Path, tmp_path: Path, store: Store, stock: Stock) -> None:
     stock(tiny, FLOW)
     export(tiny, components=FLOW, publish=tmp_path)

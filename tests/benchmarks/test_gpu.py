@@ -16,6 +16,7 @@ from benchmarks.gpu import Cells, Error
 from tests.support.processes import ROOT
 
 
+@pytest.mark.slow
 def test_where_no_gpu_is_one_line_says_so_and_nothing_is_made(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", str(tmp_path / "bench")],

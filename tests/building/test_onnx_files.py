@@ -20,6 +20,7 @@ from tests.support.checkpoints import change, retrain, rewrite
 from tests.support.files import sha256
 from tests.support.keys import pair
 from tests.support.processes import Run, shown, snapshot, start
+from tests.support.tiers import sampled
 
 Copy = Callable[[Path], Path]
 
@@ -184,7 +185,7 @@ def test_it_is_not_exported_unless_it_is_asked_for(tiny: Path, tiny2: Path, tiny
         assert PART in {each.target.component.name for each in plan(directory, ["all"], store=store)}
 
 
-@pytest.mark.parametrize("size", ["tiny", "tiny2", "tiny3"])
+@pytest.mark.parametrize("size", sampled(["tiny2", "tiny", "tiny3"], 3))
 def test_each_family_gives_each_of_its_forms(
     size: str, request: pytest.FixtureRequest, store: Store, tmp_path: Path
 ) -> None:
@@ -324,7 +325,7 @@ DAMAGE: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", sampled(DAMAGE, 3))
 def test_an_estimator_that_does_not_fit_is_refused_in_a_line_and_the_rest_is_exported_as_before(
     kind: str, tiny2: Path, copy_of: Copy, run: Run, store: Store
 ) -> None:

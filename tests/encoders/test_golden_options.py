@@ -24,6 +24,7 @@ from tests.encoders.vectors import (
     plain,
     weights,
 )
+from tests.support.tiers import sampled
 
 TOLERANCE: Final = 2e-5
 LENGTHS: Final = (19, 12)
@@ -76,7 +77,7 @@ def test_every_vector_is_used() -> None:
     }
 
 
-@pytest.mark.parametrize("name", _OPTIONS)
+@pytest.mark.parametrize("name", sampled(_OPTIONS, 3))
 def test_forward(encoders: dict[str, Any], name: str) -> None:
     xs = frames(f"{name}:x", (len(LENGTHS), max(LENGTHS), _OPTIONS[name]["input_size"]))
     for output in _OUTPUTS[name] & {"forward", "forward_streaming"}:

@@ -189,6 +189,7 @@ def test_the_estimator_is_exported_where_it_is_asked_for(tiny2: Path, tmp_path: 
     assert listing(tmp_path) == files
 
 
+@pytest.mark.slow
 def test_without_a_directory_the_zips_go_beside_the_checkpoint(tiny2: Path, copy_of: Callable[[Path], Path]) -> None:
     directory = copy_of(tiny2)
 

@@ -82,6 +82,7 @@ def test_a_holder_that_was_missed_is_looked_for_again(tmp_path: Path, monkeypatc
     assert holders([(tmp_path / "file").stat().st_ino]) == ""
 
 
+@pytest.mark.slow
 def test_a_wait_is_told_and_bounded(store: Store, tmp_path: Path) -> None:
     """By a collector behind an export that was stopped: what it waits for, and that it gave up, in a line each."""
     show(store, tmp_path / "out", b"one")

@@ -14,6 +14,7 @@ from cosyjit.onnx.forms import FORMS
 from tests.encoders.vectors import frames
 from tests.estimators.vectors import CALLS, INSTANCES, OUTPUTS, SOLVED, Inputs, filled, inputs
 from tests.support.onnx_files import case_of, run
+from tests.support.tiers import sampled
 
 Written = Callable[[str, str], Path]
 
@@ -70,7 +71,7 @@ def test_a_call(name: str, case: str, form: str, written: Written) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "case", "form"), [(*call, form) for call in CALLS for form in HALF if can(*call, form)]
+    ("name", "case", "form"), sampled(((*call, form) for call in CALLS for form in HALF if can(*call, form)), 4)
 )
 def test_a_call_in_half_precision(name: str, case: str, form: str, written: Written) -> None:
     # The vectors are of inputs that are not rounded; the eager network, which is equal to them, takes rounded ones.
@@ -83,7 +84,7 @@ def test_a_call_in_half_precision(name: str, case: str, form: str, written: Writ
 
 
 @pytest.mark.parametrize(
-    ("name", "case", "form"), [(*each, form) for each in SOLVED for form in FORMS if can(*each, form)]
+    ("name", "case", "form"), sampled(((*each, form) for each in SOLVED for form in FORMS if can(*each, form)), 3)
 )
 def test_the_solver_around_it(name: str, case: str, form: str, written: Written) -> None:
     instance, key = INSTANCES[name], f"{name}/{case}"

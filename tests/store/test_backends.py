@@ -15,6 +15,7 @@ from cosyjit.store.backends import Local, Storage, storage
 from tests.support.processes import ROOT, said, start
 from tests.support.s3 import Answer, Cut, Service
 from tests.support.stores import unique_url
+from tests.support.tiers import sampled
 
 if TYPE_CHECKING:
     import subprocess
@@ -298,7 +299,7 @@ FAULTS: Final[dict[str, Answer | Cut]] = {
 }
 
 
-@pytest.mark.parametrize(("method", "fault"), [("PUT", "busy"), *(("GET", fault) for fault in FAULTS)])
+@pytest.mark.parametrize(("method", "fault"), sampled([("PUT", "busy"), *(("GET", fault) for fault in FAULTS)], 3))
 def test_what_may_pass_is_tried_again(method: str, fault: str, s3: Service, tmp_path: Path) -> None:
     asked: list[str] = []
 

@@ -123,6 +123,7 @@ def test_a_server_that_fails_may_do_better_later(fault: str, s3: Service) -> Non
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.slow
 def test_a_file_that_breaks_off_each_time_is_not_taken_for_its_beginning(s3: Service) -> None:
     url = s3.url()
     storage(url).write("a", bytes(100_000))

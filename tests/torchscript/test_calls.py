@@ -14,6 +14,7 @@ from cosyjit.encoders.upsample import UpsampleConformerEncoder
 from cosyjit.torchscript.calls import STEP, calls, forms, random_cache
 from tests.encoders.cases import BARE, CONFIGURATIONS, PUBLISHED, Configuration
 from tests.encoders.vectors import CONFORMER, TRANSFORMER, UPSAMPLE_CONFORMER
+from tests.support.tiers import sampled
 
 Branch = tuple[str, str, bool]
 """The method, the branch, and the side of it."""
@@ -101,7 +102,7 @@ def _linear_maps(encoder: nn.Module) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["with a stream", "without"])
-@pytest.mark.parametrize("name", [*OF_FULL_WIDTH, *CONFIGURATIONS])
+@pytest.mark.parametrize("name", sampled([*OF_FULL_WIDTH, *CONFIGURATIONS], 3))
 def test_every_branch_is_taken_on_both_sides(name: str, stream: bool) -> None:
     encoder = build_encoder(*(OF_FULL_WIDTH | CONFIGURATIONS)[name])
     recorder = Recorder(encoder)

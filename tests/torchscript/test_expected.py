@@ -137,6 +137,7 @@ def test_the_precisions_of_an_export_share_what_their_encoder_gives(tiny: Path, 
 
 
 @pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.slow
 def test_another_checkpoint_does_not_share_them(
     most: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -309,7 +309,10 @@ def test_another_precision_is_published_in_place_of_the_first(
     [
         (["--precision", "fp16", "--precision", "bf16"], "llm.vllm is published as one vllm, whatever its precision"),
         (["--precision", "int8"], "'int8' is not a precision of llm.vllm; choose from fp32, fp16, bf16"),
-        (["--component", "llm.llm"], "'llm.llm' is not a component of CosyVoice3; choose from llm.vllm"),
+        (
+            ["--component", "llm.llm"],
+            "'llm.llm' is not a component of CosyVoice3; choose from flow.decoder.estimator, llm.vllm, all",
+        ),
     ],
     ids=lambda each: str(each)[:24],
 )
