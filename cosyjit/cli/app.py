@@ -19,7 +19,7 @@ from cosyjit.operations import status as inspection
 from cosyjit.operations.verify import is_store, verify_directory, verify_store
 from cosyjit.planning import plan as planning
 from cosyjit.processes.interrupts import deferred
-from cosyjit.processes.worker import ignore_missing_numpy, leave_lost_directory
+from cosyjit.processes.worker import ignore_missing_numpy, leave_lost_directory, set_environment
 from cosyjit.provenance import lineage as tracing
 from cosyjit.publishing import directory as publishing
 from cosyjit.publishing import publication
@@ -415,6 +415,7 @@ def synth(
     """
     path = absolute(directory)
     leave_lost_directory()
+    set_environment()
     ignore_missing_numpy()
     with deferred():
         from cosyjit.synth.synth import synth as write

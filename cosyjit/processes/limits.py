@@ -30,6 +30,7 @@ _WORDS: Final = {
     "pthread_create failed": _THREADS,
     "MemoryError": _MEMORY,
     "error return without exception set": _MEMORY,
+    "returned NULL without setting an exception": _MEMORY,
     "not enough memory": _MEMORY,
     "bad_alloc": _MEMORY,
     "Memory allocation still failed": _MEMORY,

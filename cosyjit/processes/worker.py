@@ -343,8 +343,16 @@ _SERVER: Final = _Servers()
 atexit.register(_SERVER.stop)
 
 
+def set_environment() -> None:
+    """Set the environment that this process imports torch in, which is that of the build server.
+
+    With threads, numpy's OpenBLAS may wait for ever where memory is short.
+    """
+    os.environ.update(_ENVIRONMENT)
+
+
 def ignore_missing_numpy() -> None:
-    """Ignore torch's warning that numpy is not installed: nothing in this package uses numpy.
+    """Ignore torch's warning that numpy is not installed: nothing that this package does with torch uses it.
 
     This holds for the whole process. Call it before torch is imported: some releases of torch warn when they are
     imported, others at the first operation on a tensor.
