@@ -108,6 +108,6 @@ class Caster:
             raise VerificationError(
                 f"{self._path}: {name} has numbers that overflow in {self._precision.dtype}; {self._precision.hint}"
             )
-        left = int(after.count_nonzero())
-        if left < after.numel():
-            self.underflows += int(before.count_nonzero()) - left
+        # To look for a zero takes a third of the time of counting them.
+        if after.dtype != before.dtype and after.numel() and not after.abs().amin():
+            self.underflows += int(before.count_nonzero()) - int(after.count_nonzero())
