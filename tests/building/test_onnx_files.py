@@ -16,6 +16,7 @@ from cosyjit.building import onnx_files
 from cosyjit.errors import SelectionError
 from cosyjit.operations.verify import verify_store
 from cosyjit.provenance import record
+from tests.support.builds import Builds
 from tests.support.checkpoints import change, retrain, rewrite
 from tests.support.files import sha256
 from tests.support.keys import pair
@@ -23,6 +24,7 @@ from tests.support.processes import Run, shown, snapshot, start
 from tests.support.tiers import sampled
 
 Copy = Callable[[Path], Path]
+Stock = Callable[..., None]
 
 PART: Final = "flow.decoder.estimator"
 ASKED: Final = ("--component", PART)
@@ -30,21 +32,10 @@ FILE: Final = f"{PART}.fp32.onnx"
 PLAN: Final = f"{PART}.fp16.mygpu.plan"
 
 
-@pytest.fixture(scope="module")
-def kept(tiny2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the file of a stand-in is; not to be changed."""
-    path = tmp_path_factory.mktemp("kept") / "store"
-    (made,) = export(tiny2, [PART], publish=tmp_path_factory.mktemp("out"), store=Store(path))
-    assert (made.state, made.error) == ("built", None)
-    return path
-
-
 @pytest.fixture
-def filled(kept: Path, store: Store) -> Store:
+def filled(tiny2: Path, store: Store, stock: Stock) -> Store:
     """The store, with the file of a stand-in in it."""
-    assert store.local is not None
-    for folder in ("objects", "records", "latest"):
-        shutil.copytree(kept / folder, store.local / folder)
+    stock(tiny2, [PART])
     return store
 
 
@@ -204,12 +195,13 @@ def test_each_family_gives_each_of_its_forms(
 
 
 def test_the_same_checkpoint_gives_the_same_bytes_anywhere(
-    tiny2: Path, kept: Path, store: Store, copy_of: Copy, tmp_path: Path
+    tiny2: Path, builds: Builds, first: Store, store: Store, copy_of: Copy, tmp_path: Path
 ) -> None:
+    builds.stock(first, tiny2, [PART])
     directory = copy_of(tiny2)
     retrain(directory, "flow.pt", "encoder.")
     export(directory, [PART], publish=tmp_path / "new", store=store)
-    assert store.objects() == Store(kept).objects()
+    assert store.objects() == first.objects()
     content = (tmp_path / "new" / FILE).read_bytes()
     assert str(tmp_path).encode() not in content
     assert tiny2.name.encode() not in content

@@ -27,27 +27,17 @@ from tests.support.processes import Run, shown, snapshot
 from tests.support.stores import exporting, object_path, record_path
 
 Copy = Callable[[Path], Path]
+Stock = Callable[..., None]
 State = dict[str, Any]
 
 FILES: Final = ["config.json", "generation_config.json", "model.safetensors"]
 BASE: Final = "CosyVoice-BlankEN"
 
 
-@pytest.fixture(scope="module")
-def kept(tiny3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the folder of a stand-in is; not to be changed."""
-    path = tmp_path_factory.mktemp("kept") / "store"
-    (made,) = export(tiny3, publish=tmp_path_factory.mktemp("out"), store=Store(path))
-    assert made.state == "built"
-    return path
-
-
 @pytest.fixture
-def filled(kept: Path, store: Store) -> Store:
+def filled(tiny3: Path, store: Store, stock: Stock) -> Store:
     """The store, with the folder of a stand-in in it."""
-    assert store.local is not None
-    for folder in ("objects", "records", "latest"):
-        shutil.copytree(kept / folder, store.local / folder)
+    stock(tiny3)
     return store
 
 
