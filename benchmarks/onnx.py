@@ -21,30 +21,22 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import costs, onnx_costs
+from cosyjit.configuration.config import Config, Instance
 from cosyjit.errors import BuildError
 from cosyjit.estimators.parameters import parameters
 from cosyjit.fs.files import remove
 from cosyjit.processes import worker
+from cosyjit.synth.synth import declare
 
-_UNET: Final[dict[str, Any]] = {
-    "in_channels": 320,
-    "out_channels": 80,
-    "dropout": 0.0,
-    "attention_head_dim": 64,
-    "n_blocks": 4,
-    "num_mid_blocks": 12,
-    "num_heads": 8,
-    "act_fn": "gelu",
-}
-PUBLISHED: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "CosyVoice": ("cosyvoice.flow.decoder.ConditionalDecoder", {**_UNET, "channels": [256, 256]}),
-    "CosyVoice2": ("cosyvoice.flow.decoder.CausalConditionalDecoder", {**_UNET, "channels": [256]}),
-    "CosyVoice3": ("cosyvoice.flow.DiT.dit.DiT", {"dim": 1024, "depth": 22, "heads": 16, "ff_mult": 2, "spk_dim": 80}),
-}
-"""The classes and options of the published estimators."""
-
+FAMILIES: Final = ("CosyVoice", "CosyVoice2", "CosyVoice3")
 FORMS: Final = ("fp32", "autocast_fp16")
 FRAMES: Final = 500
+
+
+def _published(name: str) -> Instance:
+    """The published estimator of a family: its class and its options."""
+    family = name.lower()
+    return Config(declare(family, "full").config, f"{family}.yaml").instance("flow.decoder.estimator")
 
 
 def _weights(path: Path, class_name: str, options: dict[str, Any]) -> Path:
@@ -60,8 +52,7 @@ def _weights(path: Path, class_name: str, options: dict[str, Any]) -> Path:
     return path
 
 
-def _round(name: str, form: str, weights: Path, out: Path) -> dict[str, costs.Cost]:
-    class_name, options = PUBLISHED[name]
+def _round(class_name: str, options: dict[str, Any], form: str, weights: Path, out: Path) -> dict[str, costs.Cost]:
     path, size = out / f"{form}.onnx", worker.run(onnx_costs.graph, class_name, options, form).size
     remove(out)
     out.mkdir()
@@ -84,10 +75,11 @@ def main(directory: Path, count: int) -> None:
     for heading in ("", "nodes", "GB", "of weights", "s", "of plain", "peak memory, MB", "graph, s", "call, s"):
         table.add_column(heading, justify="right" if heading else "left")
     out = directory / "out"
-    for name, (class_name, options) in PUBLISHED.items():
+    for name in FAMILIES:
+        class_name, options = _published(name)
         weights = _weights(directory / f"{name}-estimator.pt", class_name, options)
         for form in FORMS:
-            rounds = [_round(name, form, weights, out) for _ in range(count)]
+            rounds = [_round(class_name, options, form, weights, out) for _ in range(count)]
             graph = worker.run(onnx_costs.graph, class_name, options, form)
             paths = {"write": out / f"{form}.onnx"}
             if "traced" in rounds[0]:
