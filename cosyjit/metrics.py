@@ -21,6 +21,11 @@ class Metrics(NamedTuple):
     relative: float = 0.0
     cosine: float = 1.0
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What a record has of it, by the names there."""
+        return {"absolute_error": self.absolute, "relative_error": self.relative, "cosine": self.cosine}
+
     def worst(self, other: "Metrics") -> "Metrics":
         """The worse of each two figures."""
         return Metrics(

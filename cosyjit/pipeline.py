@@ -374,7 +374,7 @@ def _outdated_plans(planned: Sequence[Planned], directory: PublishedDirectory) -
         each.target.file_name: each.record.sha256 if each.record else shown.get(each.target.fingerprint.key)
         for each in planned
     }
-    return tuple(directory.outdated_plans(artifacts))
+    return tuple(directory.outdated_plans(live, artifacts))
 
 
 def _obstacles(

@@ -75,11 +75,7 @@ def _verify(target: Target, path: Path, progress: worker.Progress) -> dict[str, 
     estimator.load_state_dict(state, strict=True, assign=True)
     metrics = gate.verify(path, _model(target), estimator, weights, component.prefix, progress, target.reading)
     target.check_unchanged()
-    return {
-        "absolute_error": metrics.absolute,
-        "relative_error": metrics.relative,
-        "cosine": metrics.cosine,
-    }
+    return metrics.figures
 
 
 def _model(target: Target) -> "Model":

@@ -125,12 +125,7 @@ def _verify(
         expected=expected,
     )
     target.check_unchanged()
-    metrics, step, proven = verified.metrics, verified.step, verified.graph
+    step, proven = verified.step, verified.graph
     measured = {"step_seconds": round(step.seconds, 6), "speedup": round(step.speedup, 3)} if step else {}
-    figures = {
-        "absolute_error": metrics.absolute,
-        "relative_error": metrics.relative,
-        "cosine": metrics.cosine,
-        **(graph.figures if graph else measured),
-    }
+    figures = {**verified.metrics.figures, **(graph.figures if graph else measured)}
     return figures, proven if graph or proven is None else replace(proven, figures=measured), expected.content()

@@ -156,20 +156,19 @@ class PublishedDirectory:
         """The plans in the directory that are older than the artifacts of a publication that it shows."""
         return plans.older(self._layout, live.artifacts)
 
-    def outdated_plans(self, artifacts: Mapping[str, str | None]) -> list[OutdatedPlan]:
+    def outdated_plans(self, live: Publication | None, artifacts: Mapping[str, str | None]) -> list[OutdatedPlan]:
         """The plans that `publish` would put aside, as far as that can be told now.
 
         Args:
+            live: the live publication.
             artifacts: what would be published: its SHA-256 by its names, None where nobody knows that yet.
 
         Raises:
             OutputError: a plan cannot be put aside, or the directory cannot be read.
-            StoreError: the store cannot be read, or what it has of this directory is damaged.
         """
         try:
             if not self.path.is_dir():
                 return []
-            live = self.live()
             after = {name: each.sha256 for name, each in self._kept(live).items()}
             return plans.outdated(self._layout, live, {**after, **artifacts}, (), self.store.digests)
         except OSError as error:
