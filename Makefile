@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	rm -rf $(DEMO)/CosyVoice-tiny $(DEMO)/store
 	$(BIN)/cosyjit synth $(DEMO)/CosyVoice-tiny --family cosyvoice --size tiny --seed 0
 	env -u PREFECT_API_URL PREFECT_HOME=$(abspath $(DEMO))/prefect COSYJIT_STORE=$(abspath $(DEMO))/store \
-		$(BIN)/python -c 'from flows.export import export; [export("$(DEMO)/CosyVoice-tiny") for _ in "12"]'
+		$(BIN)/python -c 'from cosyjit.flows.export import export; [export("$(DEMO)/CosyVoice-tiny") for _ in "12"]'
 	@ls $(DEMO)/CosyVoice-tiny/*.zip
 
 PYTEST := $(BIN)/python -m pytest --numprocesses logical

@@ -34,7 +34,7 @@ import json, sys, time
 from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
 from cosyjit import pipeline
-from flows.export import export
+from cosyjit.flows.export import export
 
 @task
 def nothing():

@@ -35,10 +35,10 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from cosyjit import Store, history, plan
+from cosyjit.flows.export import _forward_logs, export
 from cosyjit.processes import worker
 from cosyjit.provenance import record
 from cosyjit.provenance.record import Material
-from flows.export import _forward_logs, export
 from tests.support import s3 as s3_server
 from tests.support.checkpoints import change, retrain
 from tests.support.hostile_text import HOSTILE, acting

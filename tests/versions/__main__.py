@@ -32,7 +32,7 @@ PASSED: Final = "yes"
 FLOW: Final = """
 import sys
 import prefect_dask
-from flows.export import export
+from cosyjit.flows.export import export
 for state in ("built", "cached"):
     outcomes = export(sys.argv[1], components=["flow.encoder"], precisions=["fp16"])
     assert [each.state for each in outcomes] == [state], outcomes

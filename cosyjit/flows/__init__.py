@@ -1,0 +1,1 @@
+"""The Prefect flow, and what serves and deploys it."""
