@@ -39,7 +39,7 @@ VERSIONS_TESTS ?= tests/encoders $(addprefix tests/,$(addsuffix .py,torchscript/
 	configuration/test_config sources/test_modelscope cli/test_modelscope store/test_signed_stores store/test_backends \
 	test_prefect_api vllm/test_logits))
 versions: $(INSTALLED)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
+	$(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
 
 # A hundred thousand inputs for each reader of what strangers write, and new ones for each property: some twenty minutes.
 fuzz: $(INSTALLED)

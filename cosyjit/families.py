@@ -56,6 +56,7 @@ class Component:
             `cosyjit.encoders.options.EncoderOptions`.
         plans: what runtimes make of its artifacts and then use in their place, by the names of precisions: file names
             behind that of the node, in which `*` stands for one part, such as that of a device.
+        loading: what whoever loads its artifacts has to know, by the names of precisions.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Component:
     on_request: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
     plans: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    loading: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def is_folder(self) -> bool:
@@ -225,6 +227,7 @@ def _folder(class_name: str, extra_tensors: tuple[str, ...]) -> Component:
         configs=("CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"),
         defaults=("bf16",),
         extra_tensors=extra_tensors,
+        loading={"fp32": 'vLLM casts it to bf16 as it loads it, unless it is given dtype="float32"'},
     )
 
 

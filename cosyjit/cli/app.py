@@ -407,7 +407,7 @@ def synth(
     family
         cosyvoice, cosyvoice2 or cosyvoice3.
     size
-        tiny, or full for the published sizes.
+        tiny, small for a language model that vLLM takes on a CPU, or full for the published sizes.
     seed
         The seed of the random weights.
     force

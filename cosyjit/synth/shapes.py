@@ -27,8 +27,12 @@ class _Qwen2(NamedTuple):
     end: int
 
 
-_QWEN2: Final = {64: _Qwen2(2, 4, 2, 128, 256, 243), 896: _Qwen2(24, 14, 2, 4864, 151936, 151643)}
-"""By its width, which is all that the configuration of a language model gives. The second is Qwen2-0.5B."""
+_QWEN2: Final = {
+    64: _Qwen2(2, 4, 2, 128, 256, 243),
+    128: _Qwen2(3, 4, 2, 256, 256, 243),
+    896: _Qwen2(24, 14, 2, 4864, 151936, 151643),
+}
+"""By its width, which is all that the configuration of a language model gives. The last is Qwen2-0.5B."""
 
 
 def declare_model(node: Instance) -> nn.Module:

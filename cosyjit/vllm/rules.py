@@ -48,8 +48,8 @@ _SPEECH_BIAS: Final = "llm_decoder.bias"
 _MARKS: Final = "llm_embedding.weight"
 """The two embeddings that CosyVoice2 puts before text and speech. The caller of vLLM adds them."""
 
-_ARCHITECTURE_WITH_BIAS: Final = "CosyVoice2ForCausalLM"
-"""The class that the public runtime registers with vLLM, whose own does not have a bias in the head."""
+ARCHITECTURE_WITH_BIAS: Final = "CosyVoice2ForCausalLM"
+"""The class that the public runtime or `cosyjit.vllm.plugin` registers: vLLM's own has no bias in the head."""
 
 _TYPES: Final = ("torch_dtype", "dtype")
 """The names of the weights' type in `config.json`; they depend on the version of transformers."""
@@ -270,7 +270,7 @@ def _config(base: Qwen2Config, rows: int, *, bias: bool) -> dict[str, Any]:
     return {
         **inherited,
         **dict.fromkeys(types, "that of the precision"),
-        **({"architectures": [_ARCHITECTURE_WITH_BIAS]} if bias else {}),
+        **({"architectures": [ARCHITECTURE_WITH_BIAS]} if bias else {}),
         "vocab_size": rows,
         "tie_word_embeddings": False,
         "use_bias": bias,
