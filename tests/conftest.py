@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from cosyjit.fs.digests import Digests
@@ -28,6 +29,15 @@ settings.register_profile("explore", deadline=None, suppress_health_check=[Healt
 # A change is judged by the same inputs on each machine and at each run; `make fuzz` looks for others.
 settings.register_profile("repeat", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("repeat")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Lets torch have one thread, as in the processes that build and verify.
+
+    Its threads wait for each other in a loop, and there is a process of the tests on each processor.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -138,23 +148,9 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Service:
     return Service(s3_server, monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Lets torch have one thread, as in the processes that build and verify."""
-    import torch  # noqa: PLC0415  (most tests do without)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Lets torch have another number of threads for a test to change, and gives it back."""
-    import torch  # noqa: PLC0415  (most tests do without)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if before > 1 else 2)
+    torch.set_num_threads(2)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)

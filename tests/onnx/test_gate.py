@@ -24,8 +24,6 @@ from cosyjit.onnx.graph import Graph, Interface, Model
 from tests.estimators.vectors import CAUSAL_UNET, DIT, UNET
 from tests.support.onnx_files import Case, case_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 UNETS: Final[dict[str, Any]] = {
     "in_channels": 16,
     "out_channels": 4,

@@ -48,9 +48,6 @@ TARGETS: Final = [
 NUMBER: Final = r"[\d.e+-]+"
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def weight(encoder: nn.Module, name: str) -> Tensor:
     return encoder.get_parameter(name).detach()
 

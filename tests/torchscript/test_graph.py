@@ -20,9 +20,6 @@ from cosyjit.torchscript.graph import MARK, Graph
 from tests.encoders.cases import CONFIGURATIONS, Configuration
 from tests.encoders.vectors import ours
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 State = dict[str, Tensor]
 
 

@@ -22,9 +22,6 @@ SAID = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @cache
 def graph_in(directory: Path, component: str, precision: str) -> Graph | None:
     """The graph of a sound artifact; None of quantized ones."""
