@@ -29,9 +29,10 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) --dist loadfile -m "slow and not stress"
 
-# What takes minutes: a service that is cancelled and killed, and several machines. The longest files come first.
+# What takes minutes: a service that is cancelled and killed, and several machines. The longest files come first, in the
+# order of tests/conftest.py.
 stress: $(INSTALLED)
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m stress tests/robustness tests/flows tests
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m stress
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions

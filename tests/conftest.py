@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
 import torch
@@ -29,6 +30,25 @@ settings.register_profile("explore", deadline=None, suppress_health_check=[Healt
 # A change is judged by the same inputs on each machine and at each run; `make fuzz` looks for others.
 settings.register_profile("repeat", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("repeat")
+
+LONGEST: Final = (
+    "flows/test_service_outages.py",
+    "robustness/test_crowd.py",
+    "flows/test_service_stress.py",
+    "robustness/test_crashes.py",
+    "robustness/test_crashes_build.py",
+    "cli/test_process.py",
+    "robustness/test_fuzzing.py",
+    "robustness/test_dead_machines.py",
+    "flows/test_service.py",
+)
+"""The files that take minutes in `make stress`. A worker is given the next file while its last two tests are under way,
+so two of these at the end might go to one worker, and the others would be idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
