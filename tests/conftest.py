@@ -41,9 +41,14 @@ LONGEST: Final = (
     "robustness/test_fuzzing.py",
     "robustness/test_dead_machines.py",
     "flows/test_service.py",
+    "torchscript/test_mutants.py",
+    "torchscript/test_gate.py",
+    "benchmarks/test_export.py",
+    "flows/test_export.py",
+    "test_pipeline.py",
 )
-"""The files that take minutes in `make stress`. A worker is given the next file while its last two tests are under way,
-so two of these at the end might go to one worker, and the others would be idle."""
+"""The files that take longest in `make stress` and `make test-slow`. A worker is given the next file while its last two
+tests are under way, so two of these at the end might go to one worker, and the others would be idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
