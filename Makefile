@@ -25,13 +25,16 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical
 test: $(INSTALLED)
 	$(PYTEST) --dist worksteal -m "not slow and not stress"
 
-# The second tier: more cases of the same, and what starts many processes. A file's costly fixtures are made once.
-test-slow: $(INSTALLED)
-	$(PYTEST) --dist loadfile -m "slow and not stress"
+# A file's costly fixtures are made once, and the longest files come first, in the order of tests/conftest.py.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
-# What takes minutes: a service that is cancelled and killed, and several machines. The longest files come first.
+# The second tier: more cases of the same, and what starts many processes.
+test-slow: $(INSTALLED)
+	$(PYTEST) $(BY_FILE) -m "slow and not stress"
+
+# What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m stress tests/robustness tests/flows tests
+	$(PYTEST) $(BY_FILE) -m stress
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions

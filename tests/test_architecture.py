@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -122,6 +123,7 @@ PUBLIC: Final = [
 ]
 
 
+@cache
 def modules(directory: Path = PACKAGE) -> list[Path]:
     return sorted(directory.rglob("*.py"))
 
@@ -136,6 +138,7 @@ def name_of(path: Path) -> str:
     return "encoders" if room(path) == "encoders" else ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 import pytest
 import safetensors.torch
 import torch
-import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,19 +23,24 @@ from cosyjit.errors import VerificationError
 from cosyjit.families import PRECISIONS, Tolerance
 from tests.support.vllm_folders import component_of, planned, verify, write
 
-transformers.utils.logging.disable_progress_bar()
-
 PREFIX: Final = "llm.model.model."
 
 State = dict[str, Tensor]
 
 
-class HeadWithBias(transformers.Qwen2ForCausalLM):
-    """Qwen2 with the head that `use_bias` asks for."""
+@functools.cache
+def head_with_bias() -> Any:
+    """The class of Qwen2 with the head that `use_bias` asks for."""
+    import transformers  # noqa: PLC0415  (it takes seconds, and each worker collects this file)
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.use_bias)
+    transformers.utils.logging.disable_progress_bar()
+
+    class HeadWithBias(transformers.Qwen2ForCausalLM):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.use_bias)
+
+    return HeadWithBias
 
 
 class Input(NamedTuple):
@@ -115,7 +119,7 @@ def inputs(directory: Path) -> list[Input]:
 
 def loaded(folder: Path) -> Any:
     """The model, and what of it was missing or left over."""
-    return HeadWithBias.from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True)
+    return head_with_bias().from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True)
 
 
 def check_folder(folder: Path, directory: Path, precision: str) -> None:
