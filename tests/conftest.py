@@ -35,6 +35,7 @@ LONGEST: Final = (
     "flows/test_service_outages.py",
     "robustness/test_crowd.py",
     "flows/test_service_stress.py",
+    "vllm/test_plugin.py",
     "robustness/test_crashes.py",
     "robustness/test_crashes_build.py",
     "cli/test_process.py",
