@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from cosyjit.families import Precision
+from cosyjit.folders import folder as folders
 from cosyjit.processes.worker import Progress
-from cosyjit.vllm import folder as folders
 from cosyjit.vllm.rules import Folder
 
 
@@ -43,7 +43,7 @@ def _sync(directory: Path) -> None:
 
 
 def write(folder: Folder, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
-    """What `cosyjit.vllm.folder.write` costs, and bringing the files to the disk."""
+    """What `cosyjit.folders.folder.write` costs, and bringing the files to the disk."""
 
     def call() -> None:
         folders.write(folder, weights, out, precision, progress)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from tests.support.processes import ROOT
 from tests.versions.stand_ins import add_stand_ins
 
-EXTRAS: Final = "[prefect,s3,dask,signing,onnx,dev]"
+EXTRAS: Final = "[prefect,s3,dask,signing,onnx,hf,dev]"
 
 PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
 """Those for which the pins of constraints.txt are to be had."""
