@@ -59,7 +59,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.incremental $(BENCH)
 	$(BIN)/python -m benchmarks.decode $(BENCH)
 	$(BIN)/python -m benchmarks.service $(BENCH)
-	$(BIN)/python -m benchmarks.vllm $(BENCH)
+	$(BIN)/python -m benchmarks.folders $(BENCH)
 	$(BIN)/python -m benchmarks.onnx $(BENCH)
 	$(BIN)/python -m benchmarks.store $(BENCH)
 

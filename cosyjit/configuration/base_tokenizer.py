@@ -103,8 +103,9 @@ class BaseTokenizer:
         path: the file with its vocabulary.
         vocabulary: the tokens that text is merged to; each has its index as its id.
         merges: the pairs that are merged, the first ones first; a space is between the two.
-        added: the tokens beside the vocabulary, by their ids, which follow those of the vocabulary without a gap.
-        settings: the object in `tokenizer_config.json`.
+        added: the tokens that are looked for first, in the order of their ids. Those that the vocabulary does not have
+            follow it without a gap.
+        model_max_length: the most tokens of a text; None where the settings do not say.
         digests: the SHA-256 of its files, by their names in a model directory.
     """
 
@@ -112,19 +113,18 @@ class BaseTokenizer:
     vocabulary: tuple[str, ...] = field(repr=False)
     merges: tuple[str, ...] = field(repr=False)
     added: Mapping[int, Added] = field(hash=False)
-    settings: Mapping[str, Any] = field(hash=False)
+    model_max_length: int | None
     digests: Mapping[str, str] = field(hash=False)
 
     def __len__(self) -> int:
         """The number of its tokens; their ids are smaller."""
-        return len(self.vocabulary) + len(self.added)
+        return max([len(self.vocabulary), *(number + 1 for number in self.added)])
 
     @property
     def ids(self) -> dict[str, int]:
         """The ids of all tokens."""
-        return {token: number for number, token in enumerate(self.vocabulary)} | {
-            added.content: number for number, added in self.added.items()
-        }
+        behind = {added.content: number for number, added in self.added.items()}
+        return {token: number for number, token in enumerate(self.vocabulary)} | behind
 
 
 def read_tokenizer(directory: Path) -> BaseTokenizer:
@@ -147,7 +147,7 @@ def read_tokenizer(directory: Path) -> BaseTokenizer:
     listed = _listed(folder / SETTINGS, settings)
     if is_whole:
         model = _model(path, document)
-        numbers, merges = model["vocab"], tuple(_joined(path, model["merges"]))
+        numbers, merges = model.get("vocab"), tuple(_joined(path, model.get("merges")))
         added = _added(path, _array(path, document, "added_tokens"))
         _check_listed(folder / SETTINGS, listed, path, added)
     else:
@@ -156,8 +156,9 @@ def read_tokenizer(directory: Path) -> BaseTokenizer:
             raise ConfigError(f"{folder / SETTINGS}: has no added_tokens_decoder; restore the published file")
     vocabulary = _vocabulary(path, numbers)
     _check_merges(folder / names[-1], vocabulary, merges)
-    behind = _behind(folder / (WHOLE if is_whole else SETTINGS), vocabulary, added)
-    return BaseTokenizer(path, vocabulary, merges, behind, settings, digests)
+    by_id = _by_id(folder / (WHOLE if is_whole else SETTINGS), vocabulary, added)
+    longest = settings.get("model_max_length")
+    return BaseTokenizer(path, vocabulary, merges, by_id, longest if type(longest) is int else None, digests)
 
 
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:
@@ -259,7 +260,7 @@ def _lines(path: Path, content: bytes) -> tuple[str, ...]:
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise _wrong(path, f"is not UTF-8 text (at byte {error.start:,})") from None
-    return tuple(line for line in lines[lines[0].startswith("#version:") :] if line)
+    return tuple(line for line in map(str.rstrip, lines[lines[0].startswith("#version:") :]) if line)
 
 
 def _vocabulary(path: Path, numbers: Any) -> tuple[str, ...]:
@@ -293,24 +294,21 @@ def _check_merges(path: Path, vocabulary: Sequence[str], merges: Sequence[str]) 
             raise _wrong(path, f"{_short(merge)} does not merge two tokens of the vocabulary to a third")
 
 
-def _behind(path: Path, vocabulary: Sequence[str], added: Mapping[int, Added]) -> dict[int, Added]:
-    """The added tokens behind the vocabulary, in the order of their ids. Others may name one of its tokens.
+def _by_id(path: Path, vocabulary: Sequence[str], added: Mapping[int, Added]) -> dict[int, Added]:
+    """The added tokens in the order of their ids: those of the vocabulary, and those behind it, without a gap.
 
     Raises:
-        ConfigError: there is a gap between the ids, or an added token has another id in the vocabulary.
+        ConfigError: an added token has an id that is not its own.
     """
-    known = {token: number for number, token in enumerate(vocabulary)} if added else {}
-    for number, each in added.items():
-        if known.get(each.content, number) != number or (number < len(known) and each.content not in known):
-            raise _wrong(
-                path,
-                f"{_short(each.content)} has the id {number}, and in the vocabulary that is not its id",
-            )
-    behind = {number: added[number] for number in sorted(added) if number >= len(vocabulary)}
-    for number, wanted in zip(behind, range(len(vocabulary), len(vocabulary) + len(behind)), strict=True):
+    known = {token: number for number, token in enumerate(vocabulary)}
+    free = len(vocabulary)
+    for number, each in sorted(added.items()):
+        wanted = known.get(each.content, free)
         if number != wanted:
-            raise _wrong(path, f"{_short(behind[number].content)} has the id {number}, and no token has {wanted}")
-    return behind
+            where = "in the vocabulary it has" if each.content in known else "the next free one is"
+            raise _wrong(path, f"{_short(each.content)} has the id {number}, and {where} {wanted}")
+        free += each.content not in known
+    return dict(sorted(added.items()))
 
 
 def _array(path: Path, document: Mapping[str, Any], name: str) -> list[Any]:

@@ -4,10 +4,12 @@ The numbers of a folder are compared with the planned ones in `cosyjit.folders.f
 which row each id has to have, so that rows are not accounted for by the same counts from which they were planned.
 """
 
+import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tokenizers import Tokenizer
 
@@ -37,10 +39,11 @@ _SAMPLES: Final = (
 )
 """Texts in the normal form in which the tokenizer of Qwen2 gives them back."""
 
-_TEXT: Final = f"{PREFIX}{EMBEDDING}"
+_Part = Literal["text", "speech", "marks", "padding"]
+"""A part of the vocabulary."""
 
-_Row = tuple[str, int]
-"""Where a row is from: the name of a tensor, and the number of its row; "" where it is of zeros."""
+_Row = tuple[str | float, int]
+"""Where a row is from: the name of a tensor and the number of its row, or a number that fills it."""
 
 
 def check_tokenizer(folder: Folder, directory: Path) -> None:
@@ -65,20 +68,17 @@ def check_tokenizer(folder: Folder, directory: Path) -> None:
 
 def _fault(folder: Folder, tokenizer: Tokenizer, directory: Path) -> str | None:
     """In words, where a tokenizer is not the one that the folder's rows need; None if it is."""
-    embedding = list(_rows_by_name(folder, tokenizer))
-    tensors = {
-        tensor.name: list(_rows_of(tensor)) for tensor in folder.tensors if tensor.name in {EMBEDDING, HEAD, BIAS}
-    }
-    for name, found in tensors.items():
-        sources = _sources(folder, name)
-        if found != [(sources[source], number if sources[source] else 0) for source, number in embedding]:
+    rows = list(_rows_by_name(folder, tokenizer))
+    tensors = {tensor.name: tensor for tensor in folder.tensors}
+    for name, sources in _sources(folder).items():
+        if list(_rows_of(tensors[name])) != [_row(sources[part], number) for part, number in rows]:
             return f"the rows of {name} do not stand at the ids of their tokens"
     documents = {name: json.loads((directory / name).read_bytes()) for name in (CONFIG, GENERATION, NOTE)}
     return _wrong_token(folder, tokenizer) or _wrong_text(tokenizer) or _wrong_id(folder, tokenizer, documents)
 
 
-def _rows_by_name(folder: Folder, tokenizer: Tokenizer) -> Iterator[_Row]:
-    """For each id, the row of the embedding that its token has by its name."""
+def _rows_by_name(folder: Folder, tokenizer: Tokenizer) -> Iterator[tuple[_Part, int]]:
+    """For each id, of which part of the vocabulary its token is by its name, and the number of its row there."""
     tokens, speech = folder.tokens, folder.shapes[SPEECH_EMBEDDING][0]
     base = folder.vocabulary.base.ids
     missing = [token for token in tokens.text if token not in base]
@@ -88,29 +88,41 @@ def _rows_by_name(folder: Folder, tokenizer: Tokenizer) -> Iterator[_Row]:
     for number in range(folder.config["vocab_size"]):
         token = tokenizer.id_to_token(number)
         if token is None:
-            yield "", 0
+            yield "padding", 0
         elif token in text:
-            yield _TEXT, text[token]
+            yield "text", text[token]
         elif token in marks:
-            yield MARKS, marks[token]
+            yield "marks", marks[token]
         else:
-            yield SPEECH_EMBEDDING, named[token] if token in named else int(token[len("<|s_") : -len("|>")])
+            yield "speech", named[token] if token in named else int(token[len("<|s_") : -len("|>")])
+
+
+def _sources(folder: Folder) -> dict[str, dict[_Part, str | float]]:
+    """By tensor, where the rows of each part of the vocabulary are from: a tensor, or a number that fills them."""
+    text = f"{PREFIX}{EMBEDDING}"
+    found: dict[str, dict[_Part, str | float]] = {
+        EMBEDDING: {"text": text, "speech": SPEECH_EMBEDDING, "marks": MARKS, "padding": 0}
+    }
+    if SPEECH_BIAS in folder.shapes:
+        found[HEAD] = {"text": 0, "speech": SPEECH_HEAD, "marks": 0, "padding": 0}
+        found[BIAS] = {"text": -math.inf, "speech": SPEECH_BIAS, "marks": -math.inf, "padding": -math.inf}
+    else:
+        own = f"{PREFIX}{HEAD}"
+        found[HEAD] = {"text": own if own in folder.shapes else text, "speech": SPEECH_HEAD, "marks": 0, "padding": 0}
+    return found
+
+
+def _row(source: str | float, number: int) -> _Row:
+    return (source, number) if isinstance(source, str) else (source, 0)
 
 
 def _rows_of(tensor: Merged) -> Iterator[_Row]:
     """For each row of a tensor, the one that it is made from."""
     for piece in tensor.pieces:
-        first, name, step = (piece.first, piece.source, 1) if isinstance(piece, Rows) else (0, "", 0)
-        yield from ((name, first + step * number) for number in range(piece.rows))
-
-
-def _sources(folder: Folder, name: str) -> dict[str, str]:
-    """The tensors of which the rows of one stand where those of the embedding stand; "" for no tensor."""
-    if name == EMBEDDING:
-        return {each: each for each in (_TEXT, SPEECH_EMBEDDING, MARKS, "")}
-    own = f"{PREFIX}{HEAD}" if f"{PREFIX}{HEAD}" in folder.shapes else _TEXT
-    text = "" if SPEECH_BIAS in folder.shapes else own
-    return {_TEXT: text, SPEECH_EMBEDDING: SPEECH_BIAS if name == BIAS else SPEECH_HEAD, MARKS: "", "": ""}
+        if isinstance(piece, Rows):
+            yield from ((piece.source, number) for number in range(piece.first, piece.first + piece.rows))
+        else:
+            yield from itertools.repeat((piece.value, 0), piece.rows)
 
 
 def _wrong_token(folder: Folder, tokenizer: Tokenizer) -> str | None:
@@ -133,13 +145,14 @@ def _wrong_token(folder: Folder, tokenizer: Tokenizer) -> str | None:
 
 
 def _wrong_text(tokenizer: Tokenizer) -> str | None:
-    """In words, a text that does not come back, or another one between tokens of speech."""
+    """In words, a text that does not come back, or has other ids in a prompt."""
+    sos, task, speech = (_id(tokenizer, name) for name in (SOS, TASK, "<|s_0|>"))
+    space = _encoded(tokenizer, " ")
     for text in _SAMPLES:
-        found = _encoded(tokenizer, text)
-        if tokenizer.decode(found) != text:
+        if tokenizer.decode(_encoded(tokenizer, text)) != text:
             return f"{text!r} does not come back"
-        first, task, last = (_id(tokenizer, name) for name in (SOS, TASK, "<|s_0|>"))
-        if _encoded(tokenizer, f"{SOS}{text}{TASK}<|s_0|>") != [first, *found, task, last]:
+        prompt = [*space, sos, *_encoded(tokenizer, f" {text} "), task, *space, speech, *space]
+        if _encoded(tokenizer, f" {SOS} {text} {TASK} <|s_0|> ") != prompt:
             return f"{text!r} has other ids in a prompt"
     return None
 

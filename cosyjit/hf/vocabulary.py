@@ -33,14 +33,6 @@ CHAT_TEMPLATE: Final = (
 )
 """A user's message is text, an assistant's message is speech that continues behind it; others are left out."""
 
-_KEPT: Final = {
-    "clean_up_tokenization_spaces": False,
-    "errors": "replace",
-    "model_max_length": None,
-    "split_special_tokens": False,
-}
-"""The settings that are those of the base model's tokenizer, and what they are where it has none."""
-
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -112,15 +104,18 @@ class Vocabulary:
         Args:
             special: all special tokens of text.
         """
-        kept = {name: self.base.settings.get(name, default) for name, default in _KEPT.items()}
+        longest = self.base.model_max_length
         return {
-            **{name: value for name, value in kept.items() if value is not None},
             "add_prefix_space": False,
             "additional_special_tokens": list(special),
             "bos_token": None,
             "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
             "eos_token": END_OF_TEXT,
+            "errors": "replace",
+            **({} if longest is None else {"model_max_length": longest}),
             "pad_token": END_OF_TEXT,
+            "split_special_tokens": False,
             "tokenizer_class": "Qwen2Tokenizer",
             "unk_token": None,
         }
