@@ -255,6 +255,7 @@ def test_ids_in_the_other_files_are_those_of_the_tokenizer(name: str, directory:
 # Files that are others.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_no_byte_of_a_folder_may_be_another(name: str, tiny2: Path, tmp_path: Path) -> None:
     folder = planned(tiny2)
