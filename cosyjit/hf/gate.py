@@ -29,7 +29,9 @@ from cosyjit.folders.language_model import (
 )
 from cosyjit.hf.rules import NOTE, Folder, Merged
 from cosyjit.hf.vocabulary import END, SOS, TASK
-from cosyjit.weights.safetensors import UNSOUND
+
+_UNFIT: Final = "restore the tokenizer that was published with the weights; if it is that one, report this"
+"""What messages advise: the file has the planned bytes, so it is how the library takes them that does not fit."""
 
 _SAMPLES: Final = (
     "Each row of the embedding stands where its token's id says, isn't it so? 3.14 + 2,718 = 5,858.",
@@ -63,7 +65,7 @@ def check_tokenizer(folder: Folder, directory: Path) -> None:
     except Exception as error:  # noqa: BLE001  (the library has no class for its errors)
         fault = f"the library refuses it ({line(error)})"
     if fault:
-        raise VerificationError(f"{path}: {fault}; {UNSOUND}")
+        raise VerificationError(f"{path}: {fault}; {_UNFIT}")
 
 
 def _fault(folder: Folder, tokenizer: Tokenizer, directory: Path) -> str | None:

@@ -11,7 +11,7 @@ the first `offset` rows of the embedding of text, with the ids that it gives to 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cosyjit.configuration.base_tokenizer import PARTS, Added, BaseTokenizer
@@ -147,7 +147,9 @@ def merged(base: BaseTokenizer, tokens: Tokens, rows: int, text_rows: int, where
     speech = [f"<|s_{number}|>" for number in range(rows)]
     speech[rows - tokens.ends : rows - tokens.ends + len(tokens.named)] = tokens.named
     text = _check_text(base, tokens.text)
-    found = Vocabulary(base, text, tuple(speech), tokens.marks, tokens.ends)
+    special = {END_OF_TEXT, *tokens.text}
+    added = {number: Added(each.content) if each.content in special else each for number, each in base.added.items()}
+    found = Vocabulary(replace(base, added=added), text, tuple(speech), tokens.marks, tokens.ends)
     if found.offset > text_rows:
         more = f" and the {len(text)} special ones that it lacks" if text else ""
         raise ConfigError(

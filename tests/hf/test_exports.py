@@ -78,6 +78,23 @@ def test_a_merged_folder_is_planned_exported_looked_at_and_gone_back_to_as_zips_
     assert verify_store(store) == []
 
 
+@pytest.mark.usefixtures("filled")
+def test_a_folder_that_was_converted_by_hand_is_left_alone_unless_it_may_be_put_aside(
+    tiny3: Path, copy_of: Copy, run: Run
+) -> None:
+    directory = copy_of(tiny3)
+    (directory / FOLDER).mkdir()
+    (directory / FOLDER / "model.safetensors").write_text("mine")
+    for command in ("plan", "export"):
+        ran = run(command, directory, *ASKED)
+        assert FOLDER in ran.out + ran.err
+        assert "--replace" in " ".join((ran.out + ran.err).split())
+    assert shown(directory / FOLDER) == {"model.safetensors": b"mine"}
+    assert run("export", directory, *ASKED, "--replace").status == 0
+    assert sorted(path.name for path in (directory / FOLDER).iterdir()) == FILES
+    assert shown(directory / f"{FOLDER}.1") == {"model.safetensors": b"mine"}
+
+
 @pytest.mark.slow
 def test_each_precision_is_published_in_place_of_the_others(
     tiny3: Path, filled: Store, tmp_path: Path, run: Run
@@ -143,6 +160,20 @@ def test_either_form_of_a_tokenizer_is_exported_to_the_same_bytes(
     (made,) = export(directory, [PART], store=filled, publish=tmp_path / "two")
     assert made.state == "built"
     assert shown(tmp_path / "one" / FOLDER) == shown(tmp_path / "two" / FOLDER)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_breaks_tokens_of_speech_up_fails_the_build_in_a_line(
+    tiny2: Path, copy_of: Copy, run: Run, store: Store
+) -> None:
+    directory = copy_of(tiny2)
+    with_added("<|s_5")(directory / BASE)
+    ran = run("export", directory, *ASKED)
+    assert (ran.status, store.objects()) == (1, set())
+    assert (
+        "; restore the tokenizer that was published with the weights; if it is that one, report this"
+        in ran.out + ran.err
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from cosyjit.hf.gate import check_tokenizer
 from cosyjit.hf.rules import NOTE, Folder, Merged
 from tests.support.merged_folders import FILES, planned, verify, write
 
-UNSOUND: Final = "; this is a fault of cosyjit or of the disk: export again, and report it if it stays"
+UNFIT: Final = "; restore the tokenizer that was published with the weights; if it is that one, report this"
 
 Mutant = Callable[[Folder], Folder]
 
@@ -34,8 +34,8 @@ def refusal(folder: Folder, out: Path) -> str:
     message = str(error.value)
     assert len(message.splitlines()) == 1
     assert message.startswith(f"{out / WHOLE}: ")
-    assert message.endswith(UNSOUND)
-    return message.removeprefix(f"{out / WHOLE}: ").removesuffix(UNSOUND)
+    assert message.endswith(UNFIT)
+    return message.removeprefix(f"{out / WHOLE}: ").removesuffix(UNFIT)
 
 
 def written(folder: Folder, out: Path) -> Path:

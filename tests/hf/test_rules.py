@@ -11,12 +11,13 @@ from typing import Any, Final
 import pytest
 
 from cosyjit.configuration.base_model import CONFIG, GENERATION
-from cosyjit.configuration.base_tokenizer import SETTINGS, WHOLE
+from cosyjit.configuration.base_tokenizer import SETTINGS, WHOLE, read_tokenizer
 from cosyjit.errors import CheckpointError, ConfigError, CosyjitError
-from cosyjit.families import COSYVOICE3_HF, PRECISIONS
+from cosyjit.families import COSYVOICE2_HF, COSYVOICE3_HF, PRECISIONS
 from cosyjit.folders.content import Filled, Rows
-from cosyjit.hf.rules import NOTE, Folder
-from cosyjit.hf.vocabulary import CHAT_TEMPLATE
+from cosyjit.hf.rules import NOTE, Folder, padded
+from cosyjit.hf.vocabulary import CHAT_TEMPLATE, merged
+from cosyjit.synth.tokenizer import declare_tokenizer
 from cosyjit.weights.tensors import Entries, StoredTensor
 from tests.support.base_tokenizers import edit, make_whole, read
 from tests.support.merged_folders import BASE, planned
@@ -149,6 +150,23 @@ def test_offsets_follow_from_the_checkpoint_and_its_tokenizer(tiny2: Path, base_
     assert note["special_token_ids"]["<|task_id|>"] == 486
 
 
+@pytest.mark.slow
+def test_of_the_published_sizes_the_ids_are_those_that_public_code_has_as_constants(tmp_path: Path) -> None:
+    (tmp_path / BASE).mkdir()
+    for name, text in declare_tokenizer(151643).items():
+        (tmp_path / BASE / name).write_text(text, encoding="utf-8")
+    base = read_tokenizer(tmp_path)
+    assert (len(base), base.ids["<|im_end|>"]) == (151646, 151645)
+    two = merged(base, COSYVOICE2_HF.tokens, 6564, 151936, "llm.pt")
+    three = merged(base, COSYVOICE3_HF.tokens, 6761, 151936, "llm.pt")
+    assert (two.offset, three.offset) == (151663, 151924)
+    assert two.text[0] == three.text[0] == "<|endofprompt|>"  # 151646 in the public runtime
+    assert (padded(two), padded(three)) == (158336, 158720)
+    assert (two.stop_ids, three.stop_ids[1]) == ([158224, 158225, 158226], 151924 + 6562)
+    assert two.ids_behind_text()["<|task_id|>"] == 158228
+    assert [three.speech[number] for number in (6560, 6561, 6563)] == ["<|s_6560|>", "<|sos|>", "<|task_id|>"]
+
+
 # What tokens are called.
 
 
@@ -180,6 +198,14 @@ def test_special_tokens_that_are_there_in_their_order_stay(tiny2: Path, base_of:
     assert folder.vocabulary.text == ()
     assert texts(folder, WHOLE) == texts(wanted, WHOLE)
     assert {**texts(folder, NOTE), "original_vocab_size": 355} == texts(wanted, NOTE)
+
+
+def test_special_tokens_are_special_whatever_the_base_says_of_them(tiny2: Path, base_of: BaseOf) -> None:
+    directory = base_of(tiny2)
+    listed = read(directory / BASE / SETTINGS)["added_tokens_decoder"]
+    odd = {number: {**each, "special": False, "lstrip": True, "normalized": True} for number, each in listed.items()}
+    edit(directory / BASE / SETTINGS, added_tokens_decoder=odd)
+    assert texts(planned(directory, entries_of(tiny2)), WHOLE) == texts(planned(tiny2), WHOLE)
 
 
 def test_either_form_of_a_tokenizer_gives_the_same_folder(tiny3: Path, base_of: BaseOf) -> None:
