@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple
 from cosyjit.configuration.base_model import CONFIG, GENERATION, Qwen2Config, read_qwen2_config
 from cosyjit.configuration.base_tokenizer import SETTINGS, WHOLE, BaseTokenizer, read_tokenizer
 from cosyjit.families import Component, Precision, Tokens, family_having
-from cosyjit.folders.content import Filled, FolderNeed, Rows, as_text, numbers, typed, with_types
+from cosyjit.folders.content import Filled, FolderNeed, Rows, as_text, typed, with_types
 from cosyjit.folders.language_model import (
     BIAS,
     EMBEDDING,
@@ -110,10 +110,6 @@ class Folder:
             WHOLE: self.vocabulary.tokenizer(),
             SETTINGS: as_text(self.settings),
         }
-
-    def size(self, precision: Precision) -> int:
-        """The size of the tensors at a precision, in bytes."""
-        return numbers(self) * precision.item_size
 
 
 def need_of(component: Component, directory: Path) -> FolderNeed:

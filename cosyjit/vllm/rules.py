@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from cosyjit.configuration.base_model import CONFIG, GENERATION, Qwen2Config, read_qwen2_config
 from cosyjit.families import Component, Precision
-from cosyjit.folders.content import FolderNeed, Rows, as_text, numbers, typed, with_types
+from cosyjit.folders.content import FolderNeed, Rows, as_text, typed, with_types
 from cosyjit.folders.language_model import (
     BIAS,
     EMBEDDING,
@@ -88,10 +88,6 @@ class Folder:
     def texts(self, precision: Precision) -> dict[str, bytes]:
         """The contents of the two configuration files, by their names."""
         return {CONFIG: as_text(typed(self.config, precision)), GENERATION: as_text(self.generation)}
-
-    def size(self, precision: Precision) -> int:
-        """The size of the tensors at a precision, in bytes."""
-        return numbers(self) * precision.item_size
 
 
 def need_of(component: Component, directory: Path) -> FolderNeed:

@@ -23,6 +23,7 @@ from benchmarks import costs
 from cosyjit.errors import CheckpointError, CosyjitError, VerificationError
 from cosyjit.families import PRECISIONS
 from cosyjit.folders import folder as folders
+from cosyjit.folders.content import numbers
 from cosyjit.processes import worker
 from cosyjit.synth.synth import synth
 from cosyjit.vllm.rules import VERSION
@@ -93,7 +94,7 @@ def test_the_formats_own_library_finds_each_tensor_cast(tiny_folder: Path, preci
     for tensor in folder.tensors:
         torch.testing.assert_close(found[tensor.name], state[tensor.source].to(dtype), rtol=0, atol=0)
     assert written.underflows == 0
-    assert sum(tensor.nbytes for tensor in found.values()) == folder.size(PRECISIONS[precision])
+    assert sum(tensor.nbytes for tensor in found.values()) == numbers(folder) * PRECISIONS[precision].item_size
 
 
 def test_the_digests_are_those_of_the_files(tiny_folder: Path, tmp_path: Path) -> None:
