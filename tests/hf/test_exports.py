@@ -332,6 +332,19 @@ main(sys.argv[1:])
 """
 
 
+def test_without_the_package_it_is_refused_before_anything_is_built(
+    tiny3: Path, store: Store, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda _: None)
+    line = f"{PART}.bf16: needs a package that is missing; install cosyjit[hf]"
+    given = (tiny3, "--component", "llm.vllm", *ASKED, "--publish", tmp_path / "out")
+    ran = run("export", *given)
+    assert (ran.status, ran.out, ran.err) == (2, "", f"cosyjit: {line}\n")
+    assert (store.objects(), (tmp_path / "out").exists()) == (set(), False)
+    assert run("plan", *given).out.splitlines()[-1] == f"An export would be refused: {line}"
+
+
+@pytest.mark.slow
 def test_who_has_not_the_package_is_told_what_to_install_before_anything_is_built(
     tiny3: Path, store: Store, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_the_tokenizer_is_the_one_that_the_public_conversions_make(directory: Pa
         assert found.decode(ids, skip_special_tokens=True) == wanted.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_transformers_takes_how_it_is_sampled_and_where_it_stops(directory: Path, tmp_path: Path) -> None:
     write(planned(directory), directory, tmp_path / "hf")
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "hf", local_files_only=True)
