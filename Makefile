@@ -62,7 +62,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.incremental $(BENCH)
 	$(BIN)/python -m benchmarks.decode $(BENCH)
 	$(BIN)/python -m benchmarks.service $(BENCH)
-	$(BIN)/python -m benchmarks.vllm $(BENCH)
+	$(BIN)/python -m benchmarks.folders $(BENCH)
 	$(BIN)/python -m benchmarks.onnx $(BENCH)
 	$(BIN)/python -m benchmarks.store $(BENCH)
 
@@ -71,5 +71,5 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[prefect,s3,dask,signing,onnx,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[prefect,s3,dask,signing,onnx,hf,dev]'
 	touch $@

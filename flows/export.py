@@ -184,12 +184,12 @@ def export(
     Args:
         source: A model directory, or a ModelScope id such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0; or several.
         components: What to export, such as llm.text_encoder. By default all but those made on request alone, such as
-            flow.decoder.estimator; "all" for those as well.
+            flow.decoder.estimator or llm.hf; "all" for those as well.
         precisions: fp32, fp16, bf16 and, of llm.llm, int8; of flow.decoder.estimator autocast_fp16 and others. By
-            default fp32 and fp16, of llm.vllm bf16, of flow.decoder.estimator fp32.
+            default fp32 and fp16, of llm.vllm and llm.hf bf16, of flow.decoder.estimator fp32.
         publish: The directory to put the zips into. Beside the checkpoint by default.
         force: Build even what has not changed.
-        replace: Put a folder that others have written where vllm/ is to be published aside.
+        replace: Put a folder that others have written where vllm/ or hf_merged/ is to be published aside.
     """
     sources = [source] if isinstance(source, str) else source
     try:

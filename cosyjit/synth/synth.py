@@ -3,7 +3,6 @@
 Only the configuration has sizes. The models are declared from it on the meta device; then each tensor is drawn.
 """
 
-import json
 import math
 import os
 import zlib
@@ -159,7 +158,7 @@ def declare(family: str, size: str) -> SyntheticCheckpoint:
     with torch.device("meta"):
         models = {f"{part}.pt": declare_model(config.instance(part)) for part in ("llm", "flow")}
     described = declare_base_model(config.instance("llm"))
-    base = {f"{BASE}/{file}": json.dumps(values, indent=2) + "\n" for file, values in described.items()}
+    base = {f"{BASE}/{file}": content for file, content in described.items()}
     return SyntheticCheckpoint(name, text, models, base)
 
 

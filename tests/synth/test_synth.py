@@ -31,10 +31,13 @@ COMPONENTS = [
 
 FAMILIES = ("cosyvoice", "cosyvoice2", "cosyvoice3")
 
+DESCRIBED: Final = ("CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json")
+TOKENIZER: Final = tuple(f"CosyVoice-BlankEN/{name}" for name in ("merges.txt", "tokenizer_config.json", "vocab.json"))
+
 BASE: Final[dict[str, list[str]]] = {
     "cosyvoice": [],
-    "cosyvoice2": ["CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"],
-    "cosyvoice3": ["CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"],
+    "cosyvoice2": [*DESCRIBED, *TOKENIZER],
+    "cosyvoice3": [*DESCRIBED, *TOKENIZER],
 }
 """What describes the text model under each family's language model."""
 
@@ -304,7 +307,7 @@ def test_cosyvoice3_has_no_bias_no_embedding_of_marks_and_no_head_of_the_text(wr
 def test_the_base_describes_the_text_model_in_the_weights(family: str, size: str) -> None:
     stand_in = full(family) if size == "full" else declare(family, size)
     assert sorted(stand_in.base) == BASE[family]
-    config, generation = (json.loads(stand_in.base[name]) for name in BASE[family])
+    config, generation = (json.loads(stand_in.base[name]) for name in DESCRIBED)
     found = shapes(stand_in.models["llm.pt"])
     layer = "llm.model.model.layers.0."
     width = config["hidden_size"] // config["num_attention_heads"]

@@ -16,15 +16,14 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from cosyjit import export
 from cosyjit.configuration.base_model import BASE, CONFIG
 from cosyjit.synth.synth import synth
+from tests.support.language_models import PREFIX, head_with_bias, load
 from tests.support.processes import ROOT
 from tests.versions.environments import Environment, Made
-from tests.vllm.test_logits import PREFIX, HeadWithBias, load
 
 VERSIONS: Final = {
     # Its package of Intel's does not know transformers 5.
@@ -74,13 +73,14 @@ def prompts_of(checkpoint: Path) -> list[Tensor]:
 
 
 @functools.cache
-def composed(checkpoint: Path) -> HeadWithBias:
+def composed(checkpoint: Path) -> Any:
     """A model of transformers with the tensors of the weights file itself, in float64."""
     state = load(checkpoint)
     own = json.loads((checkpoint / BASE / CONFIG).read_text())
     own |= {"vocab_size": len(state["llm_decoder.weight"]), "tie_word_embeddings": False, "use_bias": True}
-    config = transformers.Qwen2Config(**own)
-    model = HeadWithBias(config).double()
+    kind = head_with_bias()
+    config = kind.config_class(**own)
+    model = kind(config).double()
     body = {name.removeprefix("llm.model."): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     bias = state.get("llm_decoder.bias", torch.zeros(config.vocab_size, dtype=torch.float64))
     head = {"lm_head.weight": state["llm_decoder.weight"], "lm_head.bias": bias}
