@@ -25,13 +25,16 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical
 test: $(INSTALLED)
 	$(PYTEST) --dist worksteal -m "not slow and not stress"
 
-# The second tier: more cases of the same, and what starts many processes. A file's costly fixtures are made once.
-test-slow: $(INSTALLED)
-	$(PYTEST) --dist loadfile -m "slow and not stress"
+# A file's costly fixtures are made once, and the longest files come first, in the order of tests/conftest.py.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
-# What takes minutes: a service that is cancelled and killed, and several machines. The longest files come first.
+# The second tier: more cases of the same, and what starts many processes.
+test-slow: $(INSTALLED)
+	$(PYTEST) $(BY_FILE) -m "slow and not stress"
+
+# What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m stress tests/robustness tests/flows tests
+	$(PYTEST) $(BY_FILE) -m stress
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions
@@ -39,7 +42,7 @@ VERSIONS_TESTS ?= tests/encoders $(addprefix tests/,$(addsuffix .py,torchscript/
 	configuration/test_config sources/test_modelscope cli/test_modelscope store/test_signed_stores store/test_backends \
 	test_prefect_api vllm/test_logits))
 versions: $(INSTALLED)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
+	$(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
 
 # A hundred thousand inputs for each reader of what strangers write, and new ones for each property: some twenty minutes.
 fuzz: $(INSTALLED)
@@ -59,7 +62,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.incremental $(BENCH)
 	$(BIN)/python -m benchmarks.decode $(BENCH)
 	$(BIN)/python -m benchmarks.service $(BENCH)
-	$(BIN)/python -m benchmarks.vllm $(BENCH)
+	$(BIN)/python -m benchmarks.folders $(BENCH)
 	$(BIN)/python -m benchmarks.onnx $(BENCH)
 	$(BIN)/python -m benchmarks.store $(BENCH)
 
@@ -68,5 +71,5 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[prefect,s3,dask,signing,onnx,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[prefect,s3,dask,signing,onnx,hf,dev]'
 	touch $@

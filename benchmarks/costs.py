@@ -1,4 +1,4 @@
-"""What a call costs, and the calls of `benchmarks.vllm`, in a module that the processes which run them can import."""
+"""What a call costs; and the calls of `benchmarks.folders`, where the processes that run them can import them."""
 
 import os
 import time
@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 
 from cosyjit.families import Precision
+from cosyjit.folders import folder as folders
+from cosyjit.folders.content import Content
+from cosyjit.hf.gate import check_tokenizer
+from cosyjit.hf.rules import Folder as Merged
 from cosyjit.processes.worker import Progress
-from cosyjit.vllm import folder as folders
-from cosyjit.vllm.rules import Folder
 
 
 class Cost(NamedTuple):
@@ -42,8 +44,8 @@ def _sync(directory: Path) -> None:
             os.fsync(file.fileno())
 
 
-def write(folder: Folder, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
-    """What `cosyjit.vllm.folder.write` costs, and bringing the files to the disk."""
+def write(folder: Content, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
+    """What `cosyjit.folders.folder.write` costs, and bringing the files to the disk."""
 
     def call() -> None:
         folders.write(folder, weights, out, precision, progress)
@@ -52,9 +54,15 @@ def write(folder: Folder, weights: Path, out: Path, precision: Precision, progre
     return cost(call)
 
 
-def verify(folder: Folder, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
+def verify(folder: Content, weights: Path, out: Path, precision: Precision, progress: Progress) -> Cost:
     """What the gate costs."""
-    return cost(lambda: folders.verify(folder, weights, out, precision, progress))
+
+    def call() -> None:
+        folders.verify(folder, weights, out, precision, progress)
+        if isinstance(folder, Merged):
+            check_tokenizer(folder, out)
+
+    return cost(call)
 
 
 def plain(size: int, out: Path, progress: Progress) -> Cost:  # noqa: ARG001  (as `worker.run` calls)

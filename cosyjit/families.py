@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple
 
 from cosyjit.errors import ConfigError, SelectionError
@@ -17,8 +17,9 @@ LANGUAGE_MODEL: Final = "llm"
 ALL: Final = "all"
 """The name that stands for all components of a family."""
 
-Kind = Literal["zip", "vllm", "onnx"]
-"""What a component becomes: a TorchScript zip, the folder from which vLLM decodes a language model, or an ONNX file."""
+Kind = Literal["zip", "vllm", "hf", "onnx"]
+"""What a component becomes: a TorchScript zip, the folder from which vLLM decodes a language model, the folder of a
+language model with its tokenizer, or an ONNX file."""
 
 
 class Tolerance(NamedTuple):
@@ -30,6 +31,28 @@ class Tolerance(NamedTuple):
     absolute: float
     relative: float
     cosine: float
+
+
+class Tokens(NamedTuple):
+    """The tokens that a language model has besides those of its base model's tokenizer.
+
+    Attributes:
+        text: the special tokens of text, in the order in which they get their ids; the base model has the first ones.
+        ends: how many rows the embedding of speech has behind those of the speech tokens. The public runtime stops
+            at each of them.
+        named: the names of the first of these rows; the others are named as speech tokens are.
+        marks: the names of the rows of `llm_embedding.weight`.
+        sampling: how the public conversion lets it be sampled, as `generation_config.json` has it.
+    """
+
+    text: tuple[str, ...]
+    ends: int
+    named: tuple[str, ...]
+    marks: tuple[str, ...]
+    sampling: Mapping[str, Any]
+
+
+_NO_TOKENS: Final = Tokens((), 0, (), (), {})
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,7 @@ class Component:
         published: the name of what is published, where it is the same at every precision.
         defaults: the precisions that it is exported at unless others are requested.
         configs: the files that it is made from besides the configuration and the weights.
+        either: further files that it is made from: the first of these sets that is complete.
         extra_tensors: what the weights file of a folder has besides the language model, the embedding of speech and the
             head.
         at: the path of its node, where another component has that path as its name.
@@ -56,6 +80,8 @@ class Component:
             `cosyjit.encoders.options.EncoderOptions`.
         plans: what runtimes make of its artifacts and then use in their place, by the names of precisions: file names
             behind that of the node, in which `*` stands for one part, such as that of a device.
+        loading: what whoever loads its artifacts has to know, by the names of precisions.
+        tokens: of a folder with a tokenizer, the tokens that the language model has.
     """
 
     name: str
@@ -68,16 +94,19 @@ class Component:
     published: str | None = None
     defaults: tuple[str, ...] = DEFAULT_PRECISIONS
     configs: tuple[str, ...] = ()
+    either: tuple[tuple[str, ...], ...] = ()
     extra_tensors: tuple[str, ...] = ()
     at: str = ""
     on_request: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
     plans: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    loading: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tokens: Tokens = field(default=_NO_TOKENS, hash=False)
 
     @property
     def is_folder(self) -> bool:
         """Whether its artifacts are folders; others are files, each made from the network of a node."""
-        return self.kind == "vllm"
+        return self.kind in {"vllm", "hf"}
 
     @property
     def node(self) -> str:
@@ -212,6 +241,9 @@ def _estimator(class_name: str, tolerances: Mapping[str, Tolerance]) -> Componen
     )
 
 
+_BASE_CONFIGS: Final = ("CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json")
+
+
 def _folder(class_name: str, extra_tensors: tuple[str, ...]) -> Component:
     """The language model of a family as the folder `vllm`; by default at the precision that the public runtime uses."""
     return Component(
@@ -222,10 +254,62 @@ def _folder(class_name: str, extra_tensors: tuple[str, ...]) -> Component:
         tolerances=_FOLDER_TOLERANCES,
         kind="vllm",
         published="vllm",
-        configs=("CosyVoice-BlankEN/config.json", "CosyVoice-BlankEN/generation_config.json"),
+        configs=_BASE_CONFIGS,
         defaults=("bf16",),
         extra_tensors=extra_tensors,
+        loading={"fp32": 'vLLM casts it to bf16 as it loads it, unless it is given dtype="float32"'},
     )
+
+
+def _merged(vllm: Component, tokens: Tokens) -> Component:
+    """The language model of a family's `llm.vllm` as the folder `hf_merged`, over text and speech, with a tokenizer."""
+    base = "CosyVoice-BlankEN"
+    return replace(
+        vllm,
+        name="llm.hf",
+        kind="hf",
+        published="hf_merged",
+        configs=(*_BASE_CONFIGS, f"{base}/tokenizer_config.json"),
+        either=((f"{base}/tokenizer.json",), (f"{base}/vocab.json", f"{base}/merges.txt")),
+        on_request=True,
+        tokens=tokens,
+    )
+
+
+# Read of FunAudioLLM/CosyVoice at ace7c47: the special tokens in cosyvoice/tokenizer/tokenizer.py; the rows, and those
+# that end speech, in cosyvoice/llm/llm.py; the names and how to sample in examples/grpo/cosyvoice2 and
+# runtime/triton_trtllm/scripts/convert_cosyvoice3_to_hf.py.
+_SOUNDS: Final = (
+    *("<|im_start|>", "<|im_end|>", "<|endofprompt|>", "[breath]", "<strong>", "</strong>", "[noise]", "[laughter]"),
+    *("[cough]", "[clucking]", "[accent]", "[quick_breath]", "<laughter>", "</laughter>", "[hissing]", "[sigh]"),
+    *("[vocalized-noise]", "[lipsmack]", "[mn]"),
+)
+_ARPABET: Final = """
+AA AA0 AA1 AA2 AE AE0 AE1 AE2 AH AH0 AH1 AH2 AO AO0 AO1 AO2 AW AW0 AW1 AW2 AY AY0 AY1 AY2 B CH D DH EH EH0 EH1 EH2 ER
+ER0 ER1 ER2 EY EY0 EY1 EY2 F G HH IH IH0 IH1 IH2 IY IY0 IY1 IY2 JH K L M N NG OW OW0 OW1 OW2 OY OY0 OY1 OY2 P R S SH T
+TH UH UH0 UH1 UH2 UW UW0 UW1 UW2 V W Y Z ZH
+"""
+_PINYIN: Final = """
+a ai an ang ao b c ch d e ei en eng f g h i ian in ing iu ià iàn iàng iào iá ián iáng iáo iè ié iòng ióng iù iú iā iān
+iāng iāo iē iě iōng iū iǎ iǎn iǎng iǎo iǒng iǔ j k l m n o ong ou p q r s sh t u uang ue un uo uà uài uàn uàng uá uái
+uán uáng uè ué uì uí uò uó uā uāi uān uāng uē uě uī uō uǎ uǎi uǎn uǎng uǐ uǒ vè w x y z zh à ài àn àng ào á ái án áng
+áo è èi èn èng èr é éi én éng ér ì ìn ìng í ín íng ò òng òu ó óng óu ù ùn ú ún ā āi ān āng āo ē ēi ēn ēng ě ěi ěn ěng
+ěr ī īn īng ō ōng ōu ū ūn ǎ ǎi ǎn ǎng ǎo ǐ ǐn ǐng ǒ ǒng ǒu ǔ ǔn ǘ ǚ ǜ
+"""
+_COSYVOICE2_TOKENS: Final = Tokens(
+    text=_SOUNDS,
+    ends=3,
+    named=("<|eos1|>", "<|eos2|>", "<|eos3|>"),
+    marks=("<|sos|>", "<|task_id|>"),
+    sampling={"do_sample": True, "temperature": 1.0, "top_p": 0.8, "top_k": 25},
+)
+_COSYVOICE3_TOKENS: Final = Tokens(
+    text=(*_SOUNDS, "<|endofsystem|>", *(f"[{phone}]" for phone in f"{_ARPABET} {_PINYIN}".split())),
+    ends=200,
+    named=("<|sos|>", "<|eos1|>", "<|task_id|>", "<|fill|>"),
+    marks=(),
+    sampling={"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 25, "repetition_penalty": 1.1},
+)
 
 
 COSYVOICE2_CHUNKED: Final = Component(
@@ -255,6 +339,9 @@ COSYVOICE3_ESTIMATOR: Final = _estimator("cosyvoice.flow.DiT.dit.DiT", _OFFLINE 
 COSYVOICE2_VLLM: Final = _folder("cosyvoice.llm.llm.Qwen2LM", ("llm_decoder.bias", "llm_embedding.weight"))
 COSYVOICE3_VLLM: Final = _folder("cosyvoice.llm.llm.CosyVoice3LM", ())
 
+COSYVOICE2_HF: Final = _merged(COSYVOICE2_VLLM, _COSYVOICE2_TOKENS)
+COSYVOICE3_HF: Final = _merged(COSYVOICE3_VLLM, _COSYVOICE3_TOKENS)
+
 FAMILIES: Final = (
     Family(
         name="CosyVoice",
@@ -274,12 +361,13 @@ FAMILIES: Final = (
             COSYVOICE2_CHUNKED,
             COSYVOICE2_ESTIMATOR,
             COSYVOICE2_VLLM,
+            COSYVOICE2_HF,
         ),
     ),
     Family(
         name="CosyVoice3",
         language_model="cosyvoice.llm.llm.CosyVoice3LM",
-        components=(COSYVOICE3_ESTIMATOR, COSYVOICE3_VLLM),
+        components=(COSYVOICE3_ESTIMATOR, COSYVOICE3_VLLM, COSYVOICE3_HF),
     ),
 )
 
@@ -315,6 +403,11 @@ def family_of(language_model: str, where: str) -> Family:
             return family
     known = ", ".join(f"{family.language_model} ({family.name})" for family in FAMILIES)
     raise ConfigError(f"{where}: llm is of an unknown class, {language_model}; known: {known}")
+
+
+def family_having(component: Component) -> Family:
+    """The family that a component is of."""
+    return next(family for family in FAMILIES if component in family.components)
 
 
 def nodes_of_components(*, on_request: bool = False) -> tuple[str, ...]:

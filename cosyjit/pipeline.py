@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from cosyjit.building.build import build
-from cosyjit.building.onnx_files import check_packages
+from cosyjit.building.packages import check_packages
 from cosyjit.documents import now
 from cosyjit.errors import InputError, OutputError, ResourceError, SignatureError, StoreError, line, log_cause
 from cosyjit.fs.waits import Wait
@@ -386,9 +386,9 @@ def _obstacles(
     new = [each.target for each in planned if each.record is None]
     reused = {each.target: each.record for each in planned if each.record}
     size = sum(each.weight_bytes for each in new)
-    needing = [each for each in new if each.component.kind == "onnx"]
+    kinds = {each.component.kind: each for each in reversed(new)}
     checks: list[Callable[[], None]] = [
-        *(partial(check_packages, each) for each in needing[:1]),
+        *(partial(check_packages, each) for each in kinds.values()),
         lambda: _check_writable(new, store),
         lambda: _check_signer(new, store),
         lambda: check_apart(store, directory.path),

@@ -7,8 +7,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from cosyjit.fs.digests import Digests
@@ -28,6 +30,40 @@ settings.register_profile("explore", deadline=None, suppress_health_check=[Healt
 # A change is judged by the same inputs on each machine and at each run; `make fuzz` looks for others.
 settings.register_profile("repeat", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("repeat")
+
+LONGEST: Final = (
+    "flows/test_service_outages.py",
+    "robustness/test_crowd.py",
+    "flows/test_service_stress.py",
+    "vllm/test_plugin.py",
+    "robustness/test_crashes.py",
+    "robustness/test_crashes_build.py",
+    "cli/test_process.py",
+    "robustness/test_fuzzing.py",
+    "robustness/test_dead_machines.py",
+    "flows/test_service.py",
+    "torchscript/test_mutants.py",
+    "torchscript/test_gate.py",
+    "benchmarks/test_export.py",
+    "flows/test_export.py",
+    "test_pipeline.py",
+)
+"""The files that take longest in `make stress` and `make test-slow`. A worker is given the next file while its last two
+tests are under way, so two of these at the end might go to one worker, and the others would be idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Lets torch have one thread, as in the processes that build and verify.
+
+    Its threads wait for each other in a loop, and there is a process of the tests on each processor.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -138,23 +174,9 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Service:
     return Service(s3_server, monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Lets torch have one thread, as in the processes that build and verify."""
-    import torch  # noqa: PLC0415  (most tests do without)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Lets torch have another number of threads for a test to change, and gives it back."""
-    import torch  # noqa: PLC0415  (most tests do without)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if before > 1 else 2)
+    torch.set_num_threads(2)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)

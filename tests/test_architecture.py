@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,8 @@ ROOMS: Final = (
     {"weights", "store"},
     {"configuration"},
     {"sources", "synth"},
-    {"torchscript", "vllm", "onnx"},
+    {"folders"},
+    {"torchscript", "vllm", "hf", "onnx"},
     {"provenance"},
     {"publishing"},
     {"planning"},
@@ -50,6 +52,7 @@ OTHERS: Final = {
             "torchscript.script",
             "torchscript.calls",
             "torchscript.expected",
+            "vllm.model",
             "torchscript.gate",
             "torchscript.structure",
         ),
@@ -68,6 +71,8 @@ OTHERS: Final = {
     "numpy": {"onnx.graph", "onnx.layers", "onnx.dit", "onnx.gate", "onnx.ranges"},
     "onnx": {"onnx.graph", "onnx.layers", "onnx.writer", "onnx.gate", "onnx.ranges"},
     "onnxruntime": {"onnx.gate"},
+    "vllm": {"vllm.model", "vllm.plugin"},
+    "tokenizers": {"hf.gate"},
     "fsspec": {"store.backends"},
     "modelscope_hub": {"sources.modelscope"},
     "requests": {"sources.responses", "sources.modelscope", "prefect_api"},
@@ -123,6 +128,7 @@ PUBLIC: Final = [
 ]
 
 
+@cache
 def modules(directory: Path = PACKAGE) -> list[Path]:
     return sorted(directory.rglob("*.py"))
 
@@ -137,6 +143,7 @@ def name_of(path: Path) -> str:
     return "encoders" if room(path) == "encoders" else ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -226,7 +233,7 @@ def test_networks_import_torch_the_errors_and_themselves_alone(name: str, others
     "module",
     [
         "cosyjit",
-        *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "processes.worker")),
+        *(f"cosyjit.{name}" for name in ("cli.app", "pipeline", "vllm.rules", "hf.rules", "processes.worker")),
         *(f"cosyjit.{name}" for name in ("torchscript.graph", "onnx.forms", "building.onnx_files")),
         *("cosyjit.encoders.parameters", "cosyjit.estimators.parameters"),
     ],

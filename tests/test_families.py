@@ -1,5 +1,6 @@
 """The families as data, how one is recognised, and how parts of it are selected."""
 
+import hashlib
 import math
 import shutil
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from cosyjit.errors import ConfigError, SelectionError
 from cosyjit.families import (
     CONFIG_FILES,
     COSYVOICE2_ESTIMATOR,
+    COSYVOICE2_HF,
     COSYVOICE2_VLLM,
     COSYVOICE3_ESTIMATOR,
+    COSYVOICE3_HF,
     COSYVOICE3_VLLM,
     COSYVOICE_ESTIMATOR,
     DEFAULT_PRECISIONS,
@@ -80,13 +83,18 @@ def test_the_table_is_what_the_public_runtime_reads() -> None:
         ("CosyVoice2", "flow.encoder.chunked", upsample, "flow.pt", "encoder.", ()),
     ]
     folders = {family.name: [part for part in family.components if part.is_folder] for family in FAMILIES}
-    assert folders == {"CosyVoice": [], "CosyVoice2": [COSYVOICE2_VLLM], "CosyVoice3": [COSYVOICE3_VLLM]}
+    assert folders == {
+        "CosyVoice": [],
+        "CosyVoice2": [COSYVOICE2_VLLM, COSYVOICE2_HF],
+        "CosyVoice3": [COSYVOICE3_VLLM, COSYVOICE3_HF],
+    }
 
 
 FOLDERS: Final = (COSYVOICE2_VLLM, COSYVOICE3_VLLM)
+MERGED: Final = (COSYVOICE2_HF, COSYVOICE3_HF)
 ESTIMATORS: Final = (COSYVOICE_ESTIMATOR, COSYVOICE2_ESTIMATOR, COSYVOICE3_ESTIMATOR)
 ZIPS: Final = tuple(
-    part for family in FAMILIES for part in family.components if part not in FOLDERS and part not in ESTIMATORS
+    part for family in FAMILIES for part in family.components if part not in (*FOLDERS, *MERGED, *ESTIMATORS)
 )
 NODE: Final = "flow.decoder.estimator"
 
@@ -99,6 +107,34 @@ def test_the_language_models_that_vllm_decodes_are_folders_of_one_name() -> None
     assert [part.extra_tensors for part in FOLDERS] == [("llm_decoder.bias", "llm_embedding.weight"), ()]
     assert [part.configs for part in FOLDERS] == [FILES, FILES]
     assert {(part.kind, part.published, part.extra_tensors, part.configs) for part in ZIPS} == {("zip", None, (), ())}
+
+
+def test_merged_folders_are_of_the_same_models_on_request_under_one_name() -> None:
+    for merged, folder in zip(MERGED, FOLDERS, strict=True):
+        same = ("class_name", "weights", "prefix", "tolerances", "extra_tensors", "defaults")
+        assert [getattr(merged, name) for name in same] == [getattr(folder, name) for name in same]
+        assert (merged.name, merged.published, merged.on_request, folder.on_request) == (
+            "llm.hf",
+            "hf_merged",
+            True,
+            False,
+        )
+        assert merged.configs == (*FILES, "CosyVoice-BlankEN/tokenizer_config.json")
+    assert refusal(COSYVOICE2, ["llm.hf"], ["fp32", "bf16"]) == (
+        "llm.hf is published as one hf_merged, whatever its precision; choose one of fp32, bf16, or other components"
+    )
+
+
+def test_the_special_tokens_are_those_of_the_public_tokenizers() -> None:
+    two, three = (part.tokens for part in MERGED)
+    assert (len(two.text), len(three.text)) == (19, 280)
+    assert three.text[: len(two.text)] == two.text
+    assert two.text[:4] == ("<|im_start|>", "<|im_end|>", "<|endofprompt|>", "[breath]")
+    assert (three.text[18:21], three.text[103:106]) == (("[mn]", "<|endofsystem|>", "[AA]"), ("[ZH]", "[a]", "[ai]"))
+    assert len(set(three.text)) == 280
+    assert hashlib.sha256(" ".join(three.text).encode()).hexdigest()[:16] == "9465e47a82bc271c"
+    assert (two.ends, len(two.named), len(two.marks)) == (3, 3, 2)
+    assert (three.ends, len(three.named), len(three.marks)) == (200, 4, 0)
 
 
 def test_a_file_of_onnx_is_held_to_more_at_float32() -> None:
@@ -316,7 +352,7 @@ def test_what_older_runtimes_expect_is_selected_by_its_name_alone() -> None:
         ("flow.encoder.chunked", "bf16"),
         ("llm.vllm", "bf16"),
     ]
-    assert [part.name for part in COSYVOICE2.components if part.on_request] == [*chunked, NODE]
+    assert [part.name for part in COSYVOICE2.components if part.on_request] == [*chunked, NODE, "llm.hf"]
     assert {part.name: (part.node, part.file_name("fp16")) for part, _ in select(COSYVOICE2, chunked, None)} == {
         "flow.encoder.chunked": ("flow.encoder", "flow.encoder.fp16.zip")
     }
@@ -340,13 +376,15 @@ def test_all_are_those_on_request_as_well_but_for_rivals_of_others() -> None:
         ("flow.encoder", "fp16"),
         (NODE, "fp32"),
         ("llm.vllm", "bf16"),
+        ("llm.hf", "bf16"),
     ]
-    assert pairs(COSYVOICE3, ["all"]) == [(NODE, "fp32"), ("llm.vllm", "bf16")]
+    assert pairs(COSYVOICE3, ["all"]) == [(NODE, "fp32"), ("llm.vllm", "bf16"), ("llm.hf", "bf16")]
     assert pairs(COSYVOICE3, ["llm.vllm", "all", "all"]) == pairs(COSYVOICE3, ["all"])
     assert pairs(COSYVOICE2, ["all"], ["autocast_fp16", "fp16"]) == [
         ("flow.encoder", "fp16"),
         (NODE, "autocast_fp16"),
         ("llm.vllm", "fp16"),
+        ("llm.hf", "fp16"),
     ]
     assert refusal(COSYVOICE2, ["all", "flow.encoder.chunked"]) == (
         "flow.encoder and flow.encoder.chunked are both published as flow.encoder.fp32.zip; choose one of them"
@@ -421,7 +459,7 @@ def test_a_precision_that_no_selected_component_has_is_refused(precisions: list[
 def test_an_unknown_component_is_refused_with_the_known_ones(name: str) -> None:
     assert refusal(COSYVOICE2, ["flow.encoder", name]) == (
         f"{name!r} is not a component of CosyVoice2; choose from flow.encoder, flow.encoder.chunked, "
-        "flow.decoder.estimator, llm.vllm, all"
+        "flow.decoder.estimator, llm.vllm, llm.hf, all"
     )
 
 

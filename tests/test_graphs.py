@@ -23,9 +23,11 @@ from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.store.coordination import PRIVATE_ROOT
 from cosyjit.store.signing import Signer
 from cosyjit.torchscript.graph import PROOF, Graph
+from tests.support.builds import Builds
 from tests.support.checkpoints import change, retrain, rewrite
 from tests.support.keys import pair
-from tests.support.processes import Run, builds
+from tests.support.processes import Run
+from tests.support.processes import builds as builders
 from tests.support.stores import age, put
 
 Copy = Callable[[Path], Path]
@@ -35,10 +37,14 @@ MONTH: Final = 30 * 86_400.0
 
 
 @pytest.fixture
-def directory(tiny: Path, copy_of: Copy) -> Path:
-    """A model directory of which one artifact has been exported."""
+def directory(tiny: Path, copy_of: Copy, store: Store, builds: Builds) -> Path:
+    """A model directory of which one artifact has been exported; the store has its graph."""
     directory = copy_of(tiny)
-    assert exported(directory)["of_graph"] == 0
+    builds.stock(store, directory, **ONE)
+    graph = builds.store.read(name_of(directory))
+    assert graph is not None
+    store.write(name_of(directory), graph)
+    assert outcome_of(directory).state == "cached"
     retrain(directory, "llm.pt", "text_encoder.")
     return directory
 
@@ -283,7 +289,7 @@ def test_a_graph_whose_zip_ends_the_process_is_made_anew(directory: Path) -> Non
     def kill(_: Target, stage: str) -> None:
         stages.append(stage)
         if stages == ["load", "save", "verify"]:
-            os.kill(max(builds(os.getpid())), signal.SIGKILL)
+            os.kill(max(builders(os.getpid())), signal.SIGKILL)
 
     assert exported(directory, progress=kill)["of_graph"] == 0
     assert stages == ["load", "save", "verify", "load", "script", "save", "verify", "built"]

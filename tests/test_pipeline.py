@@ -62,6 +62,7 @@ def assert_clean(directory: Path, store: Store) -> None:
     assert [path.name for path in directory.iterdir() if path.name.startswith(".")] in ([], [".cosyjit"])
 
 
+@pytest.mark.slow
 def test_an_export_publishes_the_names_of_the_runtime_and_leaves_nothing_else(
     tiny: Path, copy_of: Copy, store: Store
 ) -> None:

@@ -32,6 +32,7 @@ class _Kind(NamedTuple):
 _KINDS: Final = {
     "zip": _Kind(zips.build, zips.prove),
     "vllm": _Kind(folders.build, folders.prove),
+    "hf": _Kind(folders.build, folders.prove),
     "onnx": _Kind(onnx_files.build, onnx_files.prove),
 }
 """By `Component.kind`."""

@@ -1,12 +1,11 @@
 """ONNX files of flow estimators: written in one process, and verified in another."""
 
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cosyjit.building.artifact import Built, Proof, sync
-from cosyjit.errors import SelectionError
+from cosyjit.building.packages import check_packages
 from cosyjit.onnx.forms import FORMS
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
@@ -16,18 +15,6 @@ from cosyjit.weights.fit import EncoderNeed
 
 if TYPE_CHECKING:
     from cosyjit.onnx.graph import Model
-
-_PACKAGES: Final = ("onnx", "onnxruntime")
-
-
-def check_packages(target: Target) -> None:
-    """Check that what building and verifying an ONNX file needs is installed; none of it is imported.
-
-    Raises:
-        SelectionError: something is missing.
-    """
-    if not all(map(find_spec, _PACKAGES)):
-        raise SelectionError(f"{target.name}: needs a package that is missing; install cosyjit[onnx]")
 
 
 def build(target: Target, _graph: Graph | None, directory: Path, progress: worker.Progress) -> Built:

@@ -85,7 +85,8 @@ def export(
         A component to export, such as llm.text_encoder or flow.decoder.estimator; may be repeated. By default those
         that the runtime reads with load_jit and load_vllm; "all" for those on request as well.
     precision
-        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm bf16.
+        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm
+        and llm.hf bf16.
         flow.decoder.estimator has fp32, its default, autocast_fp16, fp32.dynamic_batch and, except for CosyVoice,
         streaming.fp32 and streaming.autocast_fp16. A component is left out at a precision that it does not have.
     publish
@@ -97,7 +98,7 @@ def export(
     link
         Publish hard links to the store's files instead of copies. Use this only if nobody else writes to the directory.
     replace
-        If somebody else's folder is in the place of vllm/, move it aside and publish there.
+        If somebody else's folder is in the place of vllm/ or hf_merged/, move it aside and publish there.
     sign
         Sign the records of new artifacts with the private key in this file (ed25519, PEM).
     require_signature
@@ -407,7 +408,7 @@ def synth(
     family
         cosyvoice, cosyvoice2 or cosyvoice3.
     size
-        tiny, or full for the published sizes.
+        tiny, small for a language model that vLLM takes on a CPU, or full for the published sizes.
     seed
         The seed of the random weights.
     force

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cosyjit.documents import refuse_constant
+from cosyjit.configuration import json_files
 from cosyjit.errors import ConfigError
-from cosyjit.fs import files
-from cosyjit.weights.formats import BEGINNING, mistaken_for
 
 BASE: Final = "CosyVoice-BlankEN"
 """The folder, by the name that the public runtime looks for in a model directory."""
@@ -71,8 +69,8 @@ def read_qwen2_config(directory: Path) -> Qwen2Config:
             f"{directory}: has no folder {BASE}; put the one that was published with the weights, "
             f"with {CONFIG} and {GENERATION}, beside them"
         )
-    contents = {path: _content(folder / path.name) for path in (folder / CONFIG, folder / GENERATION)}
-    config, generation = (_parse(content, path) for path, content in contents.items())
+    contents = {path: json_files.content(path, _LARGEST) for path in (folder / CONFIG, folder / GENERATION)}
+    config, generation = (json_files.parsed(content, path) for path, content in contents.items())
     digests = {f"{BASE}/{path.name}": hashlib.sha256(content).hexdigest() for path, content in contents.items()}
     return _checked(_Fields(folder / CONFIG, config), generation, digests)
 
@@ -146,31 +144,3 @@ def _checked(fields: _Fields, generation: Mapping[str, Any], digests: Mapping[st
         vocab_size=fields.size("vocab_size"),
         tie_word_embeddings=tied,
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        content = files.beginning(path, _LARGEST)
-    except files.NotAFileError:
-        raise ConfigError(f"{path}: is not a file; copy or download it again") from None
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: does not exist; copy or download it again") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
-    if mistaken := mistaken_for(content[:BEGINNING]):
-        raise ConfigError(f"{path}: {mistaken}")
-    if len(content) > _LARGEST:
-        raise ConfigError(f"{path}: has more than {_LARGEST:,} bytes; copy or download it again")
-    return content
-
-
-def _parse(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(content, parse_constant=refuse_constant)
-        json.dumps(document, allow_nan=False)  # vLLM's folder gets a copy, and JSON has no such number as 1e999
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not JSON ({error}); copy or download it again") from None
-    if not isinstance(document, dict):
-        kind = type(document).__name__
-        raise ConfigError(f"{path}: holds a {kind} instead of an object; copy or download it again")
-    return document

@@ -1,20 +1,25 @@
 """The inputs of a component's artifacts: options, tensors, and the identity of their files when they were read."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.errors import UnsupportedOptionError
 from cosyjit.families import Component
+from cosyjit.folders.content import FolderNeed, numbers
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
+from cosyjit.hf import rules as hf
 from cosyjit.sources.checkpoint import Checkpoint
-from cosyjit.vllm.rules import FolderNeed, plan_folder
+from cosyjit.vllm import rules as vllm
 from cosyjit.weights.fit import EncoderNeed, Need, Reading, check
 from cosyjit.weights.tensor_digests import TensorDigest, Weights, are_remembered, read_tensors
+
+_FOLDERS: Final = {"vllm": vllm.need_of, "hf": hf.need_of}
+"""By `Component.kind`, what gives the need of a folder."""
 
 _Needs = dict[Path, list[Need]]
 """By weights file, what components need of it."""
@@ -29,6 +34,7 @@ class Inputs(NamedTuple):
         reading: how these names are read in that file.
         weights: the identity of that file.
         configs: the SHA-256 of the configurations, by their names in the model directory.
+        more: how many numbers the artifact has beyond those of the tensors, which it may repeat or fill up.
     """
 
     options: Mapping[str, Any]
@@ -36,6 +42,7 @@ class Inputs(NamedTuple):
     reading: Reading
     weights: Identity
     configs: Mapping[str, str]
+    more: int = 0
 
 
 def read_inputs(
@@ -54,12 +61,21 @@ def read_inputs(
     parts = tuple(dict.fromkeys(parts))
     source = checkpoint.source
     options = {part: checkpoint.options(part) for part in parts if not part.is_folder}
-    source.obtain({name for part in parts for name in (source.weights(part.weights), *part.configs)})
-    folders = {part: FolderNeed(part, read_qwen2_config(source.directory)) for part in parts if part.is_folder}
+    source.obtain({name for part in parts for name in source.files(part)})
+    folders = {part: folder_need(part, source.directory) for part in parts if part.is_folder}
     found = _digests_of(checkpoint, {**_networks(checkpoint, options), **folders}, parts, digests, ready)
     return {part: _network(checkpoint, part, given, found[part.weights]) for part, given in options.items()} | {
         part: _folder(checkpoint, need, found[part.weights]) for part, need in folders.items()
     }
+
+
+def folder_need(part: Component, directory: Path) -> FolderNeed:
+    """What the folder of a component is made from, but for its weights.
+
+    Raises:
+        ConfigError: the files beside the weights are missing, damaged, or not what such a folder is made from.
+    """
+    return _FOLDERS[part.kind](part, directory)
 
 
 def _networks(checkpoint: Checkpoint, options: Mapping[Component, Mapping[str, Any]]) -> dict[Component, Need]:
@@ -110,6 +126,7 @@ def _network(checkpoint: Checkpoint, part: Component, options: Mapping[str, Any]
 def _folder(checkpoint: Checkpoint, need: FolderNeed, weights: Weights) -> Inputs:
     path = checkpoint.source.directory / checkpoint.source.weights(need.component.weights)
     check(path, weights.tensors, need, weights.reading)
-    folder = plan_folder(need.component, need.base, path, weights.tensors)
-    tensors = {name: weights.tensors[name] for name in folder.sources}
-    return Inputs(folder.options, tensors, weights.reading, weights.identity, need.base.digests)
+    folder = need.plan(path, weights.tensors)
+    tensors = {name: weights.tensors[name] for name in folder.shapes}
+    more = numbers(folder) - sum(map(math.prod, folder.shapes.values()))
+    return Inputs(folder.options, tensors, weights.reading, weights.identity, need.configs, more)

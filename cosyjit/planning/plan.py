@@ -160,6 +160,7 @@ def _target(source: Source, part: Component, precision: Precision, made_from: In
         made_from.weights,
         made_from.configs,
         made_from.reading,
+        made_from.more,
     )
 
 
@@ -236,7 +237,7 @@ def localize(target: Target, store: Store) -> Target:
     if here.key != target.fingerprint.key:
         reasons = "; ".join(differences(target.fingerprint, here))
         raise BuildError(f"{target.name}: was planned by another installation ({reasons}); install the same everywhere")
-    target.source.obtain([target.weights_file.name, *target.component.configs])
+    target.source.obtain(target.source.files(part))
     if target.is_unchanged():
         return target
     try:

@@ -39,6 +39,7 @@ class Target:
         weights: what the file with its weights was when the fingerprint was taken.
         reading: how the names of tensors in that file are read.
         configs: the SHA-256 of the configurations when they were read, by their names in the model directory.
+        more: how many numbers the artifact has beyond those of its tensors.
         device: the kind of device that the graph is optimized on; the artifact loads on others as well.
     """
 
@@ -50,6 +51,7 @@ class Target:
     weights: Identity
     configs: Mapping[str, str] = field(hash=False)
     reading: Reading = PLAIN
+    more: int = 0
     device: str = "cpu"
 
     @property
@@ -96,7 +98,10 @@ class Target:
     @property
     def weight_bytes(self) -> int:
         """The size of the weights, in bytes: nearly that of the artifact."""
-        return sum(self.precision.size(name, each.shape) for name, each in self.fingerprint.tensors.items())
+        tensors = self.fingerprint.tensors.items()
+        return (
+            sum(self.precision.size(name, each.shape) for name, each in tensors) + self.more * self.precision.item_size
+        )
 
     @property
     def memory_bytes(self) -> int:

@@ -376,7 +376,7 @@ def serve(fd: int, errors: int) -> None:
     """
     gc.disable()
     ignore_missing_numpy()
-    for name in ("torch", "cosyjit.vllm.folder", "cosyjit.torchscript.gate", "cosyjit.torchscript.load"):
+    for name in ("torch", "cosyjit.folders.folder", "cosyjit.torchscript.gate", "cosyjit.torchscript.load"):
         importlib.import_module(name)  # once, for all the children
     _speak(errors)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from now on it sees that the connection is closed

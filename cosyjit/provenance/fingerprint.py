@@ -12,9 +12,10 @@ import xxhash
 from cosyjit import encoders
 from cosyjit.configuration.config import Instance
 from cosyjit.families import Component, Precision
+from cosyjit.hf import rules as hf
 from cosyjit.onnx import forms
 from cosyjit.text import listed
-from cosyjit.vllm import rules
+from cosyjit.vllm import rules as vllm
 from cosyjit.weights.tensor_digests import TensorDigest
 
 _DOMAIN: Final = b"cosyjit fingerprint 1\n"
@@ -30,7 +31,8 @@ class _Recipe(NamedTuple):
 
 _RECIPES: Final = {
     "zip": _Recipe(("script", "freeze", "optimize_for_inference"), encoders.version_of),
-    "vllm": _Recipe(("cast",), lambda _class_name, _options: rules.VERSION),
+    "vllm": _Recipe(("cast",), lambda _class_name, _options: vllm.VERSION),
+    "hf": _Recipe(("merge", "cast"), lambda _class_name, _options: hf.VERSION),
     "onnx": _Recipe(("cast", "graph"), lambda _class_name, _options: forms.VERSION),
 }
 
@@ -44,7 +46,7 @@ class Fingerprint:
         config: the class and options of the configuration, as JSON has them; and the component's overrides, if any.
         precision, device: their names.
         recipe: the methods that are kept, and the stages of the build.
-        encoders: the version of the code that makes it: that of the encoder, of vLLM's folder, or of ONNX files.
+        encoders: the version of the code that makes it: that of the encoder, of a kind of folder, or of ONNX files.
         torch: the version of torch.
     """
 

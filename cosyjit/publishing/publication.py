@@ -19,7 +19,7 @@ from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.store.store import FORMS, Store
 
 _FILE: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.(zip|onnx)"
-_FOLDER: Final = r"[a-z]{1,200}"
+_FOLDER: Final = r"[a-z][a-z_]{0,199}"
 _NAME: Final = r"(?s)[^/\0]{1,255}"
 
 

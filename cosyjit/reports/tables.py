@@ -79,7 +79,7 @@ def counts(outcomes: Sequence[Outcome]) -> str:
 
 
 def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = str) -> list[str]:
-    """Each error in a line, and whether and where anything was published.
+    """Each error in a line, what to know of what was made, and whether and where anything was published.
 
     Args:
         escaped: what errors and directories pass through, for a medium in which the rest of a line needs none of it.
@@ -89,6 +89,9 @@ def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = s
         return [*failed, "Nothing was published; what was published before is as it was. What could be built is kept."]
     lost = {each.target.name: each.record.figures.get("underflows", 0) for each in outcomes if each.record}
     notes = [f"{name}: {count:,.0f} numbers became 0 in the cast" for name, count in lost.items() if count]
+    targets = [each.target for each in outcomes]
+    loading = {each.name: each.component.loading.get(each.precision.name) for each in targets}
+    notes += [f"{name}: {note}" for name, note in loading.items() if note]
     directories = {str(each.path.parent): None for each in outcomes if each.path}
     return [*notes, *(f"Published in {escaped(directory)}" for directory in directories)]
 

@@ -14,6 +14,7 @@ fail, and gigabytes would be read again. A file in `.files` is whole and has the
 cached like that of any file, so that checking it again does not read it.
 """
 
+import itertools
 import logging
 import os
 import time
@@ -36,7 +37,9 @@ from cosyjit.sources.modelscope import File, Model
 from cosyjit.weights.weights_file import SAFETENSORS
 
 _PARTS: Final = [part for family in FAMILIES for part in family.components]
-_FILES: Final = dict.fromkeys(name for part in _PARTS for name in (part.weights, *part.configs))
+_FILES: Final = dict.fromkeys(
+    name for part in _PARTS for name in (part.weights, *part.configs, *itertools.chain(*part.either))
+)
 _OTHERS: Final = dict.fromkeys(str(Path(part.weights).with_suffix(SAFETENSORS)) for part in _PARTS)
 NAMES: Final = (*CONFIG_FILES, *_FILES, *_OTHERS)
 """The files of a model that cosyjit uses."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from cosyjit.configuration import yaml_nodes
 from cosyjit.errors import SourceError
-from cosyjit.families import CONFIG_FILES
+from cosyjit.families import CONFIG_FILES, Component
 from cosyjit.fs import files
 from cosyjit.sources import modelscope, snapshots
 from cosyjit.sources.snapshots import Snapshot
@@ -63,11 +63,20 @@ class Source:
     def weights(self, name: str) -> str:
         """The name of a weights file in this source: that of the same file as safetensors, if only that exists."""
         other = str(Path(name).with_suffix(SAFETENSORS))
+        return other if self._has(other) and not self._has(name) else name
+
+    def files(self, component: Component) -> tuple[str, ...]:
+        """The names of the files that a component is made from, but for the configuration.
+
+        Of sets of which it needs one, the first that is complete; if none is, the last.
+        """
+        sets = [names for names in component.either if all(map(self._has, names))]
+        return (self.weights(component.weights), *component.configs, *(*sets, *component.either[-1:], ())[0])
+
+    def _has(self, name: str) -> bool:
         if self.snapshot is not None:
-            names = {file.name for file in self.snapshot.files}
-            return other if other in names and name not in names else name
-        is_other = not os.path.lexists(self.directory / name) and os.path.lexists(self.directory / other)
-        return other if is_other else name
+            return name in {file.name for file in self.snapshot.files}
+        return os.path.lexists(self.directory / name)
 
     def uri(self, name: str) -> str:
         """The URI that a file came from."""

@@ -4,6 +4,7 @@
 give the published names and shapes.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ from cosyjit.configuration.config import Instance
 from cosyjit.encoders.registry import build_encoder
 from cosyjit.estimators.options import TABLES as ESTIMATORS
 from cosyjit.estimators.registry import build_estimator
+from cosyjit.synth.tokenizer import declare_tokenizer
 
 _Options = dict[str, Any]
 
@@ -27,8 +29,13 @@ class _Qwen2(NamedTuple):
     end: int
 
 
-_QWEN2: Final = {64: _Qwen2(2, 4, 2, 128, 256, 243), 896: _Qwen2(24, 14, 2, 4864, 151936, 151643)}
-"""By its width, which is all that the configuration of a language model gives. The second is Qwen2-0.5B."""
+_QWEN2: Final = {
+    64: _Qwen2(2, 4, 2, 128, 640, 352),
+    128: _Qwen2(3, 4, 2, 256, 640, 352),
+    896: _Qwen2(24, 14, 2, 4864, 151936, 151643),
+}
+"""By its width, which is all that the configuration of a language model gives. The last is Qwen2-0.5B. The tokens of
+text are those before the end, two that follow it, and the special tokens of the family; all have rows."""
 
 
 def declare_model(node: Instance) -> nn.Module:
@@ -39,8 +46,8 @@ def declare_model(node: Instance) -> nn.Module:
     return build(node.class_name, node.options)
 
 
-def declare_base_model(node: Instance) -> dict[str, _Options]:
-    """The contents of the two files, by their names, that describe the base model of a language model.
+def declare_base_model(node: Instance) -> dict[str, str]:
+    """The contents of the files, by their names, that describe the base model of a language model.
 
     They are empty for a language model that does not have a base model.
     """
@@ -74,7 +81,11 @@ def declare_base_model(node: Instance) -> dict[str, _Options]:
         "vocab_size": sizes.vocabulary,
     }
     generation = {**ends, "do_sample": False, "max_new_tokens": 2048, "transformers_version": "4.37.0"}
-    return {CONFIG: config, GENERATION: generation}
+    configs = {CONFIG: config, GENERATION: generation}
+    return {
+        **{name: json.dumps(values, indent=2) + "\n" for name, values in configs.items()},
+        **declare_tokenizer(sizes.end),
+    }
 
 
 def _parts(**parts: nn.Module) -> nn.Module:

@@ -61,6 +61,12 @@ class Caster:
         self._read = bytearray(_NUMBERS * torch.float64.itemsize)
         self._cast = bytearray(_NUMBERS * self._dtype.itemsize)
 
+    def filled(self, value: float, count: int) -> Iterator[memoryview]:
+        """One number `count` times, cast, as bytes. It may be infinite. A block is valid until the next."""
+        out = torch.frombuffer(self._cast, dtype=self._dtype).fill_(value)
+        for at in range(0, count, _NUMBERS):
+            yield memoryview(self._cast)[: min(_NUMBERS, count - at) * out.itemsize]
+
     def blocks(self, name: str, tensor: StoredTensor) -> Iterator[memoryview]:
         """The cast numbers of a tensor of floats in row-major order, as bytes. A block is valid until the next.
 

@@ -73,6 +73,11 @@ class StoredTensor(NamedTuple):
             expected *= size
         return True
 
+    def cut(self, first: int, count: int) -> "StoredTensor":
+        """Its part along the first axis: `count` indices from `first` on, which it has."""
+        start = self.start + first * self.stride[0] * self.item_size
+        return self._replace(shape=(count, *self.shape[1:]), start=start)
+
     @property
     def rows(self) -> int:
         """The number of rows along its longest axis."""

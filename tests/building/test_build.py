@@ -11,12 +11,12 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from cosyjit import BuildError, Target, build, plan
+from cosyjit import Artifact, BuildError, Target, build, plan
 from cosyjit.errors import CheckpointError
 from cosyjit.provenance.fingerprint import key_of
 from cosyjit.provenance.record import EMBEDDED_NAME, embedded_provenance
@@ -39,18 +39,31 @@ def inside(path: Path) -> bytes:
         return archive.read(name)
 
 
-def test_a_build_gives_the_digest_and_the_size_of_the_file_and_tells_its_stages(tiny: Path, tmp_path: Path) -> None:
-    wanted = target(tiny)
-    told: list[str] = []
-    artifact = build(wanted, tmp_path, progress=told.append)
+class Built(NamedTuple):
+    """A build: where it was to put its artifact, what came of it, and the stages that it told of."""
+
+    directory: Path
+    artifact: Artifact
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def built(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A build of `target(tiny)`."""
+    directory, told = tmp_path_factory.mktemp("built"), list[str]()
+    return Built(directory, build(target(tiny), directory, progress=told.append), told)
+
+
+def test_a_build_gives_the_digest_and_the_size_of_the_file_and_tells_its_stages(tiny: Path, built: Built) -> None:
+    wanted, (directory, artifact, told) = target(tiny), built
     content = artifact.path.read_bytes()
     assert artifact.target == wanted
     assert artifact.sha256 == hashlib.sha256(content).hexdigest()
     assert artifact.size == len(content) > wanted.weight_bytes
     assert artifact.seconds > 0
     assert [stage for stage in told if not stage.startswith("cast:")] == ["load", "script", "save", "verify", "built"]
-    assert artifact.path.parent == tmp_path / wanted.name
-    assert list(tmp_path.rglob("*.*")) == [tmp_path / wanted.name, artifact.path]
+    assert artifact.path.parent == directory / wanted.name
+    assert list(directory.rglob("*.*")) == [directory / wanted.name, artifact.path]
 
 
 def test_a_relative_directory_is_meant_from_where_the_caller_is(
@@ -64,9 +77,9 @@ def test_a_relative_directory_is_meant_from_where_the_caller_is(
     assert artifact.size > wanted.weight_bytes
 
 
-def test_a_zip_says_from_what_it_was_made_and_neither_when_nor_where(tiny: Path, tmp_path: Path) -> None:
+def test_a_zip_says_from_what_it_was_made_and_neither_when_nor_where(tiny: Path, built: Built) -> None:
     wanted = target(tiny)
-    said = inside(build(wanted, tmp_path).path)
+    said = inside(built.artifact.path)
     assert said == embedded_provenance(wanted.fingerprint)
     document = json.loads(said)
     assert document == {
@@ -77,13 +90,11 @@ def test_a_zip_says_from_what_it_was_made_and_neither_when_nor_where(tiny: Path,
     assert key_of(document["parts"]) == wanted.fingerprint.key
 
 
-def test_equal_weights_in_another_file_and_place_give_equal_bytes(tiny: Path, copy_of: Copy, tmp_path: Path) -> None:
+def test_equal_weights_in_another_file_and_place_give_equal_bytes(built: Built, tiny: Path, copy_of: Copy) -> None:
     directory = moved(copy_of(tiny))
     retrain(directory, "llm.pt", "text_encoder.")
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    one, two = build(target(tiny), tmp_path / "one"), build(target(directory), tmp_path / "two")
-    assert one.path.read_bytes() == two.path.read_bytes()
+    again = build(target(directory), directory.parent)
+    assert built.artifact.path.read_bytes() == again.path.read_bytes()
 
 
 def test_the_zip_loads_as_it_is_and_computes_what_the_encoder_does(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cosyjit import OutdatedPlan, Store, export, lineage, outdated_plans, plan
-from cosyjit.building import onnx_files
+from cosyjit.building import onnx_files, packages
 from cosyjit.errors import SelectionError
 from cosyjit.operations.verify import verify_store
 from cosyjit.provenance import record
@@ -383,8 +383,8 @@ def test_a_worker_without_the_packages_says_so(
     tiny2: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (planned,) = plan(tiny2, [PART], store=store)
-    onnx_files.check_packages(planned.target)
-    monkeypatch.setattr(onnx_files, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    packages.check_packages(planned.target)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
     with pytest.raises(SelectionError, match=r"install cosyjit\[onnx\]"):
         onnx_files.build(planned.target, None, tmp_path, lambda _: None)
     with pytest.raises(SelectionError, match=r"install cosyjit\[onnx\]"):

@@ -5,6 +5,7 @@ and inputs. `chunked.json` has one more: the flow encoder as runtimes of before 
 """
 
 import json
+from functools import cache
 from typing import Any, Final
 
 import pytest
@@ -39,17 +40,17 @@ _OUTPUTS: Final = {
 _STREAMED: Final = [name for name, outputs in _OUTPUTS.items() if "stream" in outputs]
 
 
-@pytest.fixture(scope="module", params=["eager", "optimized", "plain", "plain optimized"])
-def encoders(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """All encoders of the vectors in one form."""
-    build = plain if request.param.startswith("plain") else ours
-    built: dict[str, Any] = {}
-    for name, given in _OPTIONS.items():
-        options = {option: value for option, value in given.items() if option != "class"}
-        built[name] = build(_CLASSES[given["class"]], options, f"{name}.")
-    if request.param.endswith("optimized"):
-        built = {name: optimized(encoder) for name, encoder in built.items()}
-    return built
+FORMS: Final = ("eager", "optimized", "plain", "plain optimized")
+
+
+@cache
+def in_form(form: str, name: str) -> Any:
+    """An encoder of the vectors in a form."""
+    options = {option: value for option, value in _OPTIONS[name].items() if option != "class"}
+    build = plain if form.startswith("plain") else ours
+    with torch.inference_mode(mode=False):
+        encoder = build(_CLASSES[_OPTIONS[name]["class"]], options, f"{name}.")
+        return optimized(encoder) if form.endswith("optimized") else encoder
 
 
 def assert_near(actual: Tensor, vector: str) -> None:
@@ -77,25 +78,28 @@ def test_every_vector_is_used() -> None:
     }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", sampled(_OPTIONS, 3))
-def test_forward(encoders: dict[str, Any], name: str) -> None:
+def test_forward(form: str, name: str) -> None:
     xs = frames(f"{name}:x", (len(LENGTHS), max(LENGTHS), _OPTIONS[name]["input_size"]))
     for output in _OUTPUTS[name] & {"forward", "forward_streaming"}:
         arguments = {"streaming": True} if output == "forward_streaming" else {}
-        ys, mask = encoders[name](xs, torch.tensor(LENGTHS, dtype=torch.int32), **arguments)
+        ys, mask = in_form(form, name)(xs, torch.tensor(LENGTHS, dtype=torch.int32), **arguments)
         assert mask.sum(dim=2).flatten().tolist() == [ys.size(1) // max(LENGTHS) * length for length in LENGTHS]
         assert_near(ys.masked_fill(~mask.transpose(1, 2), 0.0), f"{name}/{output}")
 
 
-@pytest.mark.parametrize("name", _STREAMED)
-def test_forward_chunk(encoders: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", sampled(_STREAMED, 3))
+def test_forward_chunk(form: str, name: str) -> None:
     xs = frames(f"{name}:stream", (1, sum(CHUNKS), _OPTIONS[name]["input_size"]))
     att_cache = cnn_cache = torch.zeros(0, 0, 0, 0)
+    encoder = in_form(form, name)
     ys = []
     for chunk in torch.split(xs, list(CHUNKS), dim=1):
         offset, count = att_cache.size(2), chunk.size(1)
         seen = torch.ones(1, count, offset + count, dtype=torch.bool).tril(offset)
-        y, att_cache, cnn_cache = encoders[name].forward_chunk(chunk, offset, -1, att_cache, cnn_cache, seen)
+        y, att_cache, cnn_cache = encoder.forward_chunk(chunk, offset, -1, att_cache, cnn_cache, seen)
         ys.append(y)
     assert_near(torch.cat(ys, dim=1), f"{name}/stream")
     assert_near(att_cache, f"{name}/att_cache")
@@ -113,7 +117,7 @@ _CHUNKED_EXPECTED: Final = golden_outputs("chunked.npz")
 _CHUNKED_LENGTHS: Final = (70, 55)
 
 
-@pytest.fixture(scope="module", params=["eager", "optimized", "plain", "plain optimized"])
+@pytest.fixture(scope="module", params=FORMS)
 def chunked(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     """The encoder in one form, and the arguments by which it attends in chunks; ours needs none."""
     options = {option: value for option, value in _CHUNKED.items() if option != "class"}

@@ -1,4 +1,4 @@
-"""How estimators run in tests: as the runtime runs them, and on one thread."""
+"""How estimators run in tests: as the runtime runs them."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,6 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _inference(one_thread: None) -> Iterator[None]:  # noqa: ARG001
+def _inference() -> Iterator[None]:
     with torch.inference_mode():
         yield

@@ -65,6 +65,8 @@ class Service:
             "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # How soon a run that waits for another one of its deployment asks again; the default is half a minute.
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
             "NO_COLOR": "1",
             "COLUMNS": "300",
         }

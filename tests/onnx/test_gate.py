@@ -23,8 +23,7 @@ from cosyjit.onnx.forms import FORMS, LIMITS
 from cosyjit.onnx.graph import Graph, Interface, Model
 from tests.estimators.vectors import CAUSAL_UNET, DIT, UNET
 from tests.support.onnx_files import Case, case_of
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from tests.support.tiers import sampled
 
 UNETS: Final[dict[str, Any]] = {
     "in_channels": 16,
@@ -60,7 +59,7 @@ def unet(tmp_path: Path) -> Case:
     return case_of(tmp_path, CAUSAL_UNET, OPTIONS[CAUSAL_UNET])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sampled(FORMS, 2))
 def test_every_form_of_every_class_passes(case: Case, form: str, tmp_path: Path) -> None:
     model, path = case.model(form), tmp_path / "made.onnx"
     case.write(model, path)

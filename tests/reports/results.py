@@ -30,8 +30,9 @@ FIGURES: Final = {
 TENSOR: Final = TensorDigest("float32", (500, 500), "f" * 32)
 
 
-def target(name: str, precision: str = "fp32", directory: str = "/models/m") -> Target:
-    component = next(component for component in FAMILIES[0].components if component.name == name)
+def target(name: str, precision: str = "fp32", directory: str = "/models/m", family: str = "CosyVoice") -> Target:
+    (components,) = (each.components for each in FAMILIES if each.name == family)
+    (component,) = (component for component in components if component.name == name)
     source = Source(Path(directory), Path(directory, "cosyvoice.yaml"))
     half = PRECISIONS[precision]
     made = fingerprint(component, {"linear_units": 128}, half, "cpu", {f"{component.prefix}w": TENSOR})

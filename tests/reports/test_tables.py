@@ -54,6 +54,12 @@ def test_numbers_that_became_0_are_told_of() -> None:
     assert tables.closing_lines([outcome]) == ["llm.llm.fp16: 1,234 numbers became 0 in the cast", "Published in /m"]
 
 
+def test_whoever_loads_a_folder_in_fp32_is_told_what_vllm_does_to_it() -> None:
+    made = target("llm.vllm", "fp32", family="CosyVoice2")
+    (note, _) = tables.closing_lines([Outcome(made, "cached", (), record(made), 1.0, Path("/m/vllm"))])
+    assert note == 'llm.vllm.fp32: vLLM casts it to bf16 as it loads it, unless it is given dtype="float32"'
+
+
 def test_counts_leave_out_what_there_is_none_of() -> None:
     assert tables.counts([built("llm.llm"), cached("flow.encoder"), cached("llm.llm")]) == "1 built, 2 cached"
     assert tables.counts([cached("flow.encoder")]) == "1 cached"

@@ -11,11 +11,15 @@ from cosyjit.provenance import record
 
 
 class Builds:
-    """A store of its own, of which others are given copies."""
+    """A store of its own, of which others are given copies.
+
+    Attributes:
+        store: with all that was built, and its graphs; not to be changed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._store = Store(folder / "store")
+        self.store = Store(folder / "store")
 
     def stock(
         self,
@@ -30,13 +34,11 @@ class Builds:
         """
         into = self._folder / uuid.uuid4().hex
         with store.in_use(), store.staging() as work:
-            for each in export(
-                directory, components=components, precisions=precisions, store=self._store, publish=into
-            ):
+            for each in export(directory, components=components, precisions=precisions, store=self.store, publish=into):
                 assert each.record is not None, each.error
                 for digest in (each.record.files or {"": each.record.sha256}).values():
                     with (work / digest).open("wb") as file:
-                        self._store.fetch(digest, file)
+                        self.store.fetch(digest, file)
                     store.add(work / digest, digest)
                 materials = tuple(one._replace(uri=(directory / one.name).as_uri()) for one in each.record.materials)
                 record.save(store, replace(each.record, source=each.target.source.pinned, materials=materials))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import pytest
@@ -15,6 +16,7 @@ from cosyjit.families import PRECISIONS, Component
 from cosyjit.metrics import Metrics
 from cosyjit.provenance.record import EMBEDDED_NAME
 from cosyjit.torchscript import script
+from cosyjit.torchscript.expected import Expected
 from cosyjit.torchscript.gate import Verified, verify
 from tests.support.checkpoints import component_of, eager, opened
 
@@ -24,10 +26,26 @@ PROVENANCE: Final = b"of a test"
 Fault = Callable[[nn.Module], object]
 
 
+# What follows is kept by directory: nobody changes one that has been asked about.
+
+
 @cache
 def component_in(directory: Path, name: str) -> Component:
-    """A component of a directory that is not changed."""
+    """A component of a directory."""
     return component_of(opened(directory), name)
+
+
+@cache
+def expected_of(directory: Path, name: str) -> Expected:
+    """A component's encoder, and what it gives: each call is computed by the first verification that makes it."""
+    return Expected(eager(directory, name))
+
+
+@cache
+def _sound(directory: Path, name: str, precision: str) -> bytes:
+    """The content of an artifact without a fault."""
+    with TemporaryDirectory() as into:
+        return _made(cast_encoder(directory, name, precision), directory, name, precision, Path(into)).read_bytes()
 
 
 def cast_encoder(directory: Path, name: str, precision: str) -> nn.Module:
@@ -37,11 +55,17 @@ def cast_encoder(directory: Path, name: str, precision: str) -> nn.Module:
 
 def saved(directory: Path, name: str, precision: str, into: Path, fault: Fault | None = None) -> Path:
     """An artifact as a build makes it, of an encoder that a fault has changed, or made another one of."""
+    if fault is None:
+        path = into / script.ARCHIVE
+        path.write_bytes(_sound(directory, name, precision))
+        return path
     encoder = cast_encoder(directory, name, precision)
-    if fault is not None:
-        with torch.no_grad():
-            other = fault(encoder)
-        encoder = other.eval() if isinstance(other, nn.Module) else encoder
+    with torch.no_grad():
+        other = fault(encoder)
+    return _made(other.eval() if isinstance(other, nn.Module) else encoder, directory, name, precision, into)
+
+
+def _made(encoder: nn.Module, directory: Path, name: str, precision: str, into: Path) -> Path:
     if PRECISIONS[precision].quantized:
         quantize(encoder)
     module = script.optimize(encoder, component_in(directory, name).methods)
@@ -62,10 +86,18 @@ def verified(
 ) -> Verified:
     """What the gate gives of an artifact, against the directory's encoder or another one."""
     wanted = PRECISIONS[precision]
-    encoder = encoder or eager(directory, name)
-    weight_bytes = sum(wanted.size(each, tensor.shape) for each, tensor in encoder.state_dict().items())
-    component = component_in(directory, name)
-    return verify(path, encoder, component, wanted, weight_bytes, weight_bytes, provenance=PROVENANCE)
+    expected = Expected(encoder) if encoder else expected_of(directory, name)
+    weight_bytes = sum(wanted.size(each, tensor.shape) for each, tensor in expected.encoder.state_dict().items())
+    return verify(
+        path,
+        expected.encoder,
+        component_in(directory, name),
+        wanted,
+        weight_bytes,
+        weight_bytes,
+        provenance=PROVENANCE,
+        expected=expected,
+    )
 
 
 def refusal(

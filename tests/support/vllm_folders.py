@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from cosyjit.configuration.base_model import BASE, CONFIG, GENERATION, read_qwen2_config
 from cosyjit.families import COSYVOICE2_VLLM, COSYVOICE3_VLLM, PRECISIONS, Component
-from cosyjit.vllm import folder as folders
+from cosyjit.folders import folder as folders
 from cosyjit.vllm.rules import Folder, plan_folder
 from cosyjit.weights.tensors import Entries
 from tests.support.weights_index import indexed_file

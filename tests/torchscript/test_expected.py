@@ -75,7 +75,7 @@ def test_outputs_are_the_same_from_another_process(tiny: Path) -> None:
                 assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_calls_of_one_key_give_the_same(tiny: Path, stream: bool) -> None:
     encoder = eager(tiny, "llm.llm")
     ways: dict[str, list[Call]] = {}

@@ -45,10 +45,10 @@ TARGETS: Final = [
     if component.kind == "zip" and not component.on_request
     for precision in component.tolerances
 ]
+ALWAYS: Final = {("llm.llm", "fp32"), ("llm.llm", "int8"), ("llm.text_encoder", "fp16")}
+"""Those of the targets that are built in the first tier."""
+
 NUMBER: Final = r"[\d.e+-]+"
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weight(encoder: nn.Module, name: str) -> Tensor:
@@ -64,7 +64,7 @@ def in_block(module: str) -> str:
 
 @pytest.mark.parametrize(
     ("family", "name", "precision"),
-    [pytest.param(*each, marks=[pytest.mark.slow] if each[1] != "llm.llm" else []) for each in TARGETS],
+    [pytest.param(*each, marks=[pytest.mark.slow] if each[1:] not in ALWAYS else []) for each in TARGETS],
 )
 def test_an_artifact_of_every_component_passes_at_every_precision(
     family: str, name: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -159,7 +159,7 @@ def test_an_artifact_whose_code_is_damaged_does_not_load(member: str, tiny: Path
     assert re.match(r"the artifact does not load \(.+\)$", refusal(path, tiny, "llm.llm", "fp16"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", sampled(["fp32", "fp16", "int8", "bf16"], 2))
 def test_an_artifact_whose_weights_are_damaged_is_refused(precision: str, tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "llm.llm", precision, tmp_path)
     damage(path, r"/constants/\d+$", inverted)
@@ -272,7 +272,7 @@ def limit_attention(encoder: Any) -> None:
     encoder.static_chunk_size = 64
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", sampled(["fp32", "fp16", "bf16"], 3))
 def test_a_fault_that_only_long_sequences_show_is_refused(precision: str, tiny: Path, tmp_path: Path) -> None:
     path = saved(tiny, "flow.encoder", precision, tmp_path, limit_attention)
     assert refusal(path, tiny, "flow.encoder", precision) == "the artifact's code is not that of its encoder"
@@ -369,7 +369,7 @@ def negate_a_bias(encoder: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "shape"), [(move_by_one_unit, (64, 128)), (transpose, (64, 64)), (negate_a_bias, (64,))]
+    ("fault", "shape"), sampled([(move_by_one_unit, (64, 128)), (transpose, (64, 64)), (negate_a_bias, (64,))], 3)
 )
 def test_a_half_artifact_whose_numbers_are_not_its_tensors_is_refused(
     fault: Fault, shape: tuple[int, ...], tiny: Path, tmp_path: Path
@@ -483,8 +483,14 @@ def test_results_of_another_type_are_refused(tiny: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        (name, precision)
+        for number, name in enumerate(CONFIGURATIONS)
+        for precision in ("fp32", ("fp16", "bf16")[number % 2])  # the two differ in the name of their type
+    ],
+)
 def test_the_contents_of_an_artifact_are_those_of_its_encoder_whatever_the_options(
     name: str, precision: str, tmp_path: Path
 ) -> None:
@@ -504,7 +510,6 @@ def see_the_structure(configuration: Configuration, precision: str, into: Path) 
 # Checkpoints of other forms, all sound.
 
 every_precision = pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-every_type = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 
 
 def of_type(directory: Path, dtype: torch.dtype) -> Path:
@@ -523,8 +528,16 @@ def passes(directory: Path, precision: str, into: Path) -> None:
 
 
 @pytest.mark.slow
-@every_precision
-@every_type
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        # A tensor is first read as float32, whatever its type; what comes then is the same of all types.
+        *((torch.float16, precision) for precision in ("fp32", "fp16", "int8")),
+        *((torch.bfloat16, precision) for precision in ("fp32", "bf16")),
+        *((torch.float64, precision) for precision in ("fp32", "fp16")),
+    ],
+    ids=str,
+)
 def test_a_checkpoint_of_another_type_passes(
     dtype: torch.dtype, precision: str, tiny: Path, copy_of: Copy, tmp_path: Path
 ) -> None:
@@ -532,9 +545,8 @@ def test_a_checkpoint_of_another_type_passes(
 
 
 @pytest.mark.slow
-@every_type
-def test_all_of_a_checkpoint_of_another_type_is_exported(dtype: torch.dtype, tiny: Path, copy_of: Copy) -> None:
-    outcomes = export(of_type(copy_of(tiny), dtype), precisions=["fp32", "fp16", "bf16", "int8"])
+def test_all_of_a_checkpoint_of_another_type_is_exported(tiny: Path, copy_of: Copy) -> None:
+    outcomes = export(of_type(copy_of(tiny), torch.bfloat16), precisions=["fp32", "fp16", "bf16", "int8"])
     assert [outcome.error for outcome in outcomes] == [None] * 10
 
 
@@ -630,7 +642,7 @@ def test_weights_that_freezing_takes_for_equal_pass(
     passes(directory, precision, tmp_path)
 
 
-@pytest.mark.parametrize("fault", [move_by_one_unit, negate_a_bias])
+@pytest.mark.parametrize("fault", sampled([move_by_one_unit, negate_a_bias], 2))
 def test_a_fault_beside_weights_that_freezing_takes_for_equal_is_refused(
     fault: Fault, tiny: Path, copy_of: Copy, tmp_path: Path
 ) -> None:
@@ -640,7 +652,7 @@ def test_a_fault_beside_weights_that_freezing_takes_for_equal_is_refused(
     assert "the artifact" in refusal(path, directory, "llm.llm", "fp16")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", sampled(["fp32", "fp16", "bf16"], 3))
 def test_what_freezing_computes_is_taken_for_no_weight(precision: str, tmp_path: Path) -> None:
     # A convolution of one frame, with the norm behind it folded into it, has the shape of a vector.
     options = {"causal": True, "cnn_module_kernel": 1, "cnn_module_norm": "batch_norm"}

@@ -165,14 +165,14 @@ class Tier:
         self._step(
             f"{environment.name}: torch", lambda: made.append(Made(environment, found, self.root / environment.name))
         )
-        if made and self._step(f"{environment.name}: cosyjit", made[0].install) == PASSED:
+        if made and self._step(f"{environment.name}: cosyjit", lambda: made[0].install(str(ROOT))) == PASSED:
             return Tried(made[0], self.root / f"{environment.name}-made")
         return None
 
     def _use(self, one: Tried) -> list[str]:
         """Export without the extras, so without numpy; the rest needs them. Returns a row of the first table."""
         exported = self._step(f"{one.name}: export", one.export)
-        self._step(f"{one.name}: extras", lambda: one.made.install(EXTRAS))
+        self._step(f"{one.name}: extras", lambda: one.made.install(f"{ROOT}[{','.join(EXTRAS)}]"))
         versions = one.made.versions()
         return [
             one.name,

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from uv import find_uv_bin
+
 from tests.support.processes import ROOT
 from tests.versions.stand_ins import add_stand_ins
 
-EXTRAS: Final = "[prefect,s3,dask,signing,onnx,dev]"
+EXTRAS: Final = ("prefect", "s3", "dask", "signing", "onnx", "hf", "dev")
+"""All but vllm, which demands one release of torch."""
 
 PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
 """Those for which the pins of constraints.txt are to be had."""
@@ -25,12 +28,14 @@ class Environment(NamedTuple):
         python: the release of Python.
         torch: what is asked for of torch.
         options: how uv chooses the other packages.
+        excluded: packages that are left out, although others ask for them.
     """
 
     name: str
     python: str
     torch: str
     options: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
 
 
 ENVIRONMENTS: Final = (
@@ -64,19 +69,20 @@ class Made:
     def __init__(self, environment: Environment, interpreter: Path, directory: Path) -> None:
         self.environment = environment
         self.python = directory / "bin" / "python"
-        self._exclusions = directory / "cuda-packages.txt"
+        self._exclusions = directory / "excluded.txt"
         self._torch = directory / "torch.txt"
         uv("venv", "--clear", "--python", interpreter, directory)
         self._install("--no-deps", environment.torch)
         self._torch.write_text(f"torch=={self.versions()['torch']}\n", encoding="utf-8")
-        self._exclusions.write_text("\n".join(json.loads(self.answer(_NAMES))), encoding="utf-8")
+        excluded = [*json.loads(self.answer(_NAMES)), *environment.excluded]
+        self._exclusions.write_text("\n".join(excluded), encoding="utf-8")
         (libraries,) = directory.glob("lib/python*/site-packages/torch/lib")
         add_stand_ins(libraries)
 
-    def install(self, extras: str = "") -> None:
-        """Install this checkout, and what it needs but for the packages of CUDA."""
+    def install(self, *requirements: str) -> None:
+        """Install packages, and what they need but for the packages of CUDA and what the environment excludes."""
         files: list[str | Path] = ["--constraints", self._torch, "--excludes", self._exclusions]
-        self._install(*files, *self.environment.options, f"{ROOT}{extras}")
+        self._install(*files, *self.environment.options, *requirements)
 
     def _install(self, *arguments: str | Path) -> None:
         uv("pip", "install", "--python", self.python, *arguments)
@@ -96,7 +102,7 @@ def uv(*arguments: str | Path) -> None:
     # Wheels that lie on this machine's disk are taken from there, as pip takes them.
     links = [argument for link in os.environ.get("PIP_FIND_LINKS", "").split() for argument in ("--find-links", link)]
     given = links if arguments[0] == "pip" else []
-    command = ["uv", *arguments[:2], *given, *arguments[2:], "--quiet", "--no-config", "--no-python-downloads"]
+    command = [find_uv_bin(), *arguments[:2], *given, *arguments[2:], "--quiet", "--no-config", "--no-python-downloads"]
     subprocess.run(command, check=True, cwd=ROOT, stdin=subprocess.DEVNULL)
 
 
@@ -120,4 +126,5 @@ def _candidates(release: str) -> Iterator[Path]:
 def resolve(release: str) -> None:
     """See to it that the pins of constraints.txt can be installed on a Python, as wheels; nothing is installed."""
     options = ("--python-version", release, "--only-binary", ":all:", "--constraints", "constraints.txt")
-    uv("pip", "compile", *options, "--all-extras", "pyproject.toml", "--output-file", os.devnull)
+    extras = [argument for extra in EXTRAS for argument in ("--extra", extra)]
+    uv("pip", "compile", *options, *extras, "pyproject.toml", "--output-file", os.devnull)

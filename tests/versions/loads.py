@@ -16,11 +16,11 @@ import torch
 
 from cosyjit.configuration.base_model import read_qwen2_config
 from cosyjit.families import PRECISIONS, Component, Precision
+from cosyjit.folders import folder as folders
 from cosyjit.torchscript.expected import Expected
 from cosyjit.torchscript.gate import _Gate
 from cosyjit.torchscript.load import load_encoder
 from cosyjit.torchscript.script import cast
-from cosyjit.vllm import folder as folders
 from cosyjit.vllm.rules import plan_folder
 from tests.support.checkpoints import opened
 from tests.support.weights_index import indexed_file

@@ -301,7 +301,7 @@ def test_another_precision_is_published_in_place_of_the_first(
         (["--precision", "int8"], "'int8' is not a precision of llm.vllm; choose from fp32, fp16, bf16"),
         (
             ["--component", "llm.llm"],
-            "'llm.llm' is not a component of CosyVoice3; choose from flow.decoder.estimator, llm.vllm, all",
+            "'llm.llm' is not a component of CosyVoice3; choose from flow.decoder.estimator, llm.vllm, llm.hf, all",
         ),
     ],
     ids=lambda each: str(each)[:24],

@@ -1,6 +1,7 @@
 """Folders written and read back: the numbers, the bytes, what a fault leads to, and what it takes."""
 
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -21,14 +22,15 @@ from torch import Tensor
 from benchmarks import costs
 from cosyjit.errors import CheckpointError, CosyjitError, VerificationError
 from cosyjit.families import PRECISIONS
+from cosyjit.folders import folder as folders
+from cosyjit.folders.content import numbers
 from cosyjit.processes import worker
 from cosyjit.synth.synth import synth
-from cosyjit.vllm import folder as folders
 from cosyjit.vllm.rules import VERSION
 from cosyjit.weights.casting import Caster
 from cosyjit.weights.tensors import StoredTensor
 from cosyjit.weights.weights_file import opened
-from tests.support.vllm_folders import FOLDERS, planned, verify, write
+from tests.support.vllm_folders import FILES, FOLDERS, planned, verify, write
 from tests.support.weights_index import indexed_file
 
 Copy = Callable[[Path], Path]
@@ -92,7 +94,7 @@ def test_the_formats_own_library_finds_each_tensor_cast(tiny_folder: Path, preci
     for tensor in folder.tensors:
         torch.testing.assert_close(found[tensor.name], state[tensor.source].to(dtype), rtol=0, atol=0)
     assert written.underflows == 0
-    assert sum(tensor.nbytes for tensor in found.values()) == folder.size(PRECISIONS[precision])
+    assert sum(tensor.nbytes for tensor in found.values()) == numbers(folder) * PRECISIONS[precision].item_size
 
 
 def test_the_digests_are_those_of_the_files(tiny_folder: Path, tmp_path: Path) -> None:
@@ -110,12 +112,14 @@ def test_the_bytes_are_pinned(tiny_folder: Path, copy_of: Copy, tmp_path: Path) 
         numbers = torch.arange(tensor.numel()) % (len(name) + 211)
         state[name] = (numbers / 256 - 0.4375).reshape(tensor.shape)
     torch.save(state, directory / "llm.pt")
+    generation = directory / FILES[1]
+    generation.write_text(json.dumps(json.loads(generation.read_text()) | {"bos_token_id": 243}))
     found = {}
     for precision in ("bf16", "fp16", "fp32"):
         _, written = write(directory, tmp_path / precision, precision)
         found[precision] = hashlib.sha256("".join(sorted(written.digests.values())).encode()).hexdigest()[:16]
     assert (VERSION, found) == (1, PINNED[directory.name]), (
-        "if this is meant, raise VERSION in cosyjit/vllm.py, or stores go on giving out the bytes from before"
+        "if this is meant, raise VERSION in cosyjit/vllm/rules.py, or stores go on giving out the bytes from before"
     )
 
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from cosyjit import Store, plan
 from cosyjit.building.folders import planned_folder
 from cosyjit.errors import CheckpointError
+from cosyjit.folders import folder
 from cosyjit.planning.target import Target
 from cosyjit.torchscript.load import load_encoder
 from cosyjit.torchscript.script import deprecations_ignored
-from cosyjit.vllm import folder
 from tests.support.processes import run_here
 from tests.support.weights_index import assert_as_torch_loads
 

@@ -1,19 +1,20 @@
-"""Writes vLLM's folder from a weights file, and verifies the folder; both stream, whatever the model's size."""
+"""Writes a folder from a weights file, and verifies the folder; both stream, whatever the model's size."""
 
 import hashlib
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from cosyjit.errors import VerificationError
 from cosyjit.families import Precision
+from cosyjit.folders.content import MODEL, Content, Filled, Rows, Tensor
 from cosyjit.processes.worker import Progress
-from cosyjit.vllm.rules import MODEL, Copied, Folder
 from cosyjit.weights import safetensors
 from cosyjit.weights.casting import Caster, located
 from cosyjit.weights.fit import PLAIN, Reading
@@ -48,12 +49,12 @@ def _digesting() -> Iterator[_Digest]:
 
 
 def write(
-    folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
+    folder: Content, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
 ) -> int:
     """Write a folder. Equal inputs give equal bytes. The files are not flushed to disk.
 
     Args:
-        folder: the planned content, from `plan_folder`.
+        folder: the planned content, from the rules of its kind.
         weights: the file with the tensors.
         directory: an empty directory.
         precision: that of the tensors.
@@ -73,9 +74,10 @@ def write(
         caster = Caster(source, weights, precision)
         shapes = {tensor.name: tensor.shape for tensor in folder.tensors}
         _write(file, memoryview(safetensors.head(shapes, precision.dtype)))
-        for tensor, stored in zip(folder.tensors, places, strict=True):
-            for block in caster.blocks(tensor.source, stored):
-                _write(file, block)
+        for tensor in folder.tensors:
+            for piece in tensor.pieces:
+                for block in _blocks(caster, tensor, piece, places):
+                    _write(file, block)
     for name, content in folder.texts(precision).items():
         with (directory / name).open("xb") as text:
             text.write(content)
@@ -84,11 +86,20 @@ def write(
     return caster.underflows
 
 
-def _located(
-    folder: Folder, weights: Path, reading: Reading
-) -> AbstractContextManager[tuple[BinaryIO, list[StoredTensor]]]:
-    """A file with the numbers of the folder's tensors, and the place of each in that file."""
-    return located(weights, {tensor.source: tensor.shape for tensor in folder.tensors}, reading)
+@contextmanager
+def _located(folder: Content, weights: Path, reading: Reading) -> Iterator[tuple[BinaryIO, dict[str, StoredTensor]]]:
+    """A file with the numbers that a folder is made from, and where each of the tensors is in that file."""
+    with located(weights, folder.shapes, reading) as (file, places):
+        yield file, dict(zip(folder.shapes, places, strict=True))
+
+
+def _blocks(
+    caster: Caster, tensor: Tensor, piece: Rows | Filled, places: Mapping[str, StoredTensor]
+) -> Iterator[memoryview]:
+    """The numbers of a piece of a tensor, cast."""
+    if isinstance(piece, Filled):
+        return caster.filled(piece.value, piece.rows * math.prod(tensor.shape[1:]))
+    return caster.blocks(piece.source, places[piece.source].cut(piece.first, piece.rows))
 
 
 def _write(file: FileIO, block: memoryview) -> None:
@@ -98,7 +109,7 @@ def _write(file: FileIO, block: memoryview) -> None:
 
 
 def verify(
-    folder: Folder, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
+    folder: Content, weights: Path, directory: Path, precision: Precision, progress: Progress, reading: Reading = PLAIN
 ) -> dict[str, str]:
     """Read a folder back, and compare all of it with its inputs.
 
@@ -138,7 +149,7 @@ def _check_names(directory: Path, wanted: set[str]) -> None:
         raise VerificationError(f"{directory}: holds {names}, not the files {', '.join(sorted(wanted))}; {UNSOUND}")
 
 
-def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precision, reading: Reading) -> str:
+def _verify_model(folder: Content, weights: Path, path: Path, precision: Precision, reading: Reading) -> str:
     """Compare a file of tensors with their sources. Returns its SHA-256."""
     source_and_places = _located(folder, weights, reading)
     with source_and_places as (source, places), _digesting() as digest, path.open("rb", buffering=0) as file:
@@ -146,19 +157,24 @@ def _verify_model(folder: Folder, weights: Path, path: Path, precision: Precisio
         _check_entries(path, entries, folder.tensors, precision)
         digest.update(head)
         caster = Caster(source, weights, precision)
-        for tensor, stored in zip(folder.tensors, places, strict=True):
-            for expected in caster.blocks(tensor.source, stored):
-                block = _read(file, len(expected))
-                if block != expected:
-                    raise VerificationError(
-                        f"{path}: {tensor.name} is not the cast of {tensor.source} in {weights}; {UNSOUND}"
-                    )
-                digest.update(block)
+        for tensor in folder.tensors:
+            for piece in tensor.pieces:
+                for expected in _blocks(caster, tensor, piece, places):
+                    block = _read(file, len(expected))
+                    if block != expected:
+                        raise VerificationError(f"{path}: {tensor.name} is not {_words(piece, weights)}; {UNSOUND}")
+                    digest.update(block)
         return digest.hex()
 
 
+def _words(piece: Rows | Filled, weights: Path) -> str:
+    if isinstance(piece, Filled):
+        return f"{piece.value:g} where it should be"
+    return f"the cast of {piece.source} in {weights}"
+
+
 def _check_entries(
-    path: Path, entries: Mapping[str, safetensors.Entry], wanted: Iterable[Copied], precision: Precision
+    path: Path, entries: Mapping[str, safetensors.Entry], wanted: Iterable[Tensor], precision: Precision
 ) -> None:
     code = safetensors.TYPES[precision.dtype]
     actual = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
