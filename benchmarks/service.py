@@ -2,7 +2,8 @@
 
     python -m benchmarks.service DIRECTORY [ROUNDS]
 
-The flow over one checkpoint and over up to fifty, tiny ones, in turn with a flow of as many empty tasks; medians.
+The flow over one checkpoint and over up to fifty, tiny ones, in turn with a flow that has one empty task for each
+target; medians. Planning and publishing are two more tasks of each checkpoint.
 """
 
 import json
@@ -112,7 +113,7 @@ def flows(work: Path, sources: list[Path], rounds: int) -> Table:
             check=True,
         )
     figures = json.loads(ran.stdout.splitlines()[-1])
-    headings = ("checkpoints", "tasks", "empty tasks, s", "export, s", "more, s", "export, ms a task")
+    headings = ("checkpoints", "targets", "empty tasks, s", "export, s", "more, s", "export, ms a target")
     table = Table(*headings, title="the flow, nothing changed", title_justify="left")
     for count in SOURCES:
         rows = [(empty, export) for each, empty, export in figures if each == count]

@@ -87,6 +87,7 @@ OTHERS: Final = {
     "cyclopts": {"cli.app"},
     "rich": {"reports.tables", "reports.run_page", "cli.console", "flows.export"},
     "prefect": {"flows.export"},
+    "pydantic": {"flows.export"},
     "prefect_dask": {"flows.export"},
 }
 """What is imported from elsewhere, and by which modules."""

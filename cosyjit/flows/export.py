@@ -1,61 +1,145 @@
-"""The flow `export`: one task for each target, and the set published at the end.
+"""The flow `export`: for each source a task that plans, one for each target, and one that publishes the set.
 
 It only spreads the calls of `cosyjit.pipeline` over tasks. Each build runs in a process of its own, so that one that is
 killed fails its own task and no other. What the store has already is shown as Cached.
 
-Tasks run in threads of the flow's process or, where COSYJIT_DASK names a Dask scheduler, on its workers: these share
-the store with it, and for builds the model directory or the hub.
+What plans and publishes runs in the flow's process. The tasks of targets run in its threads or, where COSYJIT_DASK
+names a Dask scheduler, on its workers: these share the store with it, and for builds the model directory or the hub.
 """
 
+import copy
 import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast, overload
 
-from prefect import Task, flow, get_run_logger, runtime
+from prefect import Task, allow_failure, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.assets import add_asset_metadata, materialize
+from prefect.assets import Asset, add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
 from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import MissingContextError
-from prefect.states import Completed, Failed
+from prefect.futures import PrefectFuture, PrefectTaskRunFuture
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
 from rich.filesize import decimal
 
 from cosyjit import pipeline, settings
 from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line, log_cause, trace
+from cosyjit.families import ALL, FAMILIES, PRECISIONS
 from cosyjit.operations.trends import trends
-from cosyjit.pipeline import Export, Outcome, Pending
+from cosyjit.pipeline import Export, Outcome
 from cosyjit.planning.plan import Planned, check_apart
 from cosyjit.planning.target import Target
 from cosyjit.prefect_api import check_version
 from cosyjit.processes.worker import CancelScope
 from cosyjit.publishing.directory import PublishedDirectory
-from cosyjit.reports.run_page import failed_page, run_page, run_rows
+from cosyjit.reports.run_page import failed_page, run_name, run_page, run_rows, short_names
 from cosyjit.reports.tables import counts, summary
 from cosyjit.store.store import Store
 from cosyjit.text import log_lines, plain, without_password
 
-_DELAYS: Final = (2, 8)
-"""How long to wait before each retry, in s. By then, the clients of the store and the hub have retried themselves."""
+_RETRIES: Final = 2
+_DELAY: Final = 5
+"""How long to wait before each retry, in s. By then, the clients of the store and the hub have retried themselves.
+
+One number for all retries: Prefect's UI shows no list.
+"""
 
 _HAS_DASK: Final = find_spec("prefect_dask") is not None
 
 T = TypeVar("T")
 
 
-class _Exported(NamedTuple):
-    """The result of one source: its outcomes and a page on them, or an error."""
+def _choice(names: Sequence[str]) -> Any:
+    """What lets Prefect's form offer names, and its server refuse others."""
+    return Field(json_schema_extra={"enum": list(names)})
 
-    source: str
-    outcomes: Sequence[Outcome] = ()
-    page: str = ""
-    error: str | None = None
+
+_Component = Annotated[
+    str, _choice([*dict.fromkeys(part.name for family in FAMILIES for part in family.components), ALL])
+]
+_Precision = Annotated[str, _choice([*PRECISIONS])]
+
+
+class _Outcomes(Sequence[Outcome]):
+    """The result of a run; its type is one that Prefect does not search for results of tasks, which takes seconds."""
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        self._outcomes = tuple(outcomes)
+
+    @overload
+    def __getitem__(self, index: int) -> Outcome: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Outcome]: ...
+    def __getitem__(self, index: int | slice) -> Outcome | Sequence[Outcome]:
+        return self._outcomes[index]
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+
+def _is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+    """Whether a task may succeed if it is tried again."""
+    return isinstance(state.result(raise_on_failure=False), TransientError)
+
+
+class _Ended(PrefectTaskRunFuture[Any]):
+    """A task that has ended, for those that come after it; in a state, Prefect would search each field for tasks."""
+
+    def __init__(self, state: State[Any]) -> None:
+        super().__init__(cast("Any", state.state_details.task_run_id))
+        self._final_state = state
+
+    def wait(self, timeout: float | None = None) -> None:
+        pass
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:  # noqa: ARG002
+        return self.state.result(raise_on_failure=raise_on_failure)
+
+    def add_done_callback(self, fn: Callable[[PrefectFuture[Any]], None]) -> None:
+        fn(self)
+
+
+class _Target:
+    """A target of a source: planned, and in the end submitted; waits for its outcome, as `Export.begin` asks."""
+
+    def __init__(self, planned: Planned) -> None:
+        self.planned = planned
+        self.future: PrefectFuture[Any]
+
+    def result(self) -> Outcome:
+        # The future of a task that returns a state gives what is in the state.
+        return cast("Outcome", self.future.result())
+
+
+class _Source:
+    """One source of a run, and what became of it.
+
+    It is the argument of tasks; its type is one that Prefect does not search for results of other tasks.
+
+    Attributes:
+        source: what is exported.
+        label: what tasks are named for it; empty in a run of one source.
+        work: its export.
+        targets: in the order in which the export begins, once it is planned.
+        outcomes: once it is finished.
+        page: on these outcomes.
+        error: why it is not finished.
+    """
+
+    def __init__(self, source: str, label: str, work: Export) -> None:
+        self.source, self.label, self.work = source, label, work
+        self.targets: list[_Target] = []
+        self.outcomes: Sequence[Outcome] = ()
+        self.page = ""
+        self.error: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -66,19 +150,64 @@ class _Exported(NamedTuple):
             return f"{len(failed)} of {len(self.outcomes)} targets failed: {reasons}"
         return self.error
 
+    def add(self, planned: Planned) -> _Target:
+        """A target that is to be submitted."""
+        self.targets.append(_Target(planned))
+        return self.targets[-1]
 
-def _is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
-    """Whether a task may succeed if it is tried again."""
-    return isinstance(state.result(raise_on_failure=False), TransientError)
+
+@task(
+    name="plan",
+    task_run_name="plan{given.label}",
+    cache_policy=NO_CACHE,
+    retries=_RETRIES,
+    retry_delay_seconds=_DELAY,
+    retry_condition_fn=_is_transient,
+)
+def plan(given: _Source) -> State[None]:
+    """Find out what is to be done for a source, and whether that can be done."""
+    try:
+        planned = given.work.plan()
+        given.work.begin(given.add)
+    except CosyjitError as error:
+        return _failed(error)
+    fresh = sum(each.record is not None for each in planned)
+    message = f"{planned[0].target.source.pinned}: {len(planned) - fresh} to build, {fresh} cached"
+    return Completed(message=plain(message))
+
+
+@task(
+    name="publish",
+    task_run_name="publish{given.label}",
+    cache_policy=NO_CACHE,
+    retries=_RETRIES,
+    retry_delay_seconds=_DELAY,
+    retry_condition_fn=_is_transient,
+)
+def publish(given: _Source) -> State[None]:
+    """Show what was made of a source, if all of it was."""
+    try:
+        given.outcomes = given.work.finish()
+    except CosyjitError as error:
+        return _failed(error)
+    if given.problem:
+        return Cancelled(name="Skipped", message=plain(given.problem))
+    return Completed(message=plain(f"Published in {given.work.directory.path}"))
+
+
+def _failed(error: CosyjitError) -> State[Any]:
+    """The state of a task that ends with an error, which says so in one line."""
+    log_cause(error)
+    return Failed(message=plain(str(error)), data=error)
 
 
 class _Work:
     """The argument of a task; its type is one that Prefect and Dask do not search for results of other tasks."""
 
     def __init__(
-        self, planned: Planned, store: Store, directory: PublishedDirectory | None, scope: CancelScope | None
+        self, name: str, planned: Planned, store: Store, directory: PublishedDirectory | None, scope: CancelScope | None
     ) -> None:
-        self.planned, self.store, self.directory, self.scope = planned, store, directory, scope
+        self.name, self.planned, self.store, self.directory, self.scope = name, planned, store, directory, scope
 
 
 def build(work: _Work) -> State[Outcome]:
@@ -100,11 +229,11 @@ def build(work: _Work) -> State[Outcome]:
             store,
             directory,
             memory=memory,
-            progress=lambda stage: _log(logging.INFO, stage),
+            progress=lambda stage: None if stage == "cached" else _log(logging.INFO, stage),  # its state says so
             run=run,
             scope=work.scope,
         )
-    if outcome.record:
+    if outcome.record and outcome.state == "built":
         figures = {plain(name): value for name, value in outcome.record.figures.items()}
         add_asset_metadata(
             _asset(target), {**figures, "sha256": outcome.record.sha256, "fingerprint": target.fingerprint.key}
@@ -132,20 +261,25 @@ def _log(level: int, *lines: str) -> None:
     get_run_logger().log(level, "%s", "\n".join(map(plain, lines)))
 
 
+_BUILD: Final = materialize(
+    "cosyjit://",
+    by="cosyjit",
+    name="build",
+    task_run_name="{work.name}",
+    cache_policy=NO_CACHE,
+    retries=_RETRIES,
+    retry_delay_seconds=_DELAY,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_is_transient,
+)(build)
+
+
 def _task(target: Target) -> Task[..., Any]:
     """The task of a target. Prefect tells of the asset that it makes, unless that was cached."""
-    return materialize(
-        _asset(target),
-        by="cosyjit",
-        asset_deps=[f"checkpoint://{_path(target.source.name)}"],
-        name="build",
-        task_run_name=f"{target.name} {target.fingerprint.key}",
-        cache_policy=NO_CACHE,
-        retries=len(_DELAYS),
-        retry_delay_seconds=list(_DELAYS),
-        retry_jitter_factor=0.5,
-        retry_condition_fn=_is_transient,
-    )(build)
+    made = copy.copy(_BUILD)  # to make another would read and parse the source of this module, for each target
+    made.assets = [Asset(key=_asset(target))]
+    made.asset_deps = [Asset(key=f"checkpoint://{_path(target.source.name)}")]
+    return made
 
 
 def _asset(target: Target) -> str:
@@ -166,28 +300,38 @@ def _runner() -> TaskRunner[Any]:
     return DaskTaskRunner(address=address)
 
 
-@flow(name="export", task_runner=_runner())
+def _run_name() -> str:
+    """The name of a run in Prefect."""
+    return run_name(_sources(runtime.flow_run.parameters["source"]))
+
+
+def _sources(source: str | list[str]) -> list[str]:
+    return [source] if isinstance(source, str) else source
+
+
+@flow(name="export", flow_run_name=_run_name, task_runner=_runner())
 def export(
     source: str | list[str],
-    components: list[str] | None = None,
-    precisions: list[str] | None = None,
+    components: list[_Component] | None = None,
+    precisions: list[_Precision] | None = None,
     publish: str | None = None,
     force: bool = False,
     replace: bool = False,
-) -> State[list[Outcome]]:
+) -> State[Sequence[Outcome]]:
     """Build what has changed of a checkpoint, or of several, and publish it.
 
     Args:
-        source: A model directory, or a ModelScope id such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0; or several.
+        source: A model directory, or a ModelScope id such as `iic/CosyVoice-300M` or `iic/CosyVoice-300M@v1.0`; or
+            several.
         components: What to export, such as llm.text_encoder. By default all but those made on request alone, such as
-            flow.decoder.estimator; "all" for those as well.
+            flow.decoder.estimator or llm.hf; "all" for those as well.
         precisions: fp32, fp16, bf16 and, of llm.llm, int8; of flow.decoder.estimator autocast_fp16 and others. By
-            default fp32 and fp16, of llm.vllm bf16, of flow.decoder.estimator fp32.
+            default fp32 and fp16, of llm.vllm and llm.hf bf16, of flow.decoder.estimator fp32.
         publish: The directory to put the zips into. Beside the checkpoint by default.
         force: Build even what has not changed.
-        replace: Put a folder that others have written where vllm/ is to be published aside.
+        replace: Put a folder that others have written where vllm/ or hf_merged/ is to be published aside.
     """
-    sources = [source] if isinstance(source, str) else source
+    sources = _sources(source)
     try:
         _forward_logs()
         _check(sources, publish)
@@ -197,30 +341,37 @@ def export(
         check_apart(store, *sources, publish)
         with ExitStack() as held:
             _with_retries(lambda: held.enter_context(store.in_use()))
-            exports = [
-                Export(each, components, precisions, publish=publish, store=store, force=force, replace=replace)
-                for each in sources
+            labels = [f" {each}" for each in short_names(sources)] if len(sources) > 1 else [""]
+            parts = [
+                _Source(
+                    each,
+                    label,
+                    Export(each, components, precisions, publish=publish, store=store, force=force, replace=replace),
+                )
+                for each, label in zip(sources, labels, strict=True)
             ]
-            for each in exports:
-                held.enter_context(each)  # after an error, what it has staged is removed, once nothing is built
+            for each in parts:
+                held.enter_context(each.work)  # after an error, what it has staged is removed, once nothing is built
             scope = held.enter_context(CancelScope())
-            errors = [_begin(each, scope) for each in exports]  # all of it is under way before any of it is waited for
-            exported = list(map(_finish, sources, exports, errors))
+            for each in parts:  # all of it is under way before any of it is waited for
+                _begin(each, scope)
+            for each in parts:
+                _finish(each)
     except CosyjitError as error:
         log_cause(error)
         return Failed(message=plain(str(error)))
-    outcomes = [outcome for each in exported for outcome in each.outcomes]
-    _show(exported, outcomes)
-    problems = [f"{_prefix(each, sources)}{each.problem}" for each in exported if each.problem]
+    outcomes = [outcome for each in parts for outcome in each.outcomes]
+    _show(parts, outcomes)
+    problems = [f"{_prefix(each, sources)}{each.problem}" for each in parts if each.problem]
     if problems:
         return Failed(message=plain("; ".join(problems)))
-    return Completed(message=counts(outcomes), data=outcomes)
+    return Completed(message=counts(outcomes), data=_Outcomes(outcomes))
 
 
-def _prefix(exported: _Exported, sources: Sequence[str]) -> str:
+def _prefix(part: _Source, sources: Sequence[str]) -> str:
     """The source and a colon, if there are several sources and the problem does not begin with its own."""
-    named = len(sources) == 1 or (exported.problem or "").startswith(exported.source)
-    return "" if named else f"{exported.source}: "
+    named = len(sources) == 1 or (part.problem or "").startswith(part.source)
+    return "" if named else f"{part.source}: "
 
 
 def _check(sources: Sequence[str], publish: str | None) -> None:
@@ -237,50 +388,56 @@ def _check(sources: Sequence[str], publish: str | None) -> None:
         check_version(without_password(str(client.api_url)).rstrip("/"), client.api_version())
 
 
-def _begin(work: Export, scope: CancelScope) -> str | None:
-    """Plan an export and start its tasks; why that cannot be done, if it cannot."""
-    try:
-        _with_retries(work.plan)
-        work.begin(lambda each: _submit(each, work, scope))
-    except CosyjitError as error:
-        log_cause(error)
-        return str(error)
-    return None
+def _begin(part: _Source, scope: CancelScope) -> None:
+    """Plan a source, and start the tasks of its targets."""
+    state = plan(part, return_state=True)
+    if _succeeded(state, part):
+        for each in part.targets:
+            each.future = _submit(each.planned, part, scope, _Ended(state))
 
 
-def _finish(source: str, work: Export, error: str | None) -> _Exported:
-    """Wait for the tasks of an export, and publish, unless it could not begin."""
-    if error is None:
-        try:
-            outcomes = _with_retries(work.finish)
-        except CosyjitError as problem:
-            log_cause(problem)
-            error = str(problem)
-        else:
-            _log(logging.INFO, source, *summary(outcomes).splitlines())
-            return _Exported(source, outcomes, run_page(source, outcomes, _trends(work.directory)))
-    _log(logging.ERROR, error)
-    return _Exported(source, error=error)
+def _finish(part: _Source) -> None:
+    """Wait for the tasks of a source, if they could begin, and publish."""
+    if part.error is None:
+        futures = [each.future for each in part.targets]
+        for each in futures:
+            each.wait()
+        # What comes after one that crashed, Prefect would not run; what that means for the set, `Export` knows.
+        ended = [allow_failure(each) for each in futures if each.state.is_completed() or each.state.is_failed()]
+        if _succeeded(publish(part, wait_for=ended, return_state=True), part):
+            _log(logging.INFO, part.source, *summary(part.outcomes, cached=not part.label).splitlines())
+            part.page = run_page(part.source, part.outcomes, _trends(part))
 
 
-def _submit(planned: Planned, work: Export, scope: CancelScope) -> Pending:
+def _succeeded(state: State[Any], part: _Source) -> bool:
+    """Whether a task of a source has not ended with an error, which is kept."""
+    if state.is_failed():
+        error = state.result(raise_on_failure=False)
+        if not isinstance(error, CosyjitError):
+            raise error
+        part.error = str(error)
+    return part.error is None
+
+
+def _submit(planned: Planned, part: _Source, scope: CancelScope, after: _Ended) -> PrefectFuture[Any]:
+    target, work = planned.target, part.work
+    name = f"{target.name} {target.fingerprint.key} {'build' if planned.record is None else 'cached'}{part.label}"
     elsewhere = settings.dask() is not None  # where neither the directory nor the scope can be had
-    # The future of a task that returns a state gives what is in the state.
-    given = _Work(planned, work.store, *((None, None) if elsewhere else (work.directory, scope)))
-    return cast("Pending", _task(planned.target).submit(given))
+    given = _Work(name, planned, work.store, *((None, None) if elsewhere else (work.directory, scope)))
+    return _task(target).submit(given, wait_for=[after])
 
 
-def _with_retries(call: Callable[[], T], delays: Sequence[int] = _DELAYS) -> T:
+def _with_retries(call: Callable[[], T], retries: int = _RETRIES) -> T:
     """The result of a call; after a transient error, it is tried again."""
     try:
         return call()
     except TransientError as error:
-        if not delays:
+        if not retries:
             raise
         log_cause(error)
-        _log(logging.WARNING, f"{error} (tried again in {delays[0]} s)")
-    time.sleep(delays[0])
-    return _with_retries(call, delays[1:])
+        _log(logging.WARNING, f"{error} (tried again in {_DELAY} s)")
+    time.sleep(_DELAY)
+    return _with_retries(call, retries - 1)
 
 
 class _RunHandler(logging.Handler):
@@ -302,18 +459,19 @@ def _forward_logs() -> None:
     logger.setLevel(logging.DEBUG if settings.debug() else logging.INFO)
 
 
-def _trends(directory: PublishedDirectory) -> dict[str, Any]:
+def _trends(part: _Source) -> dict[str, Any]:
+    records = [each.record for each in part.outcomes if each.record]
     try:
-        return dict(trends(directory))
+        return dict(trends(part.work.directory, known=records))
     except CosyjitError:  # nothing was published there yet
         return {}
 
 
-def _show(exported: Sequence[_Exported], outcomes: Sequence[Outcome]) -> None:
+def _show(parts: Sequence[_Source], outcomes: Sequence[Outcome]) -> None:
     """Create a table and a page for the run in the UI; an error of the server here does not fail the run."""
-    name = exported[0].source if len(exported) == 1 else f"{len(exported)} sources"
+    name = parts[0].source if len(parts) == 1 else f"{len(parts)} sources"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-80:]
-    page = "\n\n".join(each.page or failed_page(each.source, each.problem or "") for each in exported)
+    page = "\n\n".join(each.page or failed_page(each.source, each.problem or "") for each in parts)
     try:
         create_table_artifact(run_rows(outcomes), key=f"targets-{slug}", description="What became of each target")
         create_markdown_artifact(page, key=f"lineage-{slug}", description="Lineage, and figures by publication")

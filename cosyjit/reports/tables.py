@@ -64,12 +64,20 @@ def _smallest_cosine(record: Record | None) -> str:
     return "" if cosine is None else f"{cosine:.6f}"
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
-    """The table as text, and below it each error, or where the zips are."""
+def summary(outcomes: Sequence[Outcome], *, cached: bool = True) -> str:
+    """The table as text, and below it each error, or where the zips are.
+
+    Args:
+        outcomes: of an export.
+        cached: whether what was cached has rows; if not, how much that was stands above the table.
+    """
+    shown = [each for each in outcomes if cached or each.state != "cached"]
     console = Console(width=120, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
-        console.print(outcomes_table(outcomes))
-    return "\n".join([capture.get().rstrip(), *map(plain, closing_lines(outcomes))])
+        if shown:
+            console.print(outcomes_table(shown))
+    above = [] if cached else [counts(outcomes)]
+    return "\n".join([*above, *capture.get().rstrip().splitlines(), *map(plain, closing_lines(outcomes))])
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:

@@ -145,9 +145,10 @@ class Service:
         return found if found["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
 
     def tasks(self, run: str | UUID) -> dict[str, tuple[str, str]]:
-        """Name and message of the states of a flow run's tasks, by their targets."""
+        """Name and message of the states of a flow run's tasks that make targets, by these."""
         found = self.ask("task_runs/filter", flow_runs={"id": {"any_": [str(run)]}})
-        return {task["name"].split()[0]: (task["state_name"], task["state"]["message"] or "") for task in found}
+        made = [task for task in found if task["name"].split()[0] not in {"plan", "publish"}]
+        return {task["name"].split()[0]: (task["state_name"], task["state"]["message"] or "") for task in made}
 
     def deploy(self, deployment: str, **parameters: Any) -> str:
         """Start a run of a deployment; its identifier."""

@@ -28,17 +28,21 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import Artifact, StateType
+from prefect.client.schemas.objects import Artifact, StateType, TaskRunResult
 from prefect.events import ReceivedEvent
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import ValidationError, validate
 
 from cosyjit import Store, history, plan
+from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.flows.export import _forward_logs, export
 from cosyjit.processes import worker
 from cosyjit.provenance import record
 from cosyjit.provenance.record import Material
+from cosyjit.reports.run_page import run_name, short_names
 from tests.support import s3 as s3_server
 from tests.support.checkpoints import change, retrain
 from tests.support.hostile_text import HOSTILE, acting
@@ -61,21 +65,72 @@ def run(source: str | Path, **parameters: Any) -> State[Any]:
 
 
 def task_runs(state: State[Any]) -> list[TaskRun]:
-    """The flow run's tasks, as the UI shows them."""
+    """The flow run's tasks, as the UI shows them once the server has heard of the end of the last one."""
     run_id = state.state_details.flow_run_id
     assert isinstance(run_id, UUID)
+
+    def ended() -> list[TaskRun]:
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+        plans = [run for run in found if run.name.startswith("plan") and run.state_type is StateType.COMPLETED]
+        published = [run for run in found if run.name.startswith("publish")]
+        are_final = all(run.state is not None and run.state.is_final() for run in found)
+        return found if are_final and len(plans) == len(published) else []
+
     with get_client(sync_client=True) as client:
-        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+        return wait_for(ended)
+
+
+def target_runs(state: State[Any]) -> list[TaskRun]:
+    """Those of its tasks that make targets."""
+    return [run for run in task_runs(state) if run.name.split()[0] not in {"plan", "publish"}]
+
+
+def step(state: State[Any], name: str) -> tuple[str | None, str | None]:
+    """Name and message of the state of the flow run's one task of a name."""
+    (found,) = [run for run in task_runs(state) if run.name == name]
+    assert found.state is not None
+    return found.state.name, found.state.message
 
 
 def task_states(state: State[Any]) -> dict[str, str]:
     """Targets of the flow run's tasks to the names of their states."""
-    return {run.name.split()[0]: run.state_name or "" for run in task_runs(state)}
+    return {run.name.split()[0]: run.state_name or "" for run in target_runs(state)}
+
+
+def edges(state: State[Any]) -> set[tuple[str, str]]:
+    """What the flow run's graph draws from where to where, by the first words of the names of tasks."""
+    runs = {run.id: run for run in task_runs(state)}
+    return {
+        (runs[before.id].name.split()[0], run.name.split()[0])
+        for run in runs.values()
+        for inputs in run.task_inputs.values()
+        for before in inputs
+        if isinstance(before, TaskRunResult)
+    }
 
 
 def listing(directory: Path) -> list[str]:
     """What is shown in a directory, without cosyjit's own files."""
     return sorted(path.name for path in directory.iterdir() if path.name not in {".cosyjit", "cosyjit.json"})
+
+
+def flow_run_name(state: State[Any]) -> str:
+    run_id = state.state_details.flow_run_id
+    assert isinstance(run_id, UUID)
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run_id).name
+
+
+def test_the_form_offers_components_and_precisions_and_the_server_refuses_others() -> None:
+    schema = parameter_schema(export).model_dump()
+    components, precisions = (
+        schema["properties"][name]["anyOf"][0]["items"]["enum"] for name in ("components", "precisions")
+    )
+    assert set(components) == {part.name for family in FAMILIES for part in family.components} | {"all"}
+    assert precisions == list(PRECISIONS)
+    validate({"source": "a", "components": ["all"], "precisions": ["fp16"]}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError, match="fp61"):
+        validate({"source": "a", "precisions": ["fp61"]}, schema, raise_on_error=True)
 
 
 def test_each_target_is_a_task_of_its_name_and_key_and_all_are_published(tiny: Path, tmp_path: Path) -> None:
@@ -85,7 +140,11 @@ def test_each_target_is_a_task_of_its_name_and_key_and_all_are_published(tiny: P
     assert (state.name, state.message) == ("Completed", "3 built")
     assert task_states(state) == dict.fromkeys(names, "Completed")
     keys = {each.target.name: each.target.fingerprint.key for each in plan(tiny, precisions=["fp16"])}
-    assert sorted(run.name for run in task_runs(state)) == sorted(f"{name} {key}" for name, key in keys.items())
+    assert sorted(run.name for run in target_runs(state)) == sorted(f"{name} {key} build" for name, key in keys.items())
+    assert step(state, "plan") == ("Completed", f"{tiny}: 3 to build, 0 cached")
+    assert step(state, "publish") == ("Completed", f"Published in {tmp_path}")
+    assert edges(state) == {edge for name in names for edge in [("plan", name), (name, "publish")]}
+    assert flow_run_name(state) == run_name([str(tiny)])
     assert listing(tmp_path) == sorted(f"{name}.zip" for name in names)
     assert [outcome.path for outcome in state.result()] == [tmp_path / f"{name}.zip" for name in names]
 
@@ -99,9 +158,9 @@ def test_a_second_run_shows_every_task_as_cached_and_publishes_nothing_new(
 
     assert (again.name, again.message) == ("Completed", "6 cached")
     assert task_states(again) == dict.fromkeys(TARGETS, "Cached")
+    assert {run.name.split()[2] for run in target_runs(again)} == {"cached"}
     assert {run.state_type for run in task_runs(again)} == {StateType.COMPLETED}
-    # In the UI each stands for itself, though all of them share a plan.
-    assert [inputs for run in task_runs(again) for inputs in run.task_inputs.values() if inputs] == []
+    assert edges(again) == {edge for name in TARGETS for edge in [("plan", name), (name, "publish")]}
     assert [each.number for each in history(tmp_path, store=Store())] == [1]
 
 
@@ -122,7 +181,7 @@ def test_what_changed_is_built_and_says_why_and_the_rest_is_cached(
     (store.local / "objects" / missing.sha256[:2] / missing.sha256).unlink()
     state = run(directory, precisions=["fp16"])
 
-    messages = {run.name.split()[0]: run.state.message for run in task_runs(state) if run.state}
+    messages = {run.name.split()[0]: run.state.message for run in target_runs(state) if run.state}
     assert state.message == "2 built, 1 cached"
     assert messages["llm.llm.fp16"] == "object missing"
     assert "dropout_rate 0.1 -> 0.2" in messages.values()
@@ -142,7 +201,7 @@ def test_force_builds_what_has_not_changed(tiny: Path, tmp_path: Path, stock: Ca
 def test_the_record_names_the_runs(tiny: Path, tmp_path: Path) -> None:
     state = run(tiny, components=["flow.encoder"], precisions=["fp16"], publish=str(tmp_path))
     (outcome,) = state.result()
-    (task_run,) = task_runs(state)
+    (task_run,) = target_runs(state)
 
     assert outcome.record.run == {
         "prefect_flow_run": str(state.state_details.flow_run_id),
@@ -234,6 +293,7 @@ def test_a_killed_build_fails_its_own_task_and_the_run_and_leaves_what_was_publi
     assert state.name == "Failed"
     assert state.message is not None
     assert state.message.startswith(f"1 of 6 targets failed: {failed}: the build process was killed by SIGKILL")
+    assert step(state, "publish") == ("Skipped", state.message)
     assert listing(tmp_path) == ["llm.llm.fp32.zip"]
     assert (tmp_path / "llm.llm.fp32.zip").read_bytes() == b"earlier"
 
@@ -250,6 +310,8 @@ def test_bad_input_is_one_line_in_the_state(tiny: Path, tmp_path: Path, monkeypa
         assert "\n" not in state.message
     assert "missing: does not exist" in str(missing.message)
     assert "'llm.decoder' is not a component of CosyVoice" in str(unknown.message)
+    assert step(missing, "plan") == ("Failed", missing.message)
+    assert len(task_runs(missing)) == 1
     assert listing(tmp_path) == []
 
 
@@ -260,7 +322,7 @@ def test_the_environment_asks_for_the_causes_in_the_log_of_the_run(
     logged: list[str] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: logged.extend(record.getMessage().splitlines()))
-    logger = logging.getLogger("prefect.flow_runs")
+    logger = logging.getLogger("prefect.task_runs")
     logger.addHandler(handler)
     try:
         run(tmp_path / "missing")
@@ -321,7 +383,12 @@ def test_several_sources_are_exported_in_one_run_and_a_bad_one_stops_no_other(
     assert (two / "flow.encoder.fp32.zip").exists()
     assert bad.name == "Failed"
     assert str(bad.message).startswith(f"{missing}: does not exist; ")
-    assert sorted(task.state_name or "" for task in task_runs(bad)) == ["Cached"] * 5
+    assert sorted(task.state_name or "" for task in target_runs(bad)) == ["Cached"] * 5
+    assert flow_run_name(good) == run_name([str(one), str(two)])
+    names = dict(zip([one, two, missing], short_names([str(one), str(two), str(missing)]), strict=True))
+    assert step(bad, f"plan {names[missing]}")[0] == "Failed"
+    steps = [run.name for run in task_runs(bad) if run.name.startswith("publish")]
+    assert sorted(steps) == sorted(f"publish {names[each]}" for each in (one, two))
 
 
 def artifacts(state: State[Any]) -> dict[str, Artifact]:
@@ -345,16 +412,15 @@ def test_each_run_leaves_a_table_and_a_page(
 
     assert set(first) == set(again) == {"table", "markdown"}
     assert {kind: each.key for kind, each in first.items()} == {kind: each.key for kind, each in again.items()}
-    rows = {f"{row['component']}.{row['precision']}": row for row in json.loads(str(again["table"].data))}
+    rows = {row["target"]: row for row in json.loads(str(again["table"].data))}
     assert set(rows) == set(TARGETS)
     assert {name: row["state"] for name, row in rows.items()} == {
         name: "built" if name.startswith("llm.llm") else "cached" for name in TARGETS
     }
     assert "tensors changed" in rows["llm.llm.fp16"]["why"]
-    assert float(rows["llm.llm.fp16"]["decode speed-up"]) > 0
+    assert float(rows["llm.llm.fp16"]["speed-up"]) > 0
     (made,) = [each.record for each in plan(directory, ["llm.llm"], ["fp16"])]
     assert made is not None
-    assert rows["llm.llm.fp16"]["sha256"] == made.sha256[:12]
     page = str(again["markdown"].data)
     assert f"`{made.sha256[:12]}`" in page
     assert "## Publications 1 to 2" in page
@@ -527,33 +593,30 @@ class _Once(logging.Handler):
 
 @pytest.mark.stress
 @pytest.mark.parametrize(
-    ("method", "logger", "word"),
-    [("GET", "prefect.flow_runs", "(tried again in 2 s)"), ("PUT", "prefect.task_runs", "Retry 1/2 will start")],
-    ids=["planning", "building"],
+    ("method", "folder"),
+    [("GET", "records/"), ("PUT", "objects/"), ("PUT", "publications/")],
+    ids=["planning", "building", "publishing"],
 )
 def test_what_may_pass_is_tried_again_after_the_clients_own_tries(
     method: str,
-    logger: str,
-    word: str,
+    folder: str,
     s3: s3_server.Service,
     tiny: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    retried = _Once(word)
+    retried = _Once("Retry 1/2 will start")
     monkeypatch.setenv("COSYJIT_STORE", s3.url())
-    logging.getLogger(logger).addHandler(retried)
+    logging.getLogger("prefect.task_runs").addHandler(retried)
     try:
         with s3.proxied(
             lambda verb, path: (
-                s3_server.Answer(503, "SlowDown")
-                if verb == method and not retried.seen and ("records/" in path or "objects/" in path)
-                else None
+                s3_server.Answer(503, "SlowDown") if verb == method and not retried.seen and folder in path else None
             )
         ):
             state = run(tiny, components=["flow.encoder"], precisions=["fp32"], publish=str(tmp_path))
     finally:
-        logging.getLogger(logger).removeHandler(retried)
+        logging.getLogger("prefect.task_runs").removeHandler(retried)
 
     assert state.message == "1 built"
     assert retried.seen == 1

@@ -43,3 +43,14 @@ def test_what_has_no_record_or_a_damaged_one_is_left_out(store: Store, tmp_path:
     store.write(record.name_of(b.fingerprint), b"{}")
     found = trends(PublishedDirectory(tmp_path, store))
     assert found == {"c.zip": [Point(1, {"bytes": 1, "weight_bytes": 1, "seconds": 1})]}
+
+
+def test_a_record_that_is_known_is_not_read_again(store: Store, tmp_path: Path) -> None:
+    a = put(store, b"a")
+    PublishedDirectory(tmp_path, store).publish({"a.zip": a}, "/models/a")
+    known = record.load(store, a.fingerprint)
+    assert known is not None
+    store.write(record.name_of(a.fingerprint), b"{}")
+    directory = PublishedDirectory(tmp_path, store)
+    assert trends(directory) == {}
+    assert trends(directory, known=[known]) == {"a.zip": [Point(1, known.figures)]}

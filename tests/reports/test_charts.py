@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosyjit.reports.charts import Chart, as_image, svg
+from cosyjit.reports.charts import _HEIGHT, _TOP, Chart, as_image, svg
 from cosyjit.text import plain
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -23,7 +23,8 @@ def drawn(picture: str) -> ET.Element:
 def points(picture: str) -> list[list[tuple[float, float]]]:
     """The points of each line, from left to right."""
     lines = [line.get("points") or "" for line in drawn(picture).iter(f"{SVG}polyline")]
-    return [[(float(x), float(y)) for x, y in (point.split(",") for point in line.split())] for line in lines]
+    found = [[(float(x), float(y)) for x, y in (point.split(",") for point in line.split())] for line in lines]
+    return [line for line in found if all(y <= _TOP + _HEIGHT for _, y in line)]  # and none of the legend
 
 
 def words(picture: str) -> list[str]:
@@ -44,12 +45,31 @@ def test_the_axis_begins_with_zero_and_ends_with_the_largest() -> None:
     ]
 
 
-def test_magnitudes_are_as_far_apart_as_each_other_and_zero_is_at_the_bottom() -> None:
-    chart = Chart("error", {"a": [1e-6, 1e-4, 1e-2, 0.0]}, logarithmic=True)
-    (line,) = points(svg([chart], ["1", "2", "3", "4"]))
+def test_magnitudes_are_as_far_apart_as_each_other_and_zero_is_below_them_and_says_so() -> None:
+    picture = svg([Chart("error", {"a": [1e-6, 1e-4, 1e-2, 0.0]}, logarithmic=True)], ["1", "2", "3", "4"])
+    (line,) = points(picture)
     heights = [y for _, y in line]
     assert abs((heights[0] - heights[1]) - (heights[1] - heights[2])) < 0.2
     assert max(heights) == heights[3] > heights[0]
+    labels = {each.text: float(each.get("y") or 0) - 4 for each in drawn(picture).iter(f"{SVG}text")}
+    assert (labels["0"], labels["1e-06"], labels["0.01"]) == (heights[3], heights[0], heights[2])
+
+
+def test_an_axis_of_magnitudes_without_a_zero_has_none() -> None:
+    picture = svg([Chart("error", {"a": [0.002, 0.03]}, logarithmic=True)], ["1", "2"])
+    assert [word for word in words(picture) if word in {"0", "0.001", "0.1"}] == ["0.001", "0.1"]
+    ((low, high),) = points(picture)
+    assert low[1] > high[1]
+
+
+def test_lines_that_lie_on_each_other_show_through_and_are_marked_in_their_own_ways() -> None:
+    picture = svg([Chart("size", {name: [1.0, 1.0] for name in "abcdef"})], ["1", "2"])
+    lines = list(drawn(picture).iter(f"{SVG}polyline"))[:6]
+    assert len({line.get("points") for line in lines}) == 1
+    assert [line.get("stroke-dasharray") is None for line in lines] == [True] + [False] * 5
+    assert len({line.get("stroke-dasharray") for line in lines}) == 6
+    marks = {(each.get("d"), each.get("fill")) for each in drawn(picture).iter(f"{SVG}path") if each.get("transform")}
+    assert len({mark for mark, _ in marks}) == len({colour for _, colour in marks}) == len(marks) == 6
 
 
 def test_what_there_is_not_has_no_point() -> None:
@@ -68,8 +88,8 @@ def test_each_name_is_in_the_legend_once_with_a_colour_of_its_own() -> None:
     charts = [Chart("one", {"a": [1.0], "b": [2.0]}), Chart("two", {"b": [1.0], "c": [0.0]})]
     picture = svg(charts, ["1"])
     assert [word for word in words(picture) if word in {"a", "b", "c"}] == ["a", "b", "c"]
-    colours = re.findall(r'<rect [^>]*width="10"[^>]*fill="(#\w+)"', picture)
-    assert len(set(colours)) == 3
+    samples = [line for line in drawn(picture).iter(f"{SVG}polyline") if line.get("points") not in {None, ""}][-3:]
+    assert len({line.get("stroke") for line in samples}) == 3
 
 
 @given(

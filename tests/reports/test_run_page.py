@@ -1,11 +1,15 @@
 """The page and the table of a run."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from cosyjit import Outcome
 from cosyjit.operations.trends import Point
-from cosyjit.reports.run_page import failed_page, run_page, run_rows
+from cosyjit.provenance.record import Material
+from cosyjit.reports.run_page import failed_page, run_name, run_page, run_rows
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, cached, failed, record, target
 
 
@@ -20,25 +24,30 @@ def test_a_row_of_a_run_has_what_the_table_of_its_page_shows() -> None:
         ]
     )
     assert rows[0] == {
-        "component": "llm.llm",
-        "precision": "fp16",
+        "target": "llm.llm.fp16",
         "state": "built",
-        "why": "`torch 1 -> 2`; `forced`",
+        "why": "`torch 1 -> 2`\n\n`forced`",
         "size": "4.0 MB",
         "error": "1.2e-02",
-        "decode speed-up": "2.35",
-        "sha256": DIGEST[:12],
+        "speed-up": "2.35",
     }
     assert [row["state"] for row in rows] == ["built", "cached", "failed"]
-    assert rows[1]["decode speed-up"] == ""
-    assert (
-        rows[2] | {"why": "`the build process was killed by SIGKILL`", "size": "", "error": "", "sha256": ""} == rows[2]
-    )
+    assert rows[1]["speed-up"] == ""
+    assert rows[2] | {"why": "`the build process was killed by SIGKILL`", "size": "", "error": ""} == rows[2]
+
+
+def test_a_long_reason_has_lines_since_the_ui_breaks_none() -> None:
+    reason = "44 of 44 tensors changed: embed.out.0.weight, embed.out.0.bias, " + "x" * 50
+    (row,) = run_rows([failed("llm.llm", reason)])
+    lines = row["why"].split("\n\n")
+    assert lines[0] == "`44 of 44 tensors changed:`"
+    assert max(map(len, lines)) == 42
+    assert "".join(lines).replace("`", "").replace(" ", "") == reason.replace(" ", "")
 
 
 def test_rows_of_several_sources_begin_with_the_source() -> None:
     rows = run_rows([built("llm.llm", directory="/models/a"), built("llm.llm", directory="/models/b")])
-    assert [row["source"] for row in rows] == ["`/models/a`", "`/models/b`"]
+    assert [row["source"] for row in rows] == ["`a`", "`b`"]
     assert [next(iter(row)) for row in rows] == ["source", "source"]
 
 
@@ -51,9 +60,11 @@ def test_the_page_says_what_was_made_from_what_and_draws_how_it_went() -> None:
     assert "- Published in `/models/m`" in lines
     row = next(line for line in lines if line.startswith("| `llm.llm.fp32.zip` |"))
     assert row == (
-        f"| `llm.llm.fp32.zip` | `{DIGEST[:12]}` | `{target('llm.llm').fingerprint.key[:12]}` "
-        "| `llm.pt` `111111111111` | `cosyjit 1, torch 2, python 3` | `2026-01-02T03:04:06.789Z` |"
+        f"| `llm.llm.fp32.zip` | built | `{DIGEST[:12]}` | `{target('llm.llm').fingerprint.key[:12]}` "
+        "| `2026-01-02T03:04:06.789Z` |"
     )
+    assert "## Made from\n\n- `llm.pt` `111111111111`\n" in page
+    assert "## Built with\n\n- `cosyjit 1, torch 2, python 3`\n" in page
     assert "## Publications 3 to 4" in lines
     picture = base64.b64decode(page.rpartition("base64,")[2].rstrip(")")).decode()
     assert all(title in picture for title in ("size, MB", "largest error", "step, ms", "llm.llm.fp32.zip"))
@@ -72,3 +83,30 @@ def test_nothing_in_a_page_is_taken_for_markup() -> None:
     assert f"- llm.llm.fp32: `{MARKUP}`" in page.splitlines()
     failure = failed_page("[d](e)", "no\n\n# ![such](http://example.com/x.png)")
     assert failure == "# `[d](e)`\n\n`no\\n\\n# ![such](http://example.com/x.png)`"
+
+
+def test_what_only_some_artifacts_were_made_from_has_their_names() -> None:
+    one, other = built("llm.llm"), built("flow.encoder")
+    assert other.record is not None
+    changed = replace(other, record=replace(other.record, materials=(Material("flow.pt", "file:///f", "2" * 64),)))
+    lines = run_page("/models/m", [one, changed], {}).splitlines()
+    assert "- `llm.pt` `111111111111`: `llm.llm.fp32.zip`" in lines
+    assert "- `flow.pt` `222222222222`: `flow.encoder.fp32.zip`" in lines
+    assert "- `cosyjit 1, torch 2, python 3`" in lines
+
+
+@pytest.mark.parametrize(
+    ("sources", "name"),
+    [
+        (["/models/CosyVoice-300M"], "/models/CosyVoice-300M"),
+        (["iic/CosyVoice-300M@v1.0"], "iic/CosyVoice-300M@v1.0"),
+        (["/a/long/way/to/where/all/of/our/models/are/CosyVoice-300M"], "…/all/of/our/models/are/CosyVoice-300M"),
+        (["/models/" + "x" * 50], "…" + "x" * 39),
+        (["/a\x1b[31m\n"], r"/a\x1b[31m\n"),
+        (["/models/a/", "iic/b@v1"], "2 sources: a, b@v1"),
+        (["/one/a", "/two/a", "/two/b", "/two/c"], "4 sources: one/a, two/a, two/b, …"),
+        (["a", "a"], "2 sources: a, a"),
+    ],
+)
+def test_a_run_is_named_for_its_sources(sources: list[str], name: str) -> None:
+    assert run_name(sources) == name

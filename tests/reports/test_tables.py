@@ -211,3 +211,11 @@ def test_the_summary_is_plain_text_even_where_colour_is_forced(monkeypatch: pyte
     text = tables.summary([built("llm.llm")])
     assert "\x1b" not in text
     assert "4.0 MB" in text
+
+
+def test_a_summary_without_what_was_cached_counts_that() -> None:
+    text = tables.summary([cached("llm.llm"), built("flow.encoder")], cached=False)
+    assert text.splitlines()[0] == "1 built, 1 cached"
+    assert "flow.encoder" in text
+    assert "llm.llm" not in text
+    assert tables.summary([cached("llm.llm")], cached=False).splitlines() == ["1 cached", "Published in /models/m"]

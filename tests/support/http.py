@@ -43,6 +43,9 @@ def answering(answer: Callable[[Asked], tuple[int, bytes]]) -> Iterator[tuple[st
         def do_POST(self) -> None:
             self.answer()
 
+        def do_PATCH(self) -> None:
+            self.answer()
+
         def log_message(self, *_: object) -> None:
             """Nothing: standard error is for what is wrong."""
 
