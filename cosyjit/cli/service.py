@@ -1,0 +1,72 @@
+"""The commands around the flow: serve it, deploy it, and tell of its runs."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from cosyjit.cli.console import show
+from cosyjit.errors import SelectionError
+
+_Names = Annotated[list[str] | None, Parameter(negative="")]
+
+
+def serve(
+    *sources: str,
+    component: _Names = None,
+    precision: _Names = None,
+    publish: Path | None = None,
+    replace: Annotated[bool, Parameter(negative="")] = False,
+    cron: str | None = None,
+    timezone: str | None = None,
+    limit: int | None = None,
+    name: str | None = None,
+) -> None:
+    """Serve a deployment of the Prefect flow for each model, until Ctrl-C or SIGTERM.
+
+    The deployments are those of the server that PREFECT_API_URL names or, without it, of a server of this command's
+    own, on this machine alone. A run starts by the schedule, by `cosyjit notify SOURCE`, and by hand.
+
+    Parameters
+    ----------
+    sources
+        Model directories, or ModelScope ids.
+    component, precision, replace
+        As for export.
+    publish
+        As for export, of one source.
+    cron
+        When to export: minute, hour, day of the month, month and day of the week, such as '0 3 * * *'.
+    timezone
+        The time zone of --cron, such as Europe/Berlin. UTC by default.
+    limit
+        The largest number of runs at a time, of all models. Each model has one at a time.
+    name
+        The name of the deployment of one source. That of the directory, or of the model, by default.
+    """
+    if not sources:
+        raise SelectionError("no source is given; name a model directory or a ModelScope id")
+    if timezone is not None and cron is None:
+        raise SelectionError(f"--timezone {timezone}: is that of a schedule; give one with --cron")
+    _set_prefect()
+    from cosyjit.flows import serve as serving  # takes seconds, for Prefect
+
+    serving.serve(
+        serving.find_models(
+            sources, name=name, publish=publish, components=component, precisions=precision, replace=replace
+        ),
+        None if cron is None else serving.Schedule(cron, timezone or "UTC"),
+        limit=limit,
+        say=show,
+    )
+
+
+def _set_prefect() -> None:
+    """Set what `[tool.prefect]` of a checkout's pyproject.toml sets, unless the user has chosen.
+
+    Nothing is reported to anyone; and what was built and published ends as completed although the server was away for
+    minutes.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "8")

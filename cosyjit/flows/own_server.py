@@ -1,0 +1,121 @@
+"""A Prefect server of a command's own: on loopback, and gone with the command."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import IO, Final
+
+from cosyjit.errors import ServerError
+from cosyjit.prefect_api import Server
+from cosyjit.text import one_line
+
+_HOST: Final = "127.0.0.1"
+
+_PATIENCE: Final = 180
+"""In s. A server that makes a new database on a busy machine takes most of a minute."""
+
+_GRACE: Final = 20
+"""In s, which a server has to end in order."""
+
+_START: Final = f"""
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: it ends even where the command is killed
+if os.getppid() == int(sys.argv.pop(1)):
+    from prefect.cli import app
+    sys.argv[1:] = ["server", "start", "--host", "{_HOST}", "--port", *sys.argv[1:]]
+    app()
+"""
+
+
+class OwnServer:
+    """A Prefect server as a child of this process, from `start` to `stop`.
+
+    It keeps its database where all of the user's own servers do (`PREFECT_HOME`), so runs of earlier times are seen.
+
+    Args:
+        port: what it listens on.
+
+    Attributes:
+        page: the address of its pages for people.
+        api: that of its API.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.page = f"http://{_HOST}:{port}"
+        self.api = f"{self.page}/api"
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers.
+
+        Raises:
+            ServerError: the port is in use, or the server ends before it answers.
+        """
+        self._check_port()
+        # A session of its own: Ctrl-C is for the command, which may still have something to tell the server.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, str(os.getpid()), str(self._port)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._wait()
+
+    def stop(self) -> None:
+        """End the server, and all that it has started."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._output.close()
+
+    def check(self) -> None:
+        """Check that the server has not ended.
+
+        Raises:
+            ServerError: it has; the message quotes the last that it said.
+        """
+        status = None if self._process is None else self._process.poll()
+        if status is not None:
+            self._output.seek(0)
+            said = self._output.read().decode(errors="replace").split("\n")
+            last = next((text for text in reversed(said) if text.strip()), "")
+            raise ServerError(
+                f"{self.api}: the Prefect server ended with exit status {status} ({one_line(last.strip(), 200)}); "
+                "set PREFECT_API_URL to use another one"
+            )
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((_HOST, self._port))
+            except (OSError, OverflowError):
+                raise ServerError(
+                    f"{_HOST}:{self._port}: something listens there already; set PREFECT_API_URL={self.api} if it is a "
+                    "Prefect server, or PREFECT_SERVER_API_PORT to start one at another port"
+                ) from None
+
+    def _wait(self) -> None:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            self.check()
+            try:
+                Server(self.api).check()
+            except ServerError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
