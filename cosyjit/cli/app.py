@@ -391,6 +391,8 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
 
 
 app.command(service.serve)
+app.command(service.init)
+app.command(service.alert)
 
 
 @app.command

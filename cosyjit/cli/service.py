@@ -6,8 +6,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from cosyjit import settings
 from cosyjit.cli.console import show
 from cosyjit.errors import SelectionError
+from cosyjit.flows.templates import write_templates
 
 _Names = Annotated[list[str] | None, Parameter(negative="")]
 
@@ -60,6 +62,44 @@ def serve(
         limit=limit,
         say=show,
     )
+
+
+def init(directory: Path) -> None:
+    """Write prefect.yaml, with deployments for `prefect deploy`, and automations.yaml, with notices of runs.
+
+    They are for workers that have cosyjit installed, and yours to change. Nothing in the directory is replaced.
+
+    Parameters
+    ----------
+    directory
+        Where to write them.
+    """
+    for path in write_templates(directory):
+        show(str(path))
+
+
+def alert(
+    *,
+    webhook: Annotated[str | None, Parameter(env_var=settings.WEBHOOK)] = None,
+    on: _Names = None,
+) -> None:
+    """Let the Prefect server call a webhook for each run of the deployments that failed, and that built something.
+
+    The server is that of PREFECT_API_URL. It keeps the webhook's address encrypted, and nothing shows it.
+
+    Parameters
+    ----------
+    webhook
+        The address, such as that of an incoming webhook of Slack. In the environment, other users do not see it.
+    on
+        What to tell of: failed, or built; may be repeated. Both by default.
+    """
+    if not webhook:
+        raise SelectionError(f"no webhook is given; set {settings.WEBHOOK} or give --webhook")
+    _set_prefect()
+    from cosyjit.flows.alerts import EVENTS, make_alerts  # takes seconds, for Prefect
+
+    show(*make_alerts(webhook, EVENTS if on is None else on))
 
 
 def _set_prefect() -> None:

@@ -26,9 +26,9 @@ from pydantic import ValidationError
 
 from cosyjit.errors import SelectionError, ServerError, line
 from cosyjit.flows.export import export
-from cosyjit.flows.own_server import OwnServer
+from cosyjit.flows.servers import OwnServer, named_server
 from cosyjit.fs.files import absolute
-from cosyjit.prefect_api import UPDATED, Server
+from cosyjit.prefect_api import UPDATED
 from cosyjit.sources.source import open_source
 from cosyjit.text import without_password
 
@@ -196,14 +196,11 @@ def _wait_for(event: Event, own: OwnServer | None) -> None:
 @contextmanager
 def _server() -> Iterator[tuple[str, OwnServer | None]]:
     """The address to show of the server that Prefect's settings name, or a server of our own, which they then name."""
-    settings = get_current_settings()
-    if settings.api.url:
-        secrets = (settings.api.auth_string, settings.api.key)
-        server = Server(settings.api.url, *(None if each is None else each.get_secret_value() for each in secrets))
-        server.check()
-        yield without_password(settings.ui_url or server.url), None
+    named = named_server()
+    if named is not None:
+        yield without_password(get_current_settings().ui_url or named.url), None
         return
-    own = OwnServer(settings.server.api.port)
+    own = OwnServer(get_current_settings().server.api.port)
     try:
         own.start()
         with temporary_settings({PREFECT_API_URL: own.api}):

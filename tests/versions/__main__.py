@@ -172,7 +172,7 @@ class Tier:
     def _use(self, one: Tried) -> list[str]:
         """Export without the extras, so without numpy; the rest needs them. Returns a row of the first table."""
         exported = self._step(f"{one.name}: export", one.export)
-        self._step(f"{one.name}: extras", lambda: one.made.install(EXTRAS))
+        self._step(f"{one.name}: extras", lambda: one.made.install(*EXTRAS))
         versions = one.made.versions()
         return [
             one.name,

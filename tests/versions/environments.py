@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 from tests.support.processes import ROOT
 from tests.versions.stand_ins import add_stand_ins
 
-EXTRAS: Final = "[prefect,s3,dask,signing,onnx,dev]"
+EXTRAS: Final = ("s3", "dask", "signing", "onnx", "dev")
+"""Those that are tried."""
 
 PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
 """Those for which the pins of constraints.txt are to be had."""
@@ -73,10 +74,11 @@ class Made:
         (libraries,) = directory.glob("lib/python*/site-packages/torch/lib")
         add_stand_ins(libraries)
 
-    def install(self, extras: str = "") -> None:
-        """Install this checkout, and what it needs but for the packages of CUDA."""
+    def install(self, *extras: str) -> None:
+        """Install this checkout with some extras, and what it needs but for the packages of CUDA."""
         files: list[str | Path] = ["--constraints", self._torch, "--excludes", self._exclusions]
-        self._install(*files, *self.environment.options, f"{ROOT}{extras}")
+        named = f"[{','.join(extras)}]" if extras else ""
+        self._install(*files, *self.environment.options, f"{ROOT}{named}")
 
     def _install(self, *arguments: str | Path) -> None:
         uv("pip", "install", "--python", self.python, *arguments)
@@ -120,4 +122,5 @@ def _candidates(release: str) -> Iterator[Path]:
 def resolve(release: str) -> None:
     """See to it that the pins of constraints.txt can be installed on a Python, as wheels; nothing is installed."""
     options = ("--python-version", release, "--only-binary", ":all:", "--constraints", "constraints.txt")
-    uv("pip", "compile", *options, "--all-extras", "pyproject.toml", "--output-file", os.devnull)
+    extras = [argument for extra in EXTRAS for argument in ("--extra", extra)]
+    uv("pip", "compile", *options, *extras, "pyproject.toml", "--output-file", os.devnull)

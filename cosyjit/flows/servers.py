@@ -1,4 +1,4 @@
-"""A Prefect server of a command's own: on loopback, and gone with the command."""
+"""The Prefect server that the settings name; or one of a command's own, on loopback, which is gone with the command."""
 
 import os
 import signal
@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 from typing import IO, Final
+
+from prefect.settings import get_current_settings
 
 from cosyjit.errors import ServerError
 from cosyjit.prefect_api import Server
@@ -29,6 +31,22 @@ if os.getppid() == int(sys.argv.pop(1)):
     sys.argv[1:] = ["server", "start", "--host", "{_HOST}", "--port", *sys.argv[1:]]
     app()
 """
+
+
+def named_server() -> Server | None:
+    """The server that Prefect's settings name, with its credentials; None if they name none.
+
+    Raises:
+        ServerError: the server is missing or too old, or refuses access.
+    """
+    api = get_current_settings().api
+    if not api.url:
+        return None
+    server = Server(
+        api.url, *(None if each is None else each.get_secret_value() for each in (api.auth_string, api.key))
+    )
+    server.check()
+    return server
 
 
 class OwnServer:
