@@ -56,7 +56,7 @@ def serve(
 
     serving.serve(
         serving.find_models(
-            sources, name=name, publish=publish, components=component, precisions=precision, replace=replace
+            sources, name=name, components=component, precisions=precision, publish=publish, replace=replace
         ),
         None if cron is None else serving.Schedule(cron, timezone or "UTC"),
         limit=limit,

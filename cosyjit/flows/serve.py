@@ -25,10 +25,12 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from cosyjit.errors import SelectionError, ServerError, line
+from cosyjit.families import select
 from cosyjit.flows.export import export
 from cosyjit.flows.servers import OwnServer, named_server
 from cosyjit.fs.files import absolute
 from cosyjit.prefect_api import UPDATED
+from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from cosyjit.text import without_password
 
@@ -84,28 +86,36 @@ class Model(NamedTuple):
 
 
 def find_models(
-    sources: Sequence[str], *, name: str | None = None, publish: Path | None = None, **parameters: Any
+    sources: Sequence[str],
+    *,
+    name: str | None = None,
+    components: list[str] | None = None,
+    precisions: list[str] | None = None,
+    publish: Path | None = None,
+    replace: bool = False,
 ) -> tuple[Model, ...]:
     """The models of some sources, each with the name of its deployment.
 
     Args:
         sources: model directories, or ModelScope ids.
         name: that of the deployment of one source; that of the directory, or the model's with its revision, for None.
-        publish: the directory to publish one source's artifacts in.
-        parameters: others of the flow, for all of them.
+        components, precisions, publish, replace: as the flow takes them; a directory to publish in is for one source.
 
     Raises:
-        SourceError: a source is neither a directory with a model, nor a model of the hub.
-        SelectionError: two sources have one name, or an option is for one source and there are several.
+        InputError: a source is neither a directory with a model, nor a model of the hub, or lacks a component or
+            precision; two sources have one name; or an option is for one source and there are several.
     """
     for option, value in (("--publish", publish), ("--name", name)):
         if value is not None and len(sources) > 1:
             raise SelectionError(f"{option} {value}: is for one source, and {len(sources)} are given")
     models: dict[str, Model] = {}
     for source in sources:
-        own = open_source(source).name
+        checkpoint = open_checkpoint(open_source(source))
+        select(checkpoint.family, components, precisions)
+        own = checkpoint.source.name
         _check_utf8(own)
-        model = Model(own, name_of(own) if name is None else name, dict(parameters, source=own))
+        parameters = {"source": own, "components": components, "precisions": precisions, "replace": replace}
+        model = Model(own, name_of(own) if name is None else name, parameters)
         if publish is not None:
             model.parameters["publish"] = str(absolute(publish))
         other = models.setdefault(model.name, model)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from typing import IO, Final
 
 from prefect.settings import get_current_settings
@@ -19,6 +20,9 @@ _HOST: Final = "127.0.0.1"
 
 _PATIENCE: Final = 180
 """In s. A server that makes a new database on a busy machine takes most of a minute."""
+
+_LOOK: Final = 0.2
+"""In s, from one look at whether it listens to the next."""
 
 _GRACE: Final = 20
 """In s, which a server has to end in order."""
@@ -39,20 +43,24 @@ def named_server() -> Server | None:
     Raises:
         ServerError: the server is missing or too old, or refuses access.
     """
-    api = get_current_settings().api
-    if not api.url:
+    url = get_current_settings().api.url
+    if not url:
         return None
-    server = Server(
-        api.url, *(None if each is None else each.get_secret_value() for each in (api.auth_string, api.key))
-    )
+    server = _with_credentials(url)
     server.check()
     return server
+
+
+def _with_credentials(url: str) -> Server:
+    api = get_current_settings().api
+    return Server(url, *(None if each is None else each.get_secret_value() for each in (api.auth_string, api.key)))
 
 
 class OwnServer:
     """A Prefect server as a child of this process, from `start` to `stop`.
 
-    It keeps its database where all of the user's own servers do (`PREFECT_HOME`), so runs of earlier times are seen.
+    It asks for a password if PREFECT_SERVER_API_AUTH_STRING is set, and PREFECT_API_AUTH_STRING to the same. It keeps
+    its database where all of the user's own servers do (`PREFECT_HOME`), so runs of before are seen.
 
     Args:
         port: what it listens on.
@@ -66,37 +74,39 @@ class OwnServer:
         self._port = port
         self.page = f"http://{_HOST}:{port}"
         self.api = f"{self.page}/api"
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._started: tuple[subprocess.Popen[bytes], IO[bytes]] | None = None
 
     def start(self) -> None:
         """Start the server, and wait until it answers.
 
         Raises:
-            ServerError: the port is in use, or the server ends before it answers.
+            ServerError: the port is in use, or the server ends before it answers, or refuses access.
         """
         self._check_port()
+        output = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         # A session of its own: Ctrl-C is for the command, which may still have something to tell the server.
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", _START, str(os.getpid()), str(self._port)],
             stdin=subprocess.DEVNULL,
-            stdout=self._output,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._started = process, output
         self._wait()
 
     def stop(self) -> None:
         """End the server, and all that it has started."""
-        if self._process is None:
+        if self._started is None:
             return
-        self._process.terminate()
+        process, output = self._started
+        process.terminate()
         try:
-            self._process.wait(_GRACE)
+            process.wait(_GRACE)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._output.close()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.close()
 
     def check(self) -> None:
         """Check that the server has not ended.
@@ -104,10 +114,13 @@ class OwnServer:
         Raises:
             ServerError: it has; the message quotes the last that it said.
         """
-        status = None if self._process is None else self._process.poll()
+        if self._started is None:
+            return
+        process, output = self._started
+        status = process.poll()
         if status is not None:
-            self._output.seek(0)
-            said = self._output.read().decode(errors="replace").split("\n")
+            output.seek(0)
+            said = output.read().decode(errors="replace").split("\n")
             last = next((text for text in reversed(said) if text.strip()), "")
             raise ServerError(
                 f"{self.api}: the Prefect server ended with exit status {status} ({one_line(last.strip(), 200)}); "
@@ -126,14 +139,11 @@ class OwnServer:
                 ) from None
 
     def _wait(self) -> None:
+        """Wait until the server listens, which it does once it answers."""
         until = time.monotonic() + _PATIENCE
-        while True:
+        while time.monotonic() < until:
             self.check()
-            try:
-                Server(self.api).check()
-            except ServerError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.2)
-            else:
-                return
+            with suppress(OSError), socket.create_connection((_HOST, self._port)):
+                break
+            time.sleep(_LOOK)
+        _with_credentials(self.api).check()
