@@ -1,6 +1,8 @@
 """The commands around the flow: serve it, deploy it, and tell of its runs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,7 @@ from cyclopts import Parameter
 
 from cosyjit import settings
 from cosyjit.cli.console import show
-from cosyjit.errors import SelectionError
+from cosyjit.errors import SelectionError, line
 from cosyjit.flows.templates import write_templates
 
 _Names = Annotated[list[str] | None, Parameter(negative="")]
@@ -51,8 +53,8 @@ def serve(
         raise SelectionError("no source is given; name a model directory or a ModelScope id")
     if timezone is not None and cron is None:
         raise SelectionError(f"--timezone {timezone}: is that of a schedule; give one with --cron")
-    _set_prefect()
-    from cosyjit.flows import serve as serving  # takes seconds, for Prefect
+    with _prefect():
+        from cosyjit.flows import serve as serving  # takes seconds
 
     serving.serve(
         serving.find_models(
@@ -96,17 +98,27 @@ def alert(
     """
     if not webhook:
         raise SelectionError(f"no webhook is given; set {settings.WEBHOOK} or give --webhook")
-    _set_prefect()
-    from cosyjit.flows.alerts import EVENTS, make_alerts  # takes seconds, for Prefect
+    with _prefect():
+        from cosyjit.flows.alerts import EVENTS, make_alerts  # takes seconds
 
     show(*make_alerts(webhook, EVENTS if on is None else on))
 
 
-def _set_prefect() -> None:
-    """Set what `[tool.prefect]` of a checkout's pyproject.toml sets, unless the user has chosen.
+@contextmanager
+def _prefect() -> Iterator[None]:
+    """Import what imports Prefect, with what `[tool.prefect]` of a checkout's pyproject.toml sets.
 
-    Nothing is reported to anyone; and what was built and published ends as completed although the server was away for
-    minutes.
+    Unless the user has chosen otherwise, nothing is reported to anyone; and what was built and published ends as
+    completed although the server was away for minutes.
+
+    Raises:
+        SelectionError: a setting of Prefect's is not what it should be.
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "8")
+    try:
+        yield
+    except ValueError as error:
+        raise SelectionError(
+            f"Prefect's settings: {line(error)}; change the variable PREFECT_…, or the profile"
+        ) from None

@@ -1,5 +1,6 @@
 """The Prefect server that the settings name; or one of a command's own, on loopback, which is gone with the command."""
 
+import errno
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from typing import IO, Final
 
 from prefect.settings import get_current_settings
 
-from cosyjit.errors import ServerError
+from cosyjit.errors import ServerError, line
 from cosyjit.prefect_api import Server
 from cosyjit.text import one_line
 
@@ -80,7 +81,7 @@ class OwnServer:
         """Start the server, and wait until it answers.
 
         Raises:
-            ServerError: the port is in use, or the server ends before it answers, or refuses access.
+            ServerError: the port cannot be used, or the server ends before it answers, or refuses access.
         """
         self._check_port()
         output = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
@@ -132,10 +133,12 @@ class OwnServer:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((_HOST, self._port))
-            except (OSError, OverflowError):
+            except (OSError, OverflowError) as error:
+                in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+                reason = "something listens there already" if in_use else f"cannot be listened at ({line(error)})"
                 raise ServerError(
-                    f"{_HOST}:{self._port}: something listens there already; set PREFECT_API_URL={self.api} if it is a "
-                    "Prefect server, or PREFECT_SERVER_API_PORT to start one at another port"
+                    f"{_HOST}:{self._port}: {reason}; set PREFECT_API_URL to use a Prefect server that is there, or "
+                    "PREFECT_SERVER_API_PORT to start one at another port"
                 ) from None
 
     def _wait(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cosyjit.errors import SelectionError
 from cosyjit.flows.alerts import EVENTS
 from cosyjit.flows.serve import Model, find_models, name_of, serve
 from cosyjit.flows.templates import AUTOMATIONS, DEPLOYMENTS, template
-from tests.support.processes import ROOT, Run, snapshot
+from tests.support.processes import CONSOLE_SCRIPT, ROOT, Run, snapshot
 
 Copy = Callable[[Path], Path]
 
@@ -125,9 +126,26 @@ def test_a_port_that_is_in_use_is_named(tiny: Path, run: Run) -> None:
             ran = run("serve", tiny)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        f"cosyjit: 127.0.0.1:{port}: something listens there already; set PREFECT_API_URL=http://127.0.0.1:{port}/api "
-        "if it is a Prefect server, or PREFECT_SERVER_API_PORT to start one at another port\n"
+        f"cosyjit: 127.0.0.1:{port}: something listens there already; set PREFECT_API_URL to use a Prefect server that "
+        "is there, or PREFECT_SERVER_API_PORT to start one at another port\n"
     )
+    with temporary_settings({PREFECT_SERVER_API_PORT: 65536}, restore_defaults={PREFECT_API_URL}):
+        ran = run("serve", tiny)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("cosyjit: 127.0.0.1:65536: cannot be listened at (bind(): port must be 0-65535")
+
+
+def test_a_setting_that_prefect_does_not_take_is_one_line(tiny: Path) -> None:
+    # Prefect reads its settings when it is imported.
+    done = subprocess.run(
+        [CONSOLE_SCRIPT, "serve", tiny],
+        env={**os.environ, "PREFECT_SERVER_API_PORT": "abc"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("cosyjit: Prefect's settings: 1 validation error for ")
 
 
 def test_init_writes_deployments_of_installed_workers(tmp_path: Path, run: Run) -> None:
