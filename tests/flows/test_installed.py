@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 import psutil
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from tests.flows.service import BIN, PATIENCE, free_port
 from tests.support.http import Asked, answering
@@ -126,7 +128,11 @@ def started(command: list[str | Path], log: Path, **options: Any) -> Iterator["s
 
 def ask(api: str, path: str, **body: Any) -> Any:
     """What a server's API answers."""
-    response = requests.post(f"{api}/{path}", json=body, timeout=30)
+    with requests.Session() as session:
+        # As Prefect's client does: a database that is locked by another request is not for long.
+        patient = Retry(total=None, status=8, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
+        session.mount("http://", HTTPAdapter(max_retries=patient))
+        response = session.post(f"{api}/{path}", json=body, timeout=30)
     response.raise_for_status()
     return response.json()
 
