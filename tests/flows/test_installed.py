@@ -155,7 +155,7 @@ def test_a_model_is_served_from_an_empty_directory(installed: Installed, empty: 
     model = Path(shutil.copytree(tiny, empty / "CosyVoice-tiny"))
     port = free_port()
     api, log = f"http://127.0.0.1:{port}/api", empty / "log"
-    environment = installed.environment(PREFECT_SERVER_API_PORT=str(port))
+    environment = installed.environment(PREFECT_SERVER_API_PORT=str(port), COSYJIT_STORE=str(empty / "store"))
     command: list[str | Path] = [installed.bin / "cosyjit", "serve", model.name, *ONE, "--cron", "0 3 * * *"]
     with started(command, log, cwd=empty, env=environment) as process:
         wait_for(lambda: process.poll() is not None or "Prefect server" in log.read_text(), seconds=PATIENCE)
@@ -205,7 +205,7 @@ def test_the_walk_ends_with_a_scheduled_run_that_failed_and_told_somebody(instal
         script = walk().replace("127.0.0.1:4200", f"127.0.0.1:{port}")
         script = script.replace("https://hooks.example.com/services/T0/B0/secret", webhook)
         assert webhook in script
-        environment = installed.environment(PREFECT_SERVER_API_PORT=str(port))
+        environment = installed.environment(PREFECT_SERVER_API_PORT=str(port), COSYJIT_STORE=str(empty / "store"))
         with started(
             ["/bin/bash", "-euc", f"{script}\necho THE END\nwait"], log, cwd=empty, env=environment
         ) as process:
