@@ -63,7 +63,7 @@ class Server(NamedTuple):
             raise ServerError(
                 f"{source}: is not UTF-8, so a server cannot be told of it; give the directory another name"
             ) from None
-        check_version(self.shown, self._call("GET", "admin/version").text.strip('"\n'))
+        self.check()
         event = {
             "id": str(uuid.uuid4()),
             "occurred": now(),
@@ -76,6 +76,14 @@ class Server(NamedTuple):
             },
         }
         self._call("POST", "events", json=[event])
+
+    def check(self) -> None:
+        """Check that the server answers, lets us in, and is recent enough.
+
+        Raises:
+            ServerError: the server is missing or too old, or refuses access.
+        """
+        check_version(self.shown, self._call("GET", "admin/version").text.strip('"\n'))
 
     @property
     def shown(self) -> str:

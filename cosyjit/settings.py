@@ -33,6 +33,9 @@ LOG: Final = "COSYJIT_LOG"
 SERVER: Final = "PREFECT_API_URL"
 """Prefect's own variable for its server's API."""
 
+WEBHOOK: Final = "COSYJIT_WEBHOOK"
+"""The variable with the address that the server sends notices of runs to."""
+
 
 def store() -> str | None:
     """The store that the environment names; None if it names none."""

@@ -82,12 +82,12 @@ OTHERS: Final = {
         "publishing.publication",
     },
     "hyperpyyaml": {"configuration.config"},
-    "ruamel": {"configuration.config", "configuration.yaml_subset", "configuration.yaml_nodes"},
+    "ruamel": {"configuration.config", "configuration.yaml_subset", "configuration.yaml_nodes", "flows.alerts"},
     "cryptography": {"store.signing"},
-    "cyclopts": {"cli.app"},
+    "cyclopts": {"cli.app", "cli.service"},
     "rich": {"reports.tables", "reports.run_page", "cli.console", "flows.export"},
-    "prefect": {"flows.export"},
-    "pydantic": {"flows.export"},
+    "prefect": {"flows.export", "flows.serve", "flows.servers", "flows.alerts"},
+    "pydantic": {"flows.export", "flows.serve", "flows.alerts"},
     "prefect_dask": {"flows.export"},
 }
 """What is imported from elsewhere, and by which modules."""

@@ -16,7 +16,7 @@ from tests.support.processes import ROOT
 from tests.test_architecture import ROOMS
 
 PAGES: Final = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS: Final = ("cosyjit", "flows", "tests", "benchmarks", "docs", ".ci")
+FOLDERS: Final = ("cosyjit", "flows", "tests", "benchmarks", "containers", "docs", ".ci")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from cyclopts import App, CycloptsError, Parameter
 
 from cosyjit import __version__, pipeline, settings
+from cosyjit.cli import service
 from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
 from cosyjit.errors import BuildError, CosyjitError, ResourceError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
@@ -388,6 +389,11 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
     api.notify(checkpoint.source.name, checkpoint.family.name)
     show(f"{api.shown} knows that {checkpoint.source.name} was updated")
     return 0
+
+
+app.command(service.serve)
+app.command(service.init)
+app.command(service.alert)
 
 
 @app.command
