@@ -23,6 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
 from prefect.client.schemas.objects import TaskRun
+from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture, PrefectTaskRunFuture
 from prefect.states import Cancelled, Completed, Failed
@@ -51,6 +52,9 @@ _DELAY: Final = 5
 
 One number for all retries: Prefect's UI shows no list.
 """
+
+_BUILT: Final = "cosyjit.artifacts.built"
+"""The event of a run that has built something and published it, which automations can go by."""
 
 _HAS_DASK: Final = find_spec("prefect_dask") is not None
 
@@ -365,7 +369,10 @@ def export(
     problems = [f"{_prefix(each, sources)}{each.problem}" for each in parts if each.problem]
     if problems:
         return Failed(message=plain("; ".join(problems)))
-    return Completed(message=counts(outcomes), data=_Outcomes(outcomes))
+    message = counts(outcomes)
+    if any(each.state == "built" for each in outcomes):
+        _tell_of_what_was_built(message)
+    return Completed(message=message, data=_Outcomes(outcomes))
 
 
 def _prefix(part: _Source, sources: Sequence[str]) -> str:
@@ -465,6 +472,17 @@ def _trends(part: _Source) -> dict[str, Any]:
         return dict(trends(part.work.directory, known=records))
     except CosyjitError:  # nothing was published there yet
         return {}
+
+
+def _tell_of_what_was_built(message: str) -> None:
+    """Emit an event of this run, with the labels that Prefect's own events of states have."""
+    resource = {
+        "prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}",
+        "prefect.resource.name": str(runtime.flow_run.name),
+        "prefect.state-name": "Completed",
+        "prefect.state-message": message,
+    }
+    emit_event(_BUILT, resource)
 
 
 def _show(parts: Sequence[_Source], outcomes: Sequence[Outcome]) -> None:

@@ -8,8 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import sysconfig
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -216,8 +218,9 @@ def test_the_walk_ends_with_a_scheduled_run_that_failed_and_told_somebody(instal
                 return [one for one in asked if one.body["state"] == "Failed"]
 
             (notice, *_) = wait_for(failed, seconds=PATIENCE)
-            runs = {run["name"]: run for run in ask(api, "flow_runs/filter")}
-            run = runs[notice.body["run"]]
+            runs = {f"http://127.0.0.1:{port}/runs/flow-run/{run['id']}": run for run in ask(api, "flow_runs/filter")}
+            run = runs[notice.body["url"]]
+            assert notice.body["run"] == run["name"]
             assert run["expected_start_time"] > run["created"]
             assert notice.path == "/T0/B0/s3cret"
             assert notice.headers["Content-Type"] == "application/json"
@@ -225,11 +228,14 @@ def test_the_walk_ends_with_a_scheduled_run_that_failed_and_told_somebody(instal
             assert notice.body["source"] == str(model)
             assert notice.body["message"].startswith(f"{model / 'llm.pt'}: ")
             assert notice.body["text"] == f"cosyjit: {run['name']}: Failed: {notice.body['message']}"
-            assert notice.body["url"] == f"http://127.0.0.1:{port}/runs/flow-run/{run['id']}"
             messages = [one["state"]["message"] for one in runs.values() if one["state_type"] == "COMPLETED"]
             assert {"6 built", "6 cached"} <= set(messages)
             _check_that_nothing_else_is_planned(api)
-            _check_what_is_told_of_a_run_that_built(api, asked)
+            told = wait_for(lambda: [one.body for one in asked if one.body["state"] == "Completed"], seconds=PATIENCE)
+            assert [one["message"] for one in told] == ["6 built"]
+            assert told[0]["text"] == f"cosyjit: {told[0]['run']}: Completed: 6 built"
+            assert runs[told[0]["url"]]["state"]["message"] == "6 built"
+            _check_that_names_become_no_mentions(api, run, asked)
         assert "s3cret" not in log.read_text()
         stored = (installed.directory / "home" / ".prefect" / "prefect.db").read_bytes()
         assert b"s3cret" not in stored
@@ -247,12 +253,21 @@ def _check_that_nothing_else_is_planned(api: str) -> None:
     assert wait_for(planned, seconds=PATIENCE) == {"cosyvoice"}
 
 
-def _check_what_is_told_of_a_run_that_built(api: str, asked: list[Asked]) -> None:
-    """One of another deployment, which no worker has."""
-    (deployment,) = ask(api, "deployments/filter", deployments={"name": {"any_": ["cosyvoice2"]}})
-    run = ask(api, f"deployments/{deployment['id']}/create_flow_run", state={"type": "PENDING"})
-    state = {"type": "COMPLETED", "name": "Built", "message": "1 built <!channel> & more"}
-    ask(api, f"flow_runs/{run['id']}/set_state", state=state, force=True)
-    told = wait_for(lambda: [one for one in asked if one.body["run"] == run["name"]], seconds=PATIENCE)
-    assert told[0].body["message"] == state["message"]
-    assert told[0].body["text"] == f"cosyjit: {run['name']}: Built: 1 built &lt;!channel&gt; &amp; more"
+def _check_that_names_become_no_mentions(api: str, run: dict[str, Any], asked: list[Asked]) -> None:
+    """An event as the flow sends it, but for its message."""
+    resource = {
+        "prefect.resource.id": f"prefect.flow-run.{run['id']}",
+        "prefect.resource.name": run["name"],
+        "prefect.state-name": "Completed",
+        "prefect.state-message": "1 built <!channel> & more",
+    }
+    related = [
+        {"prefect.resource.id": "prefect.flow.0", "prefect.resource.role": "flow", "prefect.resource.name": "export"},
+        {"prefect.resource.id": "prefect.tag.cosyjit", "prefect.resource.role": "tag"},
+    ]
+    event = {"event": "cosyjit.artifacts.built", "resource": resource, "related": related, "id": str(uuid.uuid4())}
+    event["occurred"] = datetime.now(timezone.utc).isoformat()
+    requests.post(f"{api}/events", json=[event], timeout=30).raise_for_status()
+    told = wait_for(lambda: [one.body for one in asked if "more" in one.body["message"]], seconds=PATIENCE)
+    assert told[0]["message"] == resource["prefect.state-message"]
+    assert told[0]["text"] == f"cosyjit: {run['name']}: Completed: 1 built &lt;!channel&gt; &amp; more"
