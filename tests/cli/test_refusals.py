@@ -242,7 +242,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         ),
         (["synth", "{}/CosyVoice-tiny/llm.pt", "--force"], ("/llm.pt: is a file; name a new or an empty directory",)),
         (["synth", "{}/new", "--family", "mozart"], ("'mozart'", "choose from cosyvoice, cosyvoice2")),
-        (["synth", "{}/new", "--size", "huge"], ("'huge'", "choose from tiny, full")),
+        (["synth", "{}/new", "--size", "huge"], ("'huge'", "choose from tiny, small, full")),
         (["synth", "{}/new", "--seed", "x"], ("--seed", '"x"')),
         (["synth", "{}/CosyVoice-tiny/llm.pt/new"], ("llm.pt/new: cannot be written to", "name another directory")),
     ],
