@@ -337,7 +337,9 @@ def test_tokens_that_are_there_with_other_ids_are_refused(
 
 def test_a_tokenizer_without_an_end_of_text_is_refused(tiny2: Path, base_of: BaseOf) -> None:
     directory = base_of(tiny2)
-    edit(directory / BASE / SETTINGS, added_tokens_decoder={"352": {"content": "<|im_start|>"}})
+    only = {"352": {"content": "<|im_start|>"}}
+    unnamed = dict.fromkeys(["eos_token", "pad_token", "additional_special_tokens"])
+    edit(directory / BASE / SETTINGS, added_tokens_decoder=only, **unnamed)
     assert refusal(ConfigError, directory, entries_of(tiny2)).endswith(
         "vocab.json: has no <|endoftext|>; restore the published file"
     )
