@@ -164,12 +164,8 @@ def padded(vocabulary: Vocabulary) -> int:
 
 
 def _tensors(base: Qwen2Config, shapes: Shapes, vocabulary: Vocabulary) -> Iterator[Merged]:
-    offset, speech, marks, rows = (
-        vocabulary.offset,
-        *map(len, (vocabulary.speech, vocabulary.marks)),
-        padded(vocabulary),
-    )
-    width = base.hidden_size
+    offset, speech, marks = vocabulary.offset, len(vocabulary.speech), len(vocabulary.marks)
+    rows, width = padded(vocabulary), base.hidden_size
     own = f"{PREFIX}{HEAD}" if f"{PREFIX}{HEAD}" in shapes else f"{PREFIX}{EMBEDDING}"
     # Where the head is tied to the embedding, the public runtime loads both into one tensor, the head last.
     text = own if base.tie_word_embeddings else f"{PREFIX}{EMBEDDING}"
