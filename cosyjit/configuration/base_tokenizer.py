@@ -52,12 +52,26 @@ PARTS: Final = {
         ],
     },
 }
-_TYPES: Final = {"decoder": ("ByteLevel",), "post_processor": (None, "ByteLevel")}
+_NOTHING_ADDED: Final = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+"""The post-processor that transformers 5 writes of a tokenizer that adds no tokens to a text."""
+_TYPES: Final[Mapping[str, Sequence[Any]]] = {
+    "decoder": ("ByteLevel",),
+    "post_processor": (None, "ByteLevel", _NOTHING_ADDED),
+}
 _OFF: Final = (
     *("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
     *("fuse_unk", "byte_fallback", "ignore_merges"),
 )
-"""What a `tokenizer.json` has of Qwen2: parts, types of parts, and options of the model that are not used."""
+"""What a `tokenizer.json` has of Qwen2: parts, parts or their types, and options of the model that are not used."""
+
+_SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MORE_SPECIAL: Final = ("additional_special_tokens", "extra_special_tokens")
+"""The settings that name a special token, and those that name several, in an array or by names of their own."""
 
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -158,7 +172,9 @@ def read_tokenizer(directory: Path) -> BaseTokenizer:
     _check_merges(folder / names[-1], vocabulary, merges)
     by_id = _by_id(folder / (WHOLE if is_whole else SETTINGS), vocabulary, added)
     longest = settings.get("model_max_length")
-    return BaseTokenizer(path, vocabulary, merges, by_id, longest if type(longest) is int else None, digests)
+    found = BaseTokenizer(path, vocabulary, merges, by_id, longest if type(longest) is int else None, digests)
+    _check_special(folder / SETTINGS, settings, found)
+    return found
 
 
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:
@@ -213,6 +229,19 @@ def _check_listed(path: Path, listed: Mapping[int, Added], whole: Path, added: M
             raise _wrong(path, f"{_short(each.content)} has the id {number}, which it does not have in {whole}")
 
 
+def _check_special(path: Path, settings: Mapping[str, Any], tokenizer: BaseTokenizer) -> None:
+    """Check that a tokenizer has each special token that the settings name: transformers adds those that it lacks."""
+    known = tokenizer.ids.keys()
+    for name in (*_SPECIAL, *_MORE_SPECIAL):
+        value = settings.get(name)
+        if name in _MORE_SPECIAL and isinstance(value, dict):
+            value = list(value.values())
+        for each in value if isinstance(value, list) else [value]:
+            token = each.get("content") if isinstance(each, dict) else each
+            if each is not None and (not isinstance(token, str) or token not in known):
+                raise _wrong(path, f"{name} has {_short(token)}, which the tokenizer does not have")
+
+
 def _model(path: Path, document: Mapping[str, Any]) -> Mapping[str, Any]:
     """The model in a `tokenizer.json`; all else in it has to be Qwen2's.
 
@@ -225,7 +254,7 @@ def _model(path: Path, document: Mapping[str, Any]) -> Mapping[str, Any]:
     parts = {name: _without_offsets(document.get(name)) for name in ("normalizer", "pre_tokenizer")}
     others = [
         *(name for name, part in parts.items() if part != _without_offsets(PARTS[name])),
-        *(name for name in ("decoder", "post_processor") if _type(document.get(name)) not in _TYPES[name]),
+        *(name for name, known in _TYPES.items() if not _is_one_of(document.get(name), known)),
         *(f"model: {name}" for name in _OFF if model.get(name)),
     ]
     if others:
@@ -240,9 +269,10 @@ def _without_offsets(part: Any) -> Any:
     return {name: value for name, value in part.items() if name != "trim_offsets"} if isinstance(part, dict) else part
 
 
-def _type(part: Any) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else part
-    return kind if kind is None or isinstance(kind, str) else ""
+def _is_one_of(part: Any, known: Sequence[Any]) -> bool:
+    """Whether a part of a tokenizer is known, as a whole or by its type."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return part in known or (kind is not None and kind in known)
 
 
 def _joined(path: Path, merges: Any) -> Iterator[str]:

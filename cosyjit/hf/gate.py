@@ -101,7 +101,8 @@ def _rows_by_name(folder: Folder, tokenizer: Tokenizer) -> Iterator[tuple[_Part,
 
 def _sources(folder: Folder) -> dict[str, dict[_Part, str | float]]:
     """By tensor, where the rows of each part of the vocabulary are from: a tensor, or a number that fills them."""
-    text = f"{PREFIX}{EMBEDDING}"
+    names = [f"{PREFIX}{name}" for name in (EMBEDDING, HEAD) if f"{PREFIX}{name}" in folder.shapes]
+    text, own = names[0], names[-1]  # of two that are tied, one goes in
     found: dict[str, dict[_Part, str | float]] = {
         EMBEDDING: {"text": text, "speech": SPEECH_EMBEDDING, "marks": MARKS, "padding": 0}
     }
@@ -109,8 +110,7 @@ def _sources(folder: Folder) -> dict[str, dict[_Part, str | float]]:
         found[HEAD] = {"text": 0, "speech": SPEECH_HEAD, "marks": 0, "padding": 0}
         found[BIAS] = {"text": -math.inf, "speech": SPEECH_BIAS, "marks": -math.inf, "padding": -math.inf}
     else:
-        own = f"{PREFIX}{HEAD}"
-        found[HEAD] = {"text": own if own in folder.shapes else text, "speech": SPEECH_HEAD, "marks": 0, "padding": 0}
+        found[HEAD] = {"text": own, "speech": SPEECH_HEAD, "marks": 0, "padding": 0}
     return found
 
 

@@ -4,7 +4,7 @@ The folder is a language model over text and speech, in Hugging Face's layout an
 with rows of zeros to a multiple of 128:
 
     weights file                                 folder
-    llm.model.model.embed_tokens.weight      ┐
+    the embedding of text                    ┐
     speech_embedding.weight                  ├▶  model.embed_tokens.weight
     llm_embedding.weight                     ┘
     llm.model.model.layers.*                 ──▶ model.layers.*
@@ -164,13 +164,11 @@ def padded(vocabulary: Vocabulary) -> int:
 
 
 def _tensors(base: Qwen2Config, shapes: Shapes, vocabulary: Vocabulary) -> Iterator[Merged]:
-    offset, speech, marks, rows = (
-        vocabulary.offset,
-        *map(len, (vocabulary.speech, vocabulary.marks)),
-        padded(vocabulary),
-    )
-    width = base.hidden_size
-    text = f"{PREFIX}{EMBEDDING}"
+    offset, speech, marks = vocabulary.offset, len(vocabulary.speech), len(vocabulary.marks)
+    rows, width = padded(vocabulary), base.hidden_size
+    own = f"{PREFIX}{HEAD}" if f"{PREFIX}{HEAD}" in shapes else f"{PREFIX}{EMBEDDING}"
+    # Where the head is tied to the embedding, the public runtime loads both into one tensor, the head last.
+    text = own if base.tie_word_embeddings else f"{PREFIX}{EMBEDDING}"
     padding = Filled(0, rows - len(vocabulary))
     yield _merged(
         EMBEDDING,
@@ -184,7 +182,6 @@ def _tensors(base: Qwen2Config, shapes: Shapes, vocabulary: Vocabulary) -> Itera
         yield _merged(name, shape, Rows(f"{PREFIX}{name}", 0, shape[0]))
     has_bias = SPEECH_BIAS in shapes
     behind = rows - offset - speech
-    own = text if base.tie_word_embeddings else f"{PREFIX}{HEAD}"
     before = Filled(0, offset) if has_bias else Rows(own, 0, offset)
     yield _merged(HEAD, (rows, width), before, Rows(SPEECH_HEAD, 0, speech), Filled(0, behind))
     if has_bias:

@@ -114,6 +114,16 @@ def test_a_token_without_flags_has_those_of_the_library(folder: Path) -> None:
     assert tokenizer.model_max_length is None
 
 
+def test_what_transformers_5_saves_is_read(folder: Path) -> None:
+    wanted = content(read_tokenizer(folder.parent))
+    a, b = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    adds_nothing = {"type": "TemplateProcessing", "single": [a], "pair": [a, b], "special_tokens": {}}
+    make_whole(folder, post_processor=adds_nothing)
+    names = ["<|im_start|>", "<|im_end|>"]
+    edit(folder / FILES[0], added_tokens_decoder=None, additional_special_tokens=None, extra_special_tokens=names)
+    assert content(read_tokenizer(folder.parent)) == wanted
+
+
 # What is missing, or is not a file of JSON.
 
 
@@ -188,6 +198,12 @@ def test_a_file_that_is_huge_is_not_read(name: str, folder: Path) -> None:
         ({"tokenizer_class": "LlamaTokenizer"}, 'tokenizer_class is "LlamaTokenizer"; supported: Qwen2Tokenizer, Qw'),
         ({"tokenizer_class": ["Qwen2Tokenizer"]}, "tokenizer_class is a list; supported"),
         ({"add_prefix_space": True}, "add_prefix_space is set; supported: false"),
+        ({"pad_token": "<|pad|>"}, 'pad_token has "<|pad|>", which the tokenizer does not have; restore the'),
+        ({"bos_token": {"content": "<|bos|>"}}, 'bos_token has "<|bos|>", which the tokenizer does not have; rest'),
+        ({"eos_token": ["<|endoftext|>", 5]}, "eos_token has 5, which the tokenizer does not have"),
+        ({"additional_special_tokens": ["<|im_end|>", "[x]"]}, 'additional_special_tokens has "[x]", which the toke'),
+        ({"additional_special_tokens": [[]]}, "additional_special_tokens has a list, which the tokenizer does not"),
+        ({"extra_special_tokens": {"x_token": "[x]"}}, 'extra_special_tokens has "[x]", which the tokenizer does'),
         ({"added_tokens_decoder": None}, "has no added_tokens_decoder; restore the published file"),
         ({"added_tokens_decoder": {}}, "has no added_tokens_decoder"),
         ({"added_tokens_decoder": []}, "added_tokens_decoder is not an object of objects"),
@@ -290,6 +306,9 @@ def test_merges_that_are_not_text_are_refused(folder: Path) -> None:
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [[]] * 9}}, "(by its pre_tokenizer)"),
         ({"decoder": None}, "(by its decoder)"),
         ({"decoder": ["ByteLevel"]}, "(by its decoder)"),
+        ({"decoder": {}}, "(by its decoder)"),
+        ({"post_processor": {}}, "(by its post_processor)"),
+        ({"post_processor": {"type": ["ByteLevel"]}}, "(by its post_processor)"),
         ({"post_processor": {"type": "TemplateProcessing"}}, "(by its post_processor)"),
         ({"added_tokens": {}}, "added_tokens is not an array"),
         ({"added_tokens": [5]}, "an added token is 5, without a text in content"),

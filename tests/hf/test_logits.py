@@ -4,6 +4,7 @@ The tokens of a prompt are those of the public tokenizer, which transformers mak
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,25 @@ def test_text_and_speech_give_the_logits_of_the_checkpoints_own_tensors(
         else:
             check_logits(found[:, :first], F.linear(x, state[f"{PREFIX}embed_tokens.weight"][:first]), tolerance)
             assert (rest == 0).all()
+
+
+@pytest.mark.slow
+def test_of_a_tied_head_and_embedding_that_differ_the_one_counts_that_the_public_runtime_loads_last(
+    tiny2: Path, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+
+    copy = copy_of(tiny2)
+    state = torch.load(copy / "llm.pt", weights_only=True)
+    state["llm.model.lm_head.weight"] = state["llm.model.lm_head.weight"] + 1
+    torch.save(state, copy / "llm.pt")
+    public = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(copy / BASE, local_files_only=True)).float()
+    own = "llm.model."
+    public.load_state_dict({name.removeprefix(own): each for name, each in state.items() if name.startswith(own)})
+    write(planned(copy), copy, tmp_path / "hf", "fp32")
+    model, _ = loaded(tmp_path / "hf")
+    first = len(public_tokenizer(tiny2))
+    assert torch.equal(model.get_input_embeddings().weight[:first], public.get_input_embeddings().weight[:first])
 
 
 def test_the_tokenizer_is_the_one_that_the_public_conversions_make(directory: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def texts(folder: Folder, name: str) -> Any:
 def test_with_a_bias_all_but_speech_is_kept_out(tiny2: Path) -> None:
     folder = planned(tiny2)
     assert pieces(folder, "model.embed_tokens.weight") == (
-        Rows(TEXT, 0, 372),
+        Rows(HEAD, 0, 372),
         Rows("speech_embedding.weight", 0, 67),
         Rows("llm_embedding.weight", 0, 2),
         Filled(0, 71),
@@ -107,14 +107,16 @@ def test_without_one_text_keeps_the_head_that_it_has(tiny3: Path) -> None:
     assert "lm_head.bias" not in {tensor.name for tensor in folder.tensors}
 
 
-def test_a_head_of_the_texts_own_is_taken_where_it_is_not_tied(tiny3: Path, base_of: BaseOf) -> None:
+def test_a_head_of_the_texts_own_is_also_its_embedding_where_the_two_are_tied(tiny3: Path, base_of: BaseOf) -> None:
     entries = entries_of(tiny3)
     own = entries[TEXT]
     assert isinstance(own, StoredTensor)
     other = entries | {HEAD: own._replace(start=own.start + 64)}
-    assert pieces(planned(tiny3, other), "lm_head.weight")[0] == Rows(TEXT, 0, 633)
-    untied = base_of(tiny3, tie_word_embeddings=False)
-    assert pieces(planned(untied, other), "lm_head.weight")[0] == Rows(HEAD, 0, 633)
+    tied = planned(tiny3, other)
+    assert pieces(tied, "model.embed_tokens.weight")[0] == pieces(tied, "lm_head.weight")[0] == Rows(HEAD, 0, 633)
+    untied = planned(base_of(tiny3, tie_word_embeddings=False), other)
+    assert pieces(untied, "model.embed_tokens.weight")[0] == Rows(TEXT, 0, 633)
+    assert pieces(untied, "lm_head.weight")[0] == Rows(HEAD, 0, 633)
 
 
 @pytest.mark.parametrize("model", ["tiny2", "tiny3"])
@@ -335,7 +337,9 @@ def test_tokens_that_are_there_with_other_ids_are_refused(
 
 def test_a_tokenizer_without_an_end_of_text_is_refused(tiny2: Path, base_of: BaseOf) -> None:
     directory = base_of(tiny2)
-    edit(directory / BASE / SETTINGS, added_tokens_decoder={"352": {"content": "<|im_start|>"}})
+    only = {"352": {"content": "<|im_start|>"}}
+    unnamed = dict.fromkeys(["eos_token", "pad_token", "additional_special_tokens"])
+    edit(directory / BASE / SETTINGS, added_tokens_decoder=only, **unnamed)
     assert refusal(ConfigError, directory, entries_of(tiny2)).endswith(
         "vocab.json: has no <|endoftext|>; restore the published file"
     )

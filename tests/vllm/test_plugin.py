@@ -206,6 +206,48 @@ def test_a_class_that_is_registered_already_is_left_alone(python: Path, tmp_path
     assert run(python, "-c", REGISTERED, cwd=tmp_path) == "LlamaForCausalLM"
 
 
+SERVED: Final = """
+import json, sys
+from pathlib import Path
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    folder, options, prompt = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+    llm = LLM(folder, enforce_eager=True, max_model_len=256, gpu_memory_utilization=0.2, hf_overrides=options)
+    ids = llm.get_tokenizer().encode(prompt)
+    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    text, numbers = (llm.generate([each], greedy)[0] for each in (prompt, {"prompt_token_ids": ids}))
+    assert list(text.prompt_token_ids) == ids
+    assert text.outputs[0].token_ids == numbers.outputs[0].token_ids
+    any_token = SamplingParams(temperature=1.5, top_k=-1, top_p=1.0, max_tokens=200, ignore_eos=True)
+    sampled = [list(each.outputs[0].token_ids) for each in llm.generate([prompt] * 4, any_token)]
+    Path("sampled.json").write_text(json.dumps(sampled))  # vLLM prints lines of its own as it ends
+"""
+"""Serves a merged folder; gives tokens that are sampled among all."""
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_folder_is_served_from_text_and_with_its_bias_no_text_comes_out(
+    python: Path, family: str, tmp_path: Path
+) -> None:
+    checkpoint = synth(tmp_path / family, family, "small", seed=0)
+    (outcome,) = export(checkpoint, ["llm.hf"])
+    assert outcome.error is None
+    folder = checkpoint / "hf_merged"
+    note = json.loads((folder / "speech_tokens.json").read_bytes())
+    options = {"architectures": ["CosyVoice2ForCausalLM"]} if note["head_has_bias"] else {}
+    program = tmp_path / "served.py"
+    program.write_text(SERVED)
+    prompt = "<|sos|>Hello,[breath] 你好<|task_id|><|s_3|><|s_5|>"
+    run(python, program, folder, json.dumps(options), prompt, cwd=tmp_path)
+    tokens = [token for each in json.loads((tmp_path / "sampled.json").read_bytes()) for token in each]
+    assert len(tokens) == 800
+    first = note["speech_token_offset"]
+    others = [token for token in tokens if not first <= token < first + note["embedding_size"]]
+    assert bool(others) is not note["head_has_bias"]
+
+
 def test_without_vllm_the_plugin_does_nothing() -> None:
     (plugin,) = entry_points(group="vllm.general_plugins", name="cosyjit")
     plugin.load()()
