@@ -227,6 +227,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.stress
+@pytest.mark.parametrize("python", [[*VERSIONS][-1]], indirect=True)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merged_folder_is_served_from_text_and_with_its_bias_no_text_comes_out(
     python: Path, family: str, tmp_path: Path
