@@ -203,7 +203,15 @@ def test_the_automations_are_those_that_can_be_told_of() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["hooks.example.com", "ftp://hooks.example.com", "https://", "https://[", "https://a b"]
+    "url",
+    [
+        "hooks.example.com",
+        "ftp://hooks.example.com",
+        "https://",
+        "https://[",
+        "https://a b",
+        "https://hooks.example.com:99999/secret",
+    ],
 )
 def test_what_is_not_a_webhook_is_not_quoted(url: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSYJIT_WEBHOOK", url)
