@@ -25,6 +25,7 @@ _RETRIES: Final = Retry(
     total=None,
     connect=0,
     read=0,
+    other=0,
     status=4,
     backoff_factor=0.5,
     status_forcelist=[429, 502, 503, 504],
@@ -140,6 +141,11 @@ def check_version(url: str, version: str) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, requests.Timeout):
         return f"no answer within {_TIMEOUT} s"
+    if isinstance(error, requests.exceptions.SSLError):
+        found = re.search(r"\[SSL[^\]]*\] ([^(']+)", str(error))
+        return (
+            f"no TLS connection ({found[1].strip() if found else 'SSL'}; REQUESTS_CA_BUNDLE names trusted certificates)"
+        )
     if isinstance(error, requests.ConnectionError):
         return "no Prefect server is there"
     return "is not a URL" if isinstance(error, ValueError) else f"is not a Prefect server ({type(error).__name__})"

@@ -87,7 +87,7 @@ OTHERS: Final = {
     "cyclopts": {"cli.app", "cli.service"},
     "rich": {"reports.tables", "reports.run_page", "cli.console", "flows.export"},
     "prefect": {"flows.export", "flows.serve", "flows.servers", "flows.alerts"},
-    "pydantic": {"flows.export", "flows.serve", "flows.alerts"},
+    "pydantic": {"flows.export", "flows.alerts"},
     "prefect_dask": {"flows.export"},
 }
 """What is imported from elsewhere, and by which modules."""

@@ -67,6 +67,12 @@ def test_where_nothing_listens_there_is_no_server() -> None:
     assert message.endswith(": no Prefect server is there; start it (`prefect server start`), or name one")
 
 
+def test_a_server_without_tls_is_not_asked_for_ever() -> None:
+    with answering(lambda _: (200, b"{}")) as (url, _):
+        message = refused(url.replace("http:", "https:"))
+    assert "/api: no TLS connection (wrong version number; REQUESTS_CA_BUNDLE names trusted certificates); " in message
+
+
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1/api", "http://[::1"])
 def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
     assert "is not a URL; start it" in refused(url)

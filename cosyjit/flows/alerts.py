@@ -32,7 +32,8 @@ def check_webhook(url: str) -> None:
     """
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and url.isprintable() and " " not in url
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable = usable and url.isprintable() and " " not in url
     except ValueError:
         usable = False
     if not usable:

@@ -382,8 +382,11 @@ def _prefix(part: _Source, sources: Sequence[str]) -> str:
 
 
 def _check(sources: Sequence[str], publish: str | None) -> None:
-    if not sources:
+    if not sources or not all(sources):
         raise SelectionError("no source is given; name a model directory or a ModelScope id")
+    # As text, which forms may leave empty, it would be the directory of the worker's process, which goes with the run.
+    if publish == "":
+        raise SelectionError("publish: is empty; name a directory, or give null to publish beside the checkpoint")
     if publish is not None and len(sources) > 1:
         raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
     settings.memory()  # what it says is wrong of it is wrong of the whole run

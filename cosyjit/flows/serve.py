@@ -14,15 +14,14 @@ from typing import Any, Final, NamedTuple
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.schedules import Cron
+from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.types.entrypoint import EntrypointType
-from pydantic import ValidationError
 
 from cosyjit.errors import SelectionError, ServerError, line
 from cosyjit.families import select
@@ -43,6 +42,9 @@ _LOOK: Final = 1.0
 _GRACE: Final = 60
 """In s, which the runner has to end in order."""
 
+_FIELDS: Final = 5
+"""Of cron. Prefect reads a sixth as seconds, which other programs have first, and starts a run in each of them."""
+
 
 class Schedule(NamedTuple):
     """When to export: the five fields of cron, and the time zone by its name, such as Europe/Berlin."""
@@ -51,24 +53,32 @@ class Schedule(NamedTuple):
     timezone: str
 
     def check(self) -> None:
-        """Check that Prefect takes it.
+        """Check that Prefect takes it, and that its time comes.
+
+        A server fails over a schedule whose time never comes, and may plan no runs of others either.
 
         Raises:
             SelectionError: the fields or the time zone are not what they should be.
         """
         try:
             CronSchedule(cron="* * * * *", timezone=self.timezone)
-        except (ValidationError, ValueError):
+        except ValueError:
             raise SelectionError(
                 f"--timezone {self.timezone}: is not a time zone; give one such as UTC or Europe/Berlin"
             ) from None
         try:
-            CronSchedule(cron=self.cron, timezone=self.timezone)
-        except (ValidationError, ValueError):
+            schedule = CronSchedule(cron=self.cron, timezone=self.timezone)
+        except ValueError:
+            schedule = None
+        if schedule is None or len(self.cron.split()) > _FIELDS:
             raise SelectionError(
                 f"--cron {self.cron!r}: is not a schedule; give the five fields of cron, such as '0 3 * * *' for three "
                 "o'clock at night"
-            ) from None
+            )
+        try:
+            asyncio.run(schedule.get_dates(1))
+        except ValueError:
+            raise SelectionError(f"--cron {self.cron!r}: never comes; give a day that its months have") from None
 
 
 class Model(NamedTuple):
@@ -118,6 +128,7 @@ def find_models(
         model = Model(own, name_of(own) if name is None else name, parameters)
         if publish is not None:
             model.parameters["publish"] = str(absolute(publish))
+            _check_utf8(model.parameters["publish"])
         other = models.setdefault(model.name, model)
         if other is not model:
             raise SelectionError(
@@ -179,8 +190,8 @@ def serve(
                 f"--name {model.name!r}: is not a name of a deployment; give one without / % & < and >"
             )
     with _server() as (address, own):
-        deployments = [_deployment(model, schedule) for model in models]
-        serving = _Serving(deployments, limit)
+        _take_over(models)
+        serving = _Serving([_deployment(model, schedule) for model in models], limit)
         serving.start()
         try:
             _wait_for(serving.is_ready, own)
@@ -219,24 +230,34 @@ def _server() -> Iterator[tuple[str, OwnServer | None]]:
         own.stop()
 
 
-def _deployment(model: Model, schedule: Schedule | None) -> RunnerDeployment:
-    """The deployment of a model, once what the server has under its name is out of the way."""
-    name = f"{export.name}/{model.name}"
+def _take_over(models: Sequence[Model]) -> None:
+    """Remove the schedules of what the server has under the names of models: Prefect would keep them, without new ones.
+
+    Raises:
+        SelectionError: the server has another model under one of the names; nothing has changed then.
+    """
     with get_client(sync_client=True) as client:
-        try:
-            known = client.read_deployment_by_name(name)
-        except ObjectNotFound:
-            pass
-        else:
+        found = []
+        for model in models:
+            name = f"{export.name}/{model.name}"
+            try:
+                known = client.read_deployment_by_name(name)
+            except ObjectNotFound:
+                continue
             served = known.parameters.get("source")
             if served != model.source:
                 raise SelectionError(
                     f"{name}: exports {served} on this server; give another name with --name, or remove it with "
                     f"`prefect deployment delete {name}`"
                 )
-            # Prefect itself keeps the schedules of a deployment that comes without.
+            found.append(known)
+        for known in found:
             for each in known.schedules:
                 client.delete_deployment_schedule(known.id, each.id)
+
+
+def _deployment(model: Model, schedule: Schedule | None) -> RunnerDeployment:
+    """The deployment of a model."""
     deployment = RunnerDeployment.from_flow(
         export,
         model.name,

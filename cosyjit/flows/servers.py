@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,13 @@ _LOOK: Final = 0.2
 
 _GRACE: Final = 20
 """In s, which a server has to end in order."""
+
+_LEASES: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+"""Where a server notes which runs are under way. One that is killed and has noted it in its memory alone, as Prefect's
+own default is, takes them to be under way for ever, and the next runs of their deployments wait for ever."""
+
+_ERROR: Final = re.compile(r"[\w.]+(?:Error|Exception)\b")
+"""How the last line of a traceback begins. What a server says after it does not tell why it ended."""
 
 _START: Final = f"""
 import ctypes, os, signal, sys
@@ -88,6 +96,7 @@ class OwnServer:
         # A session of its own: Ctrl-C is for the command, which may still have something to tell the server.
         process = subprocess.Popen(
             [sys.executable, "-c", _START, str(os.getpid()), str(self._port)],
+            env={_LEASES: "prefect.server.concurrency.lease_storage.filesystem", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -113,7 +122,7 @@ class OwnServer:
         """Check that the server has not ended.
 
         Raises:
-            ServerError: it has; the message quotes the last that it said.
+            ServerError: it has; the message quotes the last error that it told of, or else the last that it said.
         """
         if self._started is None:
             return
@@ -121,10 +130,10 @@ class OwnServer:
         status = process.poll()
         if status is not None:
             output.seek(0)
-            said = output.read().decode(errors="replace").split("\n")
-            last = next((text for text in reversed(said) if text.strip()), "")
+            said = [text for text in output.read().decode(errors="replace").splitlines() if text.strip()]
+            told = [text for text in said if _ERROR.match(text)] or said or [""]
             raise ServerError(
-                f"{self.api}: the Prefect server ended with exit status {status} ({one_line(last.strip(), 200)}); "
+                f"{self.api}: the Prefect server ended with exit status {status} ({one_line(told[-1], 200)}); "
                 "set PREFECT_API_URL to use another one"
             )
 

@@ -34,7 +34,7 @@ def write_templates(directory: Path) -> tuple[Path, ...]:
         Their paths.
 
     Raises:
-        OutputError: one of them is there already, which is left as it is, or they cannot be written.
+        OutputError: one of them is there already, which is left as it is, or they cannot be written; then neither is.
     """
     directory = absolute(directory)
     deployments = template(DEPLOYMENTS).replace(_IN_A_CHECKOUT, _INSTALLED) + _NO_PULL
@@ -42,11 +42,15 @@ def write_templates(directory: Path) -> tuple[Path, ...]:
     for path in contents:
         if path.exists() or path.is_symlink():
             raise OutputError(f"{path}: is there already; move it away, or name another directory")
+    created = []
     try:
         make_directory(directory)
         for path, text in contents.items():
             with path.open("x", encoding="utf-8") as file:
+                created.append(path)
                 file.write(text)
     except OSError as error:
+        for path in created:
+            path.unlink()
         raise OutputError(f"{directory}: cannot be written to ({error.strerror}); name another directory") from None
     return tuple(contents)

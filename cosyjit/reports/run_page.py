@@ -102,8 +102,8 @@ def run_page(source: str, outcomes: Sequence[Outcome], known: Mapping[str, Seque
             ],
             [str(number) for number in numbers],
         )
-        words = f"size, error and step time of publications {numbers[0]} to {numbers[-1]}"
-        lines += ["", f"## Publications {numbers[0]} to {numbers[-1]}", "", as_image(picture, words)]
+        title = f"Publications {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"Publication {numbers[0]}"
+        lines += ["", f"## {title}", "", as_image(picture, f"{title}: size, error and step time")]
     return "\n".join(lines)
 
 

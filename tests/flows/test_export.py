@@ -339,9 +339,13 @@ def test_the_environment_asks_for_the_causes_in_the_log_of_the_run(
 @pytest.mark.slow
 def test_what_is_no_source_or_no_single_place_is_one_line_as_well(tiny: Path, tmp_path: Path) -> None:
     none = export([], return_state=True)
+    empty = export([str(tiny), ""], return_state=True)
+    nowhere = export(str(tiny), publish="", return_state=True)
     one_place = export([str(tiny), str(tiny)], publish=str(tmp_path), return_state=True)
 
-    assert none.message == "no source is given; name a model directory or a ModelScope id"
+    assert none.message == empty.message == "no source is given; name a model directory or a ModelScope id"
+    told = "publish: is empty; name a directory, or give null to publish beside the checkpoint"
+    assert nowhere.message == told
     assert one_place.message == f"{tmp_path}: is one directory for 2 sources; publish them one by one"
     assert listing(tmp_path) == []
 

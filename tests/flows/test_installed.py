@@ -179,6 +179,8 @@ def test_a_model_is_served_from_an_empty_directory(installed: Installed, empty: 
         third = ask(api, f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
         running = {"id": {"any_": [third["id"]]}, "state": {"type": {"any_": ["RUNNING"]}}}
         wait_for(lambda: ask(api, "flow_runs/filter", flow_runs=running), seconds=PATIENCE)
+        # What would be in the server's memory alone, nothing would take back if the server were killed.
+        assert list((installed.directory / "home" / ".prefect" / "concurrency_leases").glob("*-*.json"))
         tree = psutil.Process(process.pid).children(recursive=True)
         assert len(tree) >= 2
         process.send_signal(signal.SIGTERM)

@@ -77,6 +77,8 @@ def test_a_model_has_the_parameters_of_the_flow(tiny: Path, tmp_path: Path, monk
         (["{tiny}", "--cron", "0 3"], "--cron '0 3': is not a schedule; give the five fields of cron, such as"),
         (["{tiny}", "--cron", "0 25 * * *"], "--cron '0 25 * * *': is not a schedule"),
         (["{tiny}", "--cron", "@never"], "--cron '@never': is not a schedule"),
+        (["{tiny}", "--cron", "0 0 3 * * *"], "--cron '0 0 3 * * *': is not a schedule; give the five fields of cron"),
+        (["{tiny}", "--cron", "0 3 30 2 *"], "--cron '0 3 30 2 *': never comes; give a day that its months have"),
         (["{tiny}", "--cron", "0 3 * * *", "--timezone", "Mars/X"], "--timezone Mars/X: is not a time zone; give one"),
         (["{tiny}", "--timezone", "UTC"], "--timezone UTC: is that of a schedule; give one with --cron"),
     ],
@@ -94,9 +96,10 @@ def test_serve_says_in_a_line_what_it_cannot_serve(
 def test_a_name_that_no_server_can_have_is_refused(tiny: Path, tmp_path: Path, run: Run) -> None:
     directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     shutil.copytree(tiny, directory)
-    ran = run("serve", directory)
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err.endswith("is not UTF-8, so it cannot be served; give the directory another name\n")
+    for command in (["serve", directory], ["serve", tiny, "--publish", directory]):
+        ran = run(*command)
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err.endswith("is not UTF-8, so it cannot be served; give the directory another name\n")
 
 
 @pytest.fixture
@@ -185,13 +188,30 @@ def test_init_names_a_directory_that_cannot_be_written_to(tmp_path: Path, run: R
     assert ran.err.endswith("cannot be written to (File exists); name another directory\n")
 
 
+def test_init_leaves_nothing_that_is_cut_short(tmp_path: Path) -> None:
+    # No file may grow longer than this, as on a disk that is full.
+    limited = f"ulimit -f 1; trap '' XFSZ; exec '{CONSOLE_SCRIPT}' init ."
+    done = subprocess.run(["/bin/bash", "-c", limited], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"cosyjit: {tmp_path}: cannot be written to (File too large); name another directory\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_automations_are_those_that_can_be_told_of() -> None:
     automations = [AutomationCore.model_validate(each) for each in loaded(template(AUTOMATIONS))["automations"]]
     assert [each.name for each in automations] == [f"cosyjit: {event}" for event in EVENTS]
 
 
 @pytest.mark.parametrize(
-    "url", ["hooks.example.com", "ftp://hooks.example.com", "https://", "https://[", "https://a b"]
+    "url",
+    [
+        "hooks.example.com",
+        "ftp://hooks.example.com",
+        "https://",
+        "https://[",
+        "https://a b",
+        "https://hooks.example.com:99999/secret",
+    ],
 )
 def test_what_is_not_a_webhook_is_not_quoted(url: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSYJIT_WEBHOOK", url)
@@ -214,26 +234,50 @@ def test_alert_says_what_it_lacks(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert (ran.status, ran.err) == (2, "cosyjit: no Prefect server is named; set PREFECT_API_URL\n")
 
 
-def test_another_model_of_a_name_keeps_its_deployment(tiny: Path, run: Run) -> None:
+def test_another_model_of_a_name_keeps_its_deployment_and_no_other_changes(
+    tiny: Path, tmp_path: Path, run: Run
+) -> None:
     from prefect.client.orchestration import get_client  # noqa: PLC0415
+    from prefect.client.schemas.actions import DeploymentScheduleCreate  # noqa: PLC0415
+    from prefect.client.schemas.schedules import CronSchedule  # noqa: PLC0415
 
     from cosyjit.flows.export import export  # noqa: PLC0415
 
+    first = Path(shutil.copytree(tiny, tmp_path / "first"))
+    nightly = [DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)]
     with get_client(sync_client=True) as client:
         flow = client.create_flow(export)
-        made = client.create_deployment(flow_id=flow, name=tiny.name, parameters={"source": "/models/other"})
+        served = {first.name: str(first), tiny.name: "/models/other"}
+        made = [
+            client.create_deployment(flow_id=flow, name=name, parameters={"source": source}, schedules=nightly)
+            for name, source in served.items()
+        ]
         try:
-            ran = run("serve", tiny)
-            kept = client.read_deployment(made)
+            ran = run("serve", first, tiny)
+            kept = [client.read_deployment(each) for each in made]
         finally:
-            client.delete_deployment(made)
+            for each in made:
+                client.delete_deployment(each)
     name = f"export/{tiny.name}"
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
         f"cosyjit: {name}: exports /models/other on this server; give another name with --name, or remove it with "
         f"`prefect deployment delete {name}`\n"
     )
-    assert kept.parameters == {"source": "/models/other"}
+    assert [each.parameters for each in kept] == [{"source": source} for source in served.values()]
+    assert [len(each.schedules) for each in kept] == [1, 1]
+
+
+def test_a_server_of_its_own_that_cannot_start_says_why(
+    tiny: Path, closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{tmp_path}/file/prefect.db")
+    with temporary_settings({PREFECT_SERVER_API_PORT: closed_port}, restore_defaults={PREFECT_API_URL}):
+        ran = run("serve", tiny)
+    assert (ran.status, ran.out) == (2, "")
+    assert "(sqlite3.OperationalError) unable to open database file); set PREFECT_API_URL to use another" in ran.err
+    assert ran.err.count("\n") == 1
 
 
 def test_the_library_says_it_too() -> None:

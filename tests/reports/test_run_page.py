@@ -68,6 +68,8 @@ def test_the_page_says_what_was_made_from_what_and_draws_how_it_went() -> None:
     assert "## Publications 3 to 4" in lines
     picture = base64.b64decode(page.rpartition("base64,")[2].rstrip(")")).decode()
     assert all(title in picture for title in ("size, MB", "largest error", "step, ms", "llm.llm.fp32.zip"))
+    first = run_page("/models/m", [built("llm.llm")], {"llm.llm.fp32.zip": points[:1]})
+    assert "## Publication 3" in first.splitlines()
 
 
 def test_the_page_of_a_failure_without_publications_has_no_picture() -> None:
