@@ -117,11 +117,11 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     try:
         made = Made(environment, Path(sys.executable), directory / "environment")
         made.install(request.param)
-        # As on a node that only serves: the plugin needs nothing but vLLM. Prefect wants another fastapi than vLLM 0.32.
-        uv("pip", "install", "--python", made.python, "--no-deps", ROOT)
         made.answer("import vllm")
     except subprocess.CalledProcessError as error:
         pytest.skip(f"{request.param} cannot be installed here: {error}")
+    # As on a node that only serves: the plugin needs nothing but vLLM, and Prefect's fastapi is not that of vLLM 0.32.
+    uv("pip", "install", "--python", made.python, "--no-deps", ROOT)
     return made.python
 
 
