@@ -187,10 +187,10 @@ def test_vllm_decodes_what_the_checkpoint_gives(answers: Answers, family: str, d
 
 @pytest.mark.stress
 def test_the_bias_of_the_head_is_added(answers: Answers) -> None:
-    request, decoded = answers["cosyvoice2", "bfloat16"]
+    request, decoded = answers["cosyvoice2", "float32"]
     model = composed.__wrapped__(request.checkpoint)
     model.lm_head.bias.data.zero_()
-    assert min(error for _, error in errors(request, decoded, model)) > _TOLERANCES["bfloat16"]
+    assert min(error for _, error in errors(request, decoded, model)) > 100 * _TOLERANCES["float32"]
 
 
 REGISTERED: Final = """
