@@ -53,7 +53,7 @@ _DELAY: Final = 5
 One number for all retries: Prefect's UI shows no list.
 """
 
-_BUILT: Final = "cosyjit.artifacts.built"
+_BUILT_EVENT: Final = "cosyjit.artifacts.built"
 """The event of a run that has built something and published it, which automations can go by."""
 
 _HAS_DASK: Final = find_spec("prefect_dask") is not None
@@ -92,6 +92,15 @@ class _Outcomes(Sequence[Outcome]):
 def _is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
     """Whether a task may succeed if it is tried again."""
     return isinstance(state.result(raise_on_failure=False), TransientError)
+
+
+_STEP: Final[dict[str, Any]] = {
+    "cache_policy": NO_CACHE,
+    "retries": _RETRIES,
+    "retry_delay_seconds": _DELAY,
+    "retry_condition_fn": _is_transient,
+}
+"""What all tasks of a run have in common."""
 
 
 class _Ended(PrefectTaskRunFuture[Any]):
@@ -160,14 +169,7 @@ class _Source:
         return self.targets[-1]
 
 
-@task(
-    name="plan",
-    task_run_name="plan{given.label}",
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAY,
-    retry_condition_fn=_is_transient,
-)
+@task(name="plan", task_run_name="plan{given.label}", **_STEP)
 def plan(given: _Source) -> State[None]:
     """Find out what is to be done for a source, and whether that can be done."""
     try:
@@ -180,14 +182,7 @@ def plan(given: _Source) -> State[None]:
     return Completed(message=plain(message))
 
 
-@task(
-    name="publish",
-    task_run_name="publish{given.label}",
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAY,
-    retry_condition_fn=_is_transient,
-)
+@task(name="publish", task_run_name="publish{given.label}", **_STEP)
 def publish(given: _Source) -> State[None]:
     """Show what was made of a source, if all of it was."""
     try:
@@ -270,11 +265,8 @@ _BUILD: Final = materialize(
     by="cosyjit",
     name="build",
     task_run_name="{work.name}",
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAY,
     retry_jitter_factor=0.5,
-    retry_condition_fn=_is_transient,
+    **_STEP,
 )(build)
 
 
@@ -485,7 +477,7 @@ def _tell_of_what_was_built(message: str) -> None:
         "prefect.state-name": "Completed",
         "prefect.state-message": message,
     }
-    emit_event(_BUILT, resource)
+    emit_event(_BUILT_EVENT, resource)
 
 
 def _show(parts: Sequence[_Source], outcomes: Sequence[Outcome]) -> None:
