@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -52,6 +53,8 @@ PARTS: Final = {
         ],
     },
 }
+"""What a `tokenizer.json` has to have of Qwen2, part by part."""
+
 _NOTHING_ADDED: Final = {
     "type": "TemplateProcessing",
     "single": [{"Sequence": {"id": "A", "type_id": 0}}],
@@ -63,11 +66,13 @@ _TYPES: Final[Mapping[str, Sequence[Any]]] = {
     "decoder": ("ByteLevel",),
     "post_processor": (None, "ByteLevel", _NOTHING_ADDED),
 }
+"""Further parts, and what each may be: a whole part, or the type of one."""
+
 _OFF: Final = (
     *("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
     *("fuse_unk", "byte_fallback", "ignore_merges"),
 )
-"""What a `tokenizer.json` has of Qwen2: parts, parts or their types, and options of the model that are not used."""
+"""Options of the model that Qwen2 does not use."""
 
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE_SPECIAL: Final = ("additional_special_tokens", "extra_special_tokens")
@@ -134,8 +139,8 @@ class BaseTokenizer:
         """The number of its tokens; their ids are smaller."""
         return max([len(self.vocabulary), *(number + 1 for number in self.added)])
 
-    @property
-    def ids(self) -> dict[str, int]:
+    @cached_property
+    def ids(self) -> Mapping[str, int]:
         """The ids of all tokens."""
         behind = {added.content: number for number, added in self.added.items()}
         return {token: number for number, token in enumerate(self.vocabulary)} | behind

@@ -98,8 +98,8 @@ def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = s
     lost = {each.target.name: each.record.figures.get("underflows", 0) for each in outcomes if each.record}
     notes = [f"{name}: {count:,.0f} numbers became 0 in the cast" for name, count in lost.items() if count]
     targets = [each.target for each in outcomes]
-    loading = {each.name: each.component.loading.get(each.precision.name) for each in targets}
-    notes += [f"{name}: {note}" for name, note in loading.items() if note]
+    loading = ((each.name, each.component.loading.get(each.precision.name)) for each in targets)
+    notes += [f"{name}: {note}" for name, note in loading if note]
     directories = {str(each.path.parent): None for each in outcomes if each.path}
     return [*notes, *(f"Published in {escaped(directory)}" for directory in directories)]
 

@@ -70,8 +70,9 @@ class Source:
 
         Of sets of which it needs one, the first that is complete; if none is, the last.
         """
-        sets = [names for names in component.either if all(map(self._has, names))]
-        return (self.weights(component.weights), *component.configs, *(*sets, *component.either[-1:], ())[0])
+        complete = (names for names in component.either if all(map(self._has, names)))
+        last = component.either[-1] if component.either else ()
+        return (self.weights(component.weights), *component.configs, *next(complete, last))
 
     def _has(self, name: str) -> bool:
         if self.snapshot is not None:
