@@ -40,6 +40,17 @@ def readme_commands(heading: str) -> list[str]:
     return found[1].replace("\\\n", " ").splitlines()
 
 
+def post(api: str, path: str, body: Any) -> requests.Response:
+    """What a server's API answers to a request with a body of JSON."""
+    with requests.Session() as session:
+        # As Prefect's client does: a database that is locked by another request is not for long.
+        patient = Retry(total=None, status=8, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
+        session.mount("http://", HTTPAdapter(max_retries=patient))
+        response = session.post(f"{api}/{path}", json=body, timeout=30)
+    response.raise_for_status()
+    return response
+
+
 class Service:
     """Everything below one directory; `environment` lets commands find the server.
 
@@ -117,16 +128,7 @@ class Service:
 
     def ask(self, path: str, **body: Any) -> Any:
         """What the server's API answers."""
-        return self._post(path, body).json()
-
-    def _post(self, path: str, body: dict[str, Any]) -> requests.Response:
-        with requests.Session() as session:
-            # As Prefect's client does: a database that is locked by another request is not for long.
-            patient = Retry(total=None, status=8, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
-            session.mount("http://", HTTPAdapter(max_retries=patient))
-            response = session.post(f"{self.api}/{path}", json=body, timeout=30)
-        response.raise_for_status()
-        return response
+        return post(self.api, path, body).json()
 
     def healthy(self) -> bool:
         try:
@@ -159,7 +161,7 @@ class Service:
     def pause_schedules(self) -> None:
         """Have no run begin by itself, which would keep others of its deployment waiting."""
         for deployment in self.ask("deployments/filter"):
-            self._post(f"deployments/{deployment['id']}/pause_deployment", {})
+            post(self.api, f"deployments/{deployment['id']}/pause_deployment", {})
 
     def wait_for_end(self, run: str) -> dict[str, Any]:
         return wait_for(lambda: self.ended(run), seconds=PATIENCE)

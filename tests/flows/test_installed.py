@@ -17,11 +17,8 @@ from typing import Any, Final, NamedTuple
 
 import psutil
 import pytest
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
-from tests.flows.service import BIN, PATIENCE, free_port
+from tests.flows.service import BIN, PATIENCE, free_port, post
 from tests.support.http import Asked, answering
 from tests.support.processes import ROOT, wait_for
 
@@ -130,13 +127,7 @@ def started(command: list[str | Path], log: Path, **options: Any) -> Iterator["s
 
 def ask(api: str, path: str, **body: Any) -> Any:
     """What a server's API answers."""
-    with requests.Session() as session:
-        # As Prefect's client does: a database that is locked by another request is not for long.
-        patient = Retry(total=None, status=8, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
-        session.mount("http://", HTTPAdapter(max_retries=patient))
-        response = session.post(f"{api}/{path}", json=body, timeout=30)
-    response.raise_for_status()
-    return response.json()
+    return post(api, path, body).json()
 
 
 def ended(api: str, *, but: set[str]) -> dict[str, Any] | None:
@@ -269,7 +260,7 @@ def _check_that_names_become_no_mentions(api: str, run: dict[str, Any], asked: l
     ]
     event = {"event": "cosyjit.artifacts.built", "resource": resource, "related": related, "id": str(uuid.uuid4())}
     event["occurred"] = datetime.now(timezone.utc).isoformat()
-    requests.post(f"{api}/events", json=[event], timeout=30).raise_for_status()
+    post(api, "events", [event])
     told = wait_for(lambda: [one.body for one in asked if "more" in one.body["message"]], seconds=PATIENCE)
     assert told[0]["message"] == resource["prefect.state-message"]
     assert told[0]["text"] == f"cosyjit: {run['name']}: Completed: 1 built &lt;!channel&gt; &amp; more"

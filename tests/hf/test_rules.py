@@ -5,6 +5,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from cosyjit.hf.vocabulary import CHAT_TEMPLATE, merged
 from cosyjit.synth.tokenizer import declare_tokenizer
 from cosyjit.weights.tensors import Entries, StoredTensor
 from tests.support.base_tokenizers import edit, make_whole, read
+from tests.support.language_models import refused
 from tests.support.merged_folders import BASE, planned
 from tests.support.weights_index import indexed_file
 
@@ -60,13 +62,7 @@ def resized(entries: Entries, *, text: int | None = None, speech: int | None = N
     return found
 
 
-def refusal(kind: type[CosyjitError], directory: Path, entries: Entries) -> str:
-    with pytest.raises(CosyjitError) as error:
-        planned(directory, entries)
-    assert type(error.value) is kind
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    return message
+refusal = partial(refused, planned)
 
 
 def pieces(folder: Folder, name: str) -> tuple[Any, ...]:

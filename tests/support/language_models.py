@@ -7,15 +7,18 @@ https://arxiv.org/abs/2305.13245; Shazeer, GLU Variants Improve Transformer, htt
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cosyjit.errors import CosyjitError
 from cosyjit.families import Tolerance
+from cosyjit.weights.tensors import Entries
 
 PREFIX: Final = "llm.model.model."
 
@@ -97,6 +100,16 @@ def expected_logits(directory: Path, x: Tensor) -> Tensor:
 def loaded(folder: Path) -> Any:
     """The model, and what of it was missing or left over."""
     return head_with_bias().from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True)
+
+
+def refused(plan: Callable[[Path, Entries], Any], kind: type[CosyjitError], directory: Path, entries: Entries) -> str:
+    """The one line in which planning a folder is refused, by an error of a kind."""
+    with pytest.raises(CosyjitError) as error:
+        plan(directory, entries)
+    assert type(error.value) is kind
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
 
 
 def check_logits(found: Tensor, expected: Tensor, tolerance: Tolerance) -> None:

@@ -4,13 +4,14 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from cosyjit.configuration.base_model import read_qwen2_config
-from cosyjit.errors import CheckpointError, ConfigError, CosyjitError, TensorMismatchError
+from cosyjit.errors import CheckpointError, ConfigError, TensorMismatchError
 from cosyjit.families import PRECISIONS
 from cosyjit.fs.digests import Digests
 from cosyjit.provenance.fingerprint import canonical
@@ -18,6 +19,7 @@ from cosyjit.vllm.rules import Folder, plan_folder
 from cosyjit.weights.pickle_reader import Other
 from cosyjit.weights.tensor_digests import read_tensors
 from cosyjit.weights.tensors import Entries, StoredTensor
+from tests.support.language_models import refused
 from tests.support.vllm_folders import FILES, FOLDERS, component_of, entries_of, planned
 
 LAYER: Final = {
@@ -59,13 +61,7 @@ def tiny_folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def refusal(kind: type[CosyjitError], directory: Path, entries: Entries) -> str:
-    with pytest.raises(CosyjitError) as error:
-        planned(directory, entries)
-    assert type(error.value) is kind
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    return message
+refusal = partial(refused, planned)
 
 
 def stored(entries: Entries, name: str) -> StoredTensor:
