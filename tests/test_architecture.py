@@ -20,7 +20,7 @@ ROOMS: Final = (
     {"text"},
     {"errors"},
     {"documents", "families", "settings"},
-    {"encoders", "fs", "metrics"},
+    {"encoders", "fs", "metrics", "selection"},
     {"estimators"},
     {"processes", "prefect_api"},
     {"weights", "store"},

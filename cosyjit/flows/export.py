@@ -33,7 +33,7 @@ from rich.filesize import decimal
 
 from cosyjit import pipeline, settings
 from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line, log_cause, trace
-from cosyjit.families import ALL, FAMILIES, PRECISIONS
+from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.operations.trends import trends
 from cosyjit.pipeline import Export, Outcome
 from cosyjit.planning.plan import Planned, check_apart
@@ -43,6 +43,7 @@ from cosyjit.processes.worker import CancelScope
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.reports.run_page import failed_page, run_name, run_page, run_rows, short_names
 from cosyjit.reports.tables import counts, summary
+from cosyjit.selection import ALL
 from cosyjit.store.store import Store
 from cosyjit.text import log_lines, plain, without_password
 
@@ -61,15 +62,30 @@ _HAS_DASK: Final = find_spec("prefect_dask") is not None
 T = TypeVar("T")
 
 
+_COMPONENTS: Final = [*dict.fromkeys(part.name for family in FAMILIES for part in family.components), ALL]
+_PRECISIONS: Final = [*PRECISIONS, ALL]
+
+
 def _choice(names: Sequence[str]) -> Any:
     """What lets Prefect's form offer names, and its server refuse others."""
     return Field(json_schema_extra={"enum": list(names)})
 
 
-_Component = Annotated[
-    str, _choice([*dict.fromkeys(part.name for family in FAMILIES for part in family.components), ALL])
-]
-_Precision = Annotated[str, _choice([*PRECISIONS])]
+def _text(names: Sequence[str]) -> Any:
+    """What lets the form take a text: a pattern, several names with commas between them, or one of the names."""
+    return Field(json_schema_extra={"pattern": "|".join([r"[*?\[,]", *(f"^{re.escape(name)}$" for name in names)])})
+
+
+_Components = (
+    Annotated[list[Annotated[str, _choice(_COMPONENTS)]], Field(title="Names")]
+    | Annotated[list[Annotated[str, _text(_COMPONENTS)]], Field(title="Patterns")]
+    | None
+)
+_Precisions = (
+    Annotated[list[Annotated[str, _choice(_PRECISIONS)]], Field(title="Names")]
+    | Annotated[list[Annotated[str, _text(_PRECISIONS)]], Field(title="Patterns")]
+    | None
+)
 
 
 class _Outcomes(Sequence[Outcome]):
@@ -308,8 +324,8 @@ def _sources(source: str | list[str]) -> list[str]:
 @flow(name="export", flow_run_name=_run_name, task_runner=_runner())
 def export(
     source: str | list[str],
-    components: list[_Component] | None = None,
-    precisions: list[_Precision] | None = None,
+    components: _Components = None,
+    precisions: _Precisions = None,
     publish: str | None = None,
     force: bool = False,
     replace: bool = False,
@@ -319,10 +335,11 @@ def export(
     Args:
         source: A model directory, or a ModelScope id such as `iic/CosyVoice-300M` or `iic/CosyVoice-300M@v1.0`; or
             several.
-        components: What to export, such as llm.text_encoder. By default all but those made on request alone, such as
-            flow.decoder.estimator or llm.hf; "all" for those as well.
+        components: What to export, such as llm.text_encoder, or a pattern such as llm.*. By default all but those made
+            on request alone, such as flow.decoder.estimator or llm.hf; "all" for those as well.
         precisions: fp32, fp16, bf16 and, of llm.llm, int8; of flow.decoder.estimator autocast_fp16 and others. By
-            default fp32 and fp16, of llm.vllm and llm.hf bf16, of flow.decoder.estimator fp32.
+            default fp32 and fp16, of llm.vllm and llm.hf bf16, of flow.decoder.estimator fp32. "all" for all, and of
+            llm.vllm and llm.hf for their default. Patterns are such as streaming.*.
         publish: The directory to put the zips into. Beside the checkpoint by default.
         force: Build even what has not changed.
         replace: Put a folder that others have written where vllm/ or hf_merged/ is to be published aside.

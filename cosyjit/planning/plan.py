@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cosyjit.errors import BuildError, InputError, LaterSchemaError, RecordError, SignatureError, StoreError
-from cosyjit.families import Component, Precision, select
+from cosyjit.families import Component, Precision
 from cosyjit.planning.inputs import Inputs, read_inputs
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
@@ -17,6 +17,7 @@ from cosyjit.provenance import latest, record
 from cosyjit.provenance.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.provenance.record import Record
 from cosyjit.publishing import layout
+from cosyjit.selection import select
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import Source, open_source
 from cosyjit.store.store import FORMS, Store
@@ -58,9 +59,10 @@ def plan(
 
     Args:
         source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
-        components: names of components; for None all that the family has, but for those on request; "all" for those
-            as well.
-        precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
+        components: names of components, or patterns such as "llm.*"; for None all that the family has, but for those
+            on request; "all" for those as well.
+        precisions: names of precisions, or patterns; for None those that each component has by default, fp32 and fp16
+            of zips; "all" for all that it has or, where they share one name, the default.
         store: where artifacts are kept; that of this user for None.
         force: treat all targets as stale.
         exporting: begin an export: set damaged objects aside, renew what a bucket has of the targets (see

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from cosyjit import documents
 from cosyjit.errors import SelectionError, SourceError, SourceUnavailableError
-from cosyjit.families import CONFIG_FILES, FAMILIES, select
+from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.fs import files
+from cosyjit.selection import select
 from cosyjit.sources import snapshots
 from cosyjit.sources.modelscope import File, Model, parse
 from cosyjit.sources.snapshots import Snapshot
