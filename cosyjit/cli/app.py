@@ -1,13 +1,14 @@
 """The command line: parse, call, print."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 from cosyjit import __version__, pipeline, settings
 from cosyjit.cli import service
@@ -282,11 +283,22 @@ def verify(
     return FAILED if faults else 0
 
 
+def _age(kind: type[timedelta], tokens: Sequence[Token]) -> timedelta:
+    """The age that a text such as 7d names."""
+    given = tokens[0].value
+    if re.fullmatch(r"\d+([.]\d+)?", given):
+        raise SelectionError(f"--older-than {given}: has no unit; give one, such as {given}d or {given}h")
+    age: timedelta = convert(kind, tokens)
+    if age < timedelta(0):
+        raise SelectionError(f"--older-than {given}: keep files for 0s or longer")
+    return age
+
+
 @app.command
 def gc(
     *,
     keep: int = collection.KEEP,
-    older_than: timedelta = timedelta(seconds=collection.OLDER_THAN),
+    older_than: Annotated[timedelta, Parameter(converter=_age)] = timedelta(seconds=collection.OLDER_THAN),
     delete: Annotated[bool, Parameter(negative="")] = False,
     store: _Store = None,
     wait: _Wait = None,

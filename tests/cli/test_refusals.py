@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support.checkpoints import change, rewrite, without_llm
+from tests.support.modelscope import MODEL
 from tests.support.processes import CONSOLE_SCRIPT, Ran, Run, finished, snapshot, spawn
 
 Copy = Callable[[Path], Path]
@@ -181,7 +182,9 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
     ("arguments", "says"),
     [
         (["export", "{}/nowhere"], ("/nowhere: does not exist", "give a model directory")),
-        (["export", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is a file", "give a model directory")),
+        (["export", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is a file; give the model directory", "/CosyVoice-tiny\n")),
+        (["plan", "{}/CosyVoice-tiny/cosyvoice.yaml"], ("/cosyvoice.yaml: is a file; give the model directory",)),
+        (["export", f"https://www.modelscope.cn/models/{MODEL}"], (f"/{MODEL}: is an address; give {MODEL}\n",)),
         (["export", "./no/where"], ("./no/where: the directory /", "/no/where does not exist; give a model directory")),
         (["export", "{}/" + "n" * 300], ("n" * 300,)),
         (["export", "{}/[red]:smile:"], ("/[red]:smile:: does not exist",)),
@@ -219,7 +222,10 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["verify", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny",)),
         (["verify", "{}/nowhere"], ("/nowhere",)),
         (["gc", "--keep", "0"], ("--keep 0", "1 or more")),
+        (["gc", "--keep", "-1"], ("cosyjit: --keep -1: keep 1 or more publications of each directory\n",)),
         (["gc", "--older-than", "soon"], ("--older-than", '"soon"')),
+        (["gc", "--older-than", "7"], ("--older-than 7: has no unit; give one, such as 7d or 7h",)),
+        (["gc", "--older-than=-7d"], ("--older-than -7d: keep files for 0s or longer",)),
         (["gc", "--store", "{}/nowhere"], ("/nowhere: there is no store; name the one", "--store or COSYJIT_STORE")),
         (["gc"], ("/cosyjit: there is no store; name the one that was exported into",)),
         (["verify"], ("/cosyjit: there is no store; name the one that was exported into",)),
@@ -229,12 +235,12 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["verify", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
         (["gc", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
         (["lineage", "{}/nowhere.zip"], ("/nowhere.zip: is not an artifact", "fingerprint that")),
-        (["lineage", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is not an artifact of cosyjit", "name one")),
+        (["lineage", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is not an artifact of cosyjit", "name a zip")),
         (["lineage", "{}/CosyVoice-tiny/cosyvoice.yaml"], ("/cosyvoice.yaml: is not an artifact of cosyjit",)),
         (["lineage", "0" * 64], ("/cosyjit: there is no store; name the one", "--store or COSYJIT_STORE")),
         (["lineage", "n" * 300], ("n" * 300,)),
         (["lineage", "~nobody-of-this-name/a.zip"], ("~nobody-of-this-name",)),
-        (["lineage", ""], ("is not an artifact",)),
+        (["lineage", ""], ("is a directory, and not the folder of an artifact", "name a zip")),
         (["synth"], ("--directory",)),
         (
             ["synth", "{}/CosyVoice-tiny"],
