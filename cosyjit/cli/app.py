@@ -10,10 +10,11 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
-from cosyjit import __version__, pipeline, settings
+from cosyjit import __version__, pipeline, preflight, settings
 from cosyjit.cli import service
+from cosyjit.cli.answers import FAILED, Answer, exit_status, show_answers
 from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
-from cosyjit.errors import BuildError, CosyjitError, ResourceError, SelectionError, ServerError, log_cause
+from cosyjit.errors import CosyjitError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
@@ -30,12 +31,6 @@ from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from cosyjit.store.store import Store
 from cosyjit.text import one_line
-
-FAILED = 1
-"""The exit status when a target could not be built, or the system lacks what the build needs."""
-
-BAD_INPUT = 2
-"""The exit status when the input cannot be exported as it is."""
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -56,17 +51,19 @@ _Wait = Annotated[float | None, Parameter(name="--wait", env_var=settings.WAIT)]
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Names = Annotated[list[str] | None, Parameter(negative="")]
 _Source = Annotated[str, Parameter(name=["--source", "--model-dir", "--model_dir"])]
+_Sources = Annotated[list[str], Parameter(name=["--source", "--model-dir", "--model_dir"], negative="")]
 
 
 @app.command
 def export(
-    source: _Source,
+    source: _Sources,
     *,
     component: _Names = None,
     precision: _Names = None,
     publish: Path | None = None,
     store: _Store = None,
     force: Annotated[bool, Parameter(negative="")] = False,
+    build: Annotated[bool, Parameter(name="--build", negative="--no-build")] = True,
     link: Annotated[bool, Parameter(negative="")] = False,
     replace: Annotated[bool, Parameter(negative="")] = False,
     sign: _Sign = None,
@@ -74,29 +71,35 @@ def export(
     wait: _Wait = None,
     json: _Json = False,
 ) -> int:
-    """Build what has changed in a model directory, and publish it.
+    """Build what has changed in a model directory, or in several, and publish it.
 
-    The exit status is 0 if all is well, 1 if a target failed, 2 if the input cannot be exported.
+    The exit status is 0 if all is well, 1 if a target failed, 2 if the input cannot be exported; of several model
+    directories, the largest.
 
     Parameters
     ----------
     source
         A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or a ModelScope
-        id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
+        id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0. May be repeated: an error of one does not stop the
+        others.
     component
-        A component to export, such as llm.text_encoder or flow.decoder.estimator; may be repeated. By default those
-        that the runtime reads with load_jit and load_vllm; "all" for those on request as well.
+        A component to export, such as llm.text_encoder or flow.decoder.estimator, or a pattern such as 'llm.*'; may be
+        repeated. By default those that the runtime reads with load_jit and load_vllm; "all" for those on request as
+        well.
     precision
-        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm
-        and llm.hf bf16.
+        fp32, fp16, bf16 or, of llm.llm, int8, or a pattern; may be repeated. fp32 and fp16 by default, and of llm.vllm
+        and llm.hf bf16; "all" for all, and of llm.vllm and llm.hf for their default.
         flow.decoder.estimator has fp32, its default, autocast_fp16, fp32.dynamic_batch and, except for CosyVoice,
         streaming.fp32 and streaming.autocast_fp16. A component is left out at a precision that it does not have.
     publish
-        Where to put the artifacts. Beside the checkpoint by default.
+        Where to put the artifacts of one source. Beside the checkpoint by default.
     store
         The store of artifacts: a directory or an fsspec URL. ~/.cache/cosyjit by default.
     force
         Build even what has not changed.
+    build
+        With --no-build, publish what the store has; if it lacks something, nothing is published, and the exit status
+        is 1. No process is started, and torch is not imported.
     link
         Publish hard links to the store's files instead of copies. Use this only if nobody else writes to the directory.
     replace
@@ -109,36 +112,47 @@ def export(
         The longest time to wait for other processes that use the store or the directory, in seconds. As long as it
         takes by default. After two seconds, a line names the process that is waited for.
     json
-        Print one JSON object and nothing else.
+        Print one JSON object and nothing else; of several sources, one that lists theirs.
     """
     with stages() as progress:
-        outcomes = pipeline.export(
+        exported = pipeline.export_each(
             source,
-            components=component,
-            precisions=precision,
+            component,
+            precision,
             publish=publish,
             store=Store(store, sign=sign, require=require_signature, wait=wait),
             force=force,
+            build=build,
             link=link,
             replace=replace,
             memory=settings.memory(),
             progress=progress,
         )
-    if json:
-        show_json(as_json.outcomes(outcomes))
-    else:
-        show(tables.outcomes_table(outcomes), *tables.closing_lines(outcomes))
-    return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
+    results = {str(each.source): each for each in exported}
+
+    def answer(name: str) -> Answer:
+        outcomes, error = results[name].outcomes, results[name].error
+        if error is not None:
+            raise error
+        return Answer(
+            as_json.outcomes(outcomes),
+            (tables.outcomes_table(outcomes), *tables.closing_lines(outcomes)),
+            FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0,
+        )
+
+    return show_answers("source", source, answer, json=json)
 
 
 @app.command
 def plan(
-    source: _Source,
+    source: _Sources,
     *,
     component: _Names = None,
     precision: _Names = None,
     publish: Path | None = None,
     store: _Store = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    replace: Annotated[bool, Parameter(negative="")] = False,
     sign: _Sign = None,
     require_signature: _Required = None,
     json: _Json = False,
@@ -149,50 +163,60 @@ def plan(
 
     Parameters
     ----------
-    source, component, precision, publish, store, sign, require_signature, json
+    source, component, precision, publish, store, force, replace, sign, require_signature, json
         As for export.
     """
     opened = Store(store, sign=sign, require=require_signature)
-    planned = planning.plan(source, component, precision, store=opened)
-    obstacles = pipeline.obstacles(planned, publish=publish, store=opened)
-    for obstacle in obstacles:
-        log_cause(obstacle)
-    outdated = pipeline.outdated_plans(planned, publish=publish, store=opened)
-    if json:
-        show_json(as_json.plan(planned, obstacles, outdated))
-    else:
-        show(tables.plan_table(planned), *tables.obstacle_lines(obstacles), *tables.outdated_lines(outdated))
-    return 0
+    pipeline.check_sources(source, publish)
+
+    def answer(name: str) -> Answer:
+        planned = planning.plan(name, component, precision, store=opened, force=force)
+        obstacles = preflight.obstacles(planned, publish=publish, store=opened, replace=replace)
+        for obstacle in obstacles:
+            log_cause(obstacle)
+        outdated = preflight.outdated_plans(planned, publish=publish, store=opened)
+        return Answer(
+            as_json.plan(planned, obstacles, outdated),
+            (tables.plan_table(planned), *tables.obstacle_lines(obstacles), *tables.outdated_lines(outdated)),
+        )
+
+    return show_answers("source", source, answer, json=json)
 
 
 @app.command
 def status(
-    directory: Path,
+    directory: Annotated[list[str], Parameter(negative="")],
     *,
     check_source: Annotated[bool, Parameter(negative="")] = False,
     store: _Store = None,
     json: _Json = False,
 ) -> int:
-    """Show what is published in a directory, what it was made from, and whether it is current and undamaged.
+    """Show what is published in a directory, or in several, what it was made from, and whether it is as it should be.
 
-    The exit status is 0 if it is, and 1 if something is damaged, missing, out of date or unknown.
+    The exit status is 0 if it is current and undamaged, and 1 if something is damaged, missing, out of date or unknown.
 
     Parameters
     ----------
     directory
-        The directory, by the path that was given to the export.
+        The directory, by the path that was given to the export; may be repeated.
     check_source
         Ask the hub for the current state of a ModelScope id. Otherwise the directory is compared with the state that
         the last plan or export on this machine has seen.
     store, json
         As for export.
     """
-    state = inspection.status(directory, store=Store(store), check_source=check_source)
-    if json:
-        show_json(as_json.status(state))
-    else:
-        show(tables.status_table(state), *tables.status_lines(state, checked=check_source))
-    return 0 if state.well else FAILED
+    opened = Store(store)
+    pipeline.check_sources(directory)
+
+    def answer(name: str) -> Answer:
+        state = inspection.status(name, store=opened, check_source=check_source)
+        return Answer(
+            as_json.status(state),
+            (tables.status_table(state), *tables.status_lines(state, checked=check_source)),
+            0 if state.well else FAILED,
+        )
+
+    return show_answers("directory", directory, answer, json=json)
 
 
 @app.command
@@ -475,5 +499,5 @@ def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool
         log_cause(error)
         if not is_ending():
             tell(one_line(str(error)))
-        status = FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
+        status = exit_status(error)
     sys.exit(status)

@@ -51,6 +51,7 @@ def plan(
     store: Store | None = None,
     force: bool = False,
     exporting: bool = False,
+    build: bool = True,
 ) -> tuple[Planned, ...]:
     """The targets of a model directory, each with what an export would do; all of it is seen to fit.
 
@@ -67,15 +68,17 @@ def plan(
         force: treat all targets as stale.
         exporting: begin an export: set damaged objects aside, renew what a bucket has of the targets (see
             `compare_one`), and make ready torch in another process, and the digests of the files.
+        build: whether that export builds, so that these are needed.
 
     Raises:
         InputError: something is wrong with the directory, its configuration or weights, or with the store, or there
             is nothing to export.
     """
     store = store or Store()
-    planned = compare(source, components, precisions, store=store, force=force, exporting=exporting)
+    ready = worker.prepare if exporting and build else None
+    planned = compare(source, components, precisions, store=store, force=force, exporting=exporting, ready=ready)
     wanted = [each.target for each in planned if each.record is None]
-    if wanted and exporting:
+    if wanted and ready:
         store.digests.begin_sha256({each.source.file(each.weights_file.name): None for each in wanted})
     for target in {each.component: each for each in wanted if not each.component.is_folder}.values():
         target.check_fit()
@@ -119,11 +122,11 @@ def compare(
     store: Store,
     force: bool = False,
     exporting: bool = False,
+    ready: Callable[[], None] | None = None,
 ) -> tuple[Planned, ...]:
-    """Like `plan`, but does not check whether weights and options fit."""
+    """Like `plan`, but does not check whether weights and options fit; for `ready` see `find_targets`."""
     opened = open_source(source)
     check_apart(store, opened.directory)
-    ready = worker.prepare if exporting else None
     targets = find_targets(opened, components, precisions, store=store, ready=ready)
     return tuple(compare_one(store, target, force=force, exporting=exporting) for target in targets)
 
