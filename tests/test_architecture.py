@@ -85,7 +85,7 @@ OTHERS: Final = {
     "hyperpyyaml": {"configuration.config"},
     "ruamel": {"configuration.config", "configuration.yaml_subset", "configuration.yaml_nodes", "flows.alerts"},
     "cryptography": {"store.signing"},
-    "cyclopts": {"cli.app", "cli.service"},
+    "cyclopts": {"cli.app", "cli.configuration_file", "cli.service"},
     "rich": {"reports.tables", "reports.run_page", "cli.answers", "cli.console", "flows.export"},
     "prefect": {"flows.export", "flows.serve", "flows.servers", "flows.alerts"},
     "pydantic": {"flows.export", "flows.alerts"},

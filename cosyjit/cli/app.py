@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter, Token, convert
 from cosyjit import __version__, pipeline, preflight, settings
 from cosyjit.cli import service
 from cosyjit.cli.answers import FAILED, Answer, exit_status, show_answers
+from cosyjit.cli.configuration_file import ConfigurationFile
 from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
 from cosyjit.errors import CosyjitError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
@@ -490,6 +491,7 @@ def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool
     Where the process is ending by a signal, errors are not told: they may come of the signal.
     """
     _LOG.handlers = [ConsoleHandler()]
+    app.config = ConfigurationFile(app, tell)
     _LOG.setLevel(logging.INFO)
     try:
         if settings.debug():

@@ -55,7 +55,7 @@ def test_the_document_of_several_has_that_of_each_and_errors(two: tuple[Path, Pa
 
 
 def test_the_library_gives_what_became_of_each(two: tuple[Path, Path], store: Store) -> None:
-    given = [two[0], "nowhere", two[1]]
+    given: list[str | Path] = [two[0], "nowhere", two[1]]
     first, error, second = export_each(given, ["flow.encoder"], ["fp16"], store=store)
     assert [each.source for each in (first, error, second)] == given
     assert [len(each.outcomes) for each in (first, error, second)] == [1, 0, 1]
