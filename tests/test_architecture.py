@@ -19,7 +19,7 @@ FLOWS: Final = ROOT / "flows"
 ROOMS: Final = (
     {"text"},
     {"errors"},
-    {"documents", "families", "settings"},
+    {"documents", "families", "settings", "telemetry"},
     {"encoders", "fs", "metrics", "selection"},
     {"estimators"},
     {"processes", "prefect_api"},
@@ -90,6 +90,7 @@ OTHERS: Final = {
     "prefect": {"flows.export", "flows.serve", "flows.servers", "flows.alerts"},
     "pydantic": {"flows.export", "flows.alerts"},
     "prefect_dask": {"flows.export"},
+    "opentelemetry": {"telemetry"},
 }
 """What is imported from elsewhere, and by which modules."""
 
@@ -249,7 +250,7 @@ def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
     imported = {name.split(".")[0] for name in out.split()}
     assert err == ""
     assert module in out.split()
-    assert imported & {"torch", "prefect", "numpy"} == set()
+    assert imported & {"torch", "prefect", "numpy", "opentelemetry"} == set()
 
 
 def test_nothing_is_printed_but_by_the_command_line() -> None:
