@@ -1,20 +1,21 @@
 """Modules that run in processes of their own, since what they import takes seconds, or cannot be imported at all."""
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any, Final
 
+from cosyjit.doctor.finding import ChildError
 from cosyjit.errors import ResourceError
 from cosyjit.processes.limits import lack_in
 from cosyjit.text import one_line
 
-_LONGEST: Final = 300
+_LONGEST: Final = 250
 """How much is quoted of what a process said last, in characters."""
 
-
-class ChildError(Exception):
-    """A process that did not say what it was started for; the text is what it said last."""
+_ERROR: Final = re.compile(r"(?m)^[\w.]+(?:Error|Exception)\b")
+"""How the last lines of a traceback begin."""
 
 
 def asked(module: str, seconds: float) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def asked(module: str, seconds: float) -> dict[str, Any]:
         lacking = lack_in(said)
         if lacking:
             raise ResourceError(f"{module}: {lacking}") from None
-        last = (said.strip() or f"exit status {ran.returncode}").splitlines()[-1]
+        begins = [each.start() for each in _ERROR.finditer(said)]
+        last = said[begins[-1] :] if begins else (said.strip() or f"exit status {ran.returncode}").splitlines()[-1]
         raise ChildError(one_line(last, _LONGEST)) from None
     return dict(found)

@@ -13,6 +13,10 @@ from cosyjit.text import without_secrets
 State = Literal["ok", "note", "wrong"]
 
 
+class ChildError(Exception):
+    """A process that did not say what it was started for; the text is what it said last."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was found out.
@@ -86,7 +90,8 @@ class _Look:
 def _reason(error: Exception) -> str:
     if isinstance(error, CosyjitError):
         return str(error)
-    return f"cannot be found out ({type(error).__name__}: {without_secrets(line(error), os.environ)})"
+    said = line(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {line(error)}"
+    return f"cannot be found out ({without_secrets(said, os.environ)})"
 
 
 def look(probes: Sequence[Probe]) -> tuple[Finding, ...]:

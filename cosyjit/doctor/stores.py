@@ -32,7 +32,7 @@ def probes(given: str | None) -> list[Probe]:
         given: the path or URL of the store; that of this user for None.
     """
     return [
-        Probe("store", "place", partial(_store, given), _REACHED),
+        Probe("store", "there", partial(_store, given), _REACHED),
         Probe("store", "objects", partial(_objects, given), _COUNTED, "note"),
         Probe("cache", "place", _cache),
         Probe("cache", "sizes", _sizes, _COUNTED, "note"),

@@ -10,7 +10,6 @@ from typing import Final
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import cosyjit
 from cosyjit.doctor.finding import Finding, Probe, shown
 
 _DEVELOPMENT: Final = "dev"
@@ -28,20 +27,12 @@ def _versions() -> Iterator[Finding]:
         needed = [Requirement(each) for each in requires("cosyjit") or ()]
     except PackageNotFoundError:
         advice = "is not installed, and cannot export; `pip install .` in its checkout"
-        yield Finding("versions", "cosyjit", cosyjit.__version__, "wrong", advice)
+        yield Finding("versions", "cosyjit", None, "wrong", advice)
         return
-    yield _own()
-    yield Finding("versions", "cosyjit at", shown(Path(cosyjit.__file__).parent))
+    yield Finding("versions", "cosyjit", version("cosyjit"))
+    yield Finding("versions", "cosyjit at", shown(Path(__file__).parents[1]))
     for requirement, extra in _wanted(needed):
         yield _package(requirement, extra)
-
-
-def _own() -> Finding:
-    installed = version("cosyjit")
-    if installed != cosyjit.__version__:
-        advice = f"{cosyjit.__version__} runs, and {installed} is installed; install again"
-        return Finding("versions", "cosyjit", cosyjit.__version__, "wrong", advice)
-    return Finding("versions", "cosyjit", installed)
 
 
 def _wanted(needed: list[Requirement]) -> Iterator[tuple[Requirement, str]]:

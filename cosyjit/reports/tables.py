@@ -204,6 +204,8 @@ def _difference_parts(difference: Difference) -> Iterator[RenderableType]:
             _add_row(table, _cut(each.name), *_numbers(each))
     if table.row_count:
         yield table
+    if difference.before and difference.after and difference.before.sha256 == difference.after.sha256:
+        yield "The bytes are the same"
     files = [f"file {each.name}" for each in difference.files]
     tensors = [each._replace(name=_cut(each.name)) for each in difference.tensors]
     yield from tensor_words(tensors, *(difference.count or (0, 0)))
@@ -224,10 +226,15 @@ def _cut(text: str) -> str:
 
 def _numbers(change: Change) -> tuple[str, str]:
     """The numbers before and after, with as many digits as tell them apart."""
-    values = change.before, change.after
-    rounded = ["" if each is None else f"{each:,}" if isinstance(each, int) else f"{each:.6g}" for each in values]
-    before, after = rounded if rounded[0] != rounded[1] else map(str, values)
-    return before, after
+    for digits in range(6, 17):
+        before, after = (_number(each, digits) for each in (change.before, change.after))
+        if before != after:
+            return before, after
+    return str(change.before), str(change.after)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def lineage_tree(trace: Lineage) -> Tree:

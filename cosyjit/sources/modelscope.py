@@ -219,7 +219,7 @@ def received(directory: Path) -> int:
 
 
 def endpoint() -> str:
-    """The URL of the hub that would be asked, without credentials. A client, which writes into the home, is not made."""
+    """The URL of the hub that would be asked, without credentials. No client is made: it would write into the home."""
     from modelscope_hub import HubConfig  # noqa: PLC0415  (see above)
 
     given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cosyjit.doctor.children import ChildError, asked
+from cosyjit.doctor.children import asked
+from cosyjit.doctor.finding import ChildError
 from cosyjit.errors import ResourceError
 
 
@@ -27,6 +28,8 @@ def test_a_module_gives_the_object_that_it_prints(folder: Path) -> None:
         ("import nosuchmodule", ChildError, "ModuleNotFoundError: No module named 'nosuchmodule'"),
         ("raise SystemExit(3)", ChildError, "exit status 3"),
         ("raise ValueError('x' * 400)", ChildError, "ValueError: x"),
+        ("raise ValueError('one\\n  two')", ChildError, "ValueError: one two"),
+        ("import sys; sys.exit('no error, but a word')", ChildError, "no error, but a word"),
         ("raise MemoryError", ResourceError, "mute: there is not enough memory"),
     ],
 )
@@ -35,7 +38,7 @@ def test_a_module_that_says_nothing_is_quoted(code: str, kind: type[Exception], 
     with pytest.raises(kind) as error:
         asked("mute", 60)
     assert str(error.value).startswith(says)
-    assert len(str(error.value)) <= 301
+    assert len(str(error.value)) <= 251
 
 
 def test_a_module_that_does_not_end_is_killed(folder: Path) -> None:

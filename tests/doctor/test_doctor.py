@@ -31,7 +31,7 @@ def test_what_is_wrong_makes_the_status_1_and_is_told_last(run: Run, monkeypatch
     ran = run("doctor", "store", "settings", "--store", "nosuch://bucket")
     assert (ran.status, ran.err) == (1, "")
     *_, first, second, last = ran.out.splitlines()
-    assert first.startswith("store, place: nosuch://bucket: is not a store (")
+    assert first.startswith("store, there: nosuch://bucket: is not a store (")
     assert second.startswith("settings, COSYJIT_MEMORY: COSYJIT_MEMORY=much: is not an amount")
     assert last == "2 wrong"
     assert json.loads(run("doctor", "store", "--store", "nosuch://bucket", "--json").out)["well"] is False

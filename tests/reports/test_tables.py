@@ -190,6 +190,13 @@ def test_a_diff_has_each_name_and_of_what_changed_the_values_before_and_after() 
     ]
 
 
+def test_a_diff_says_where_other_inputs_gave_the_same_bytes() -> None:
+    before, after = (Published("1" * 64, 5, key * 32) for key in "ab")
+    changed = Difference("vllm", "changed", before, after, versions=(Change("torch", "changed", "1", "2"),))
+    *_, last = tables.diff_details(Diff(publication(1, a="1"), publication(2, a="2"), (changed,)))
+    assert last == "The bytes are the same"
+
+
 def test_a_diff_of_a_set_with_itself_says_that_nothing_changed() -> None:
     one = publication(1, a="1")
     known = Published("1" * 64, 5, "k" * 32)
