@@ -12,6 +12,7 @@ from typing import Any, Final
 from cosyjit import settings
 from cosyjit.doctor.children import asked
 from cosyjit.doctor.finding import Finding, Probe
+from cosyjit.errors import SelectionError
 from cosyjit.processes import memory
 from cosyjit.processes.processors import processor, processors, quota
 
@@ -87,7 +88,8 @@ def _memory(root: Path) -> Iterator[Finding]:
     if address != resource.RLIM_INFINITY:
         advice = "torch maps more than it uses; if a build lacks memory, raise it with `ulimit -v unlimited`"
         yield Finding("memory", "address space", address, "note", advice, "bytes")
-    yield Finding("memory", "for builds", settings.memory() or int(memory.SHARE * limit), unit="bytes")
+    with suppress(SelectionError):  # which is told of among the settings
+        yield Finding("memory", "for builds", settings.memory() or int(memory.SHARE * limit), unit="bytes")
 
 
 def _torch() -> Iterator[Finding]:

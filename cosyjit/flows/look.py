@@ -11,6 +11,7 @@ from prefect.settings import get_current_settings, load_profiles
 
 from cosyjit.errors import ServerError
 from cosyjit.flows.servers import configured_server
+from cosyjit.prefect_api import check_version
 
 _TIMEOUT = 5.0
 """How long to wait for an answer, in s."""
@@ -31,8 +32,9 @@ def main() -> None:
         found["server"] = server.shown
         server = server._replace(timeout=_TIMEOUT)
         try:
-            server.check()
-            found["version"] = server.version()
+            version = server.version()
+            check_version(server.shown, version)
+            found["version"] = version
         except ServerError as error:
             found["problem"] = str(error)
     with suppress(OSError):  # it has something in it, and so was there before Prefect was imported

@@ -8,7 +8,6 @@ import pytest
 
 from cosyjit.doctor.finding import Finding
 from cosyjit.doctor.machine import _arithmetic, _memory, _processors, _system
-from cosyjit.errors import SelectionError
 from cosyjit.processes.processors import processors
 
 X86 = """processor\t: 0
@@ -80,8 +79,7 @@ def test_memory_is_that_of_the_machine_or_of_the_group(tmp_path: Path, monkeypat
     monkeypatch.setenv("COSYJIT_MEMORY", "8")
     assert values(_memory(root))["for builds"] == 8_000_000_000
     monkeypatch.setenv("COSYJIT_MEMORY", "much")
-    with pytest.raises(SelectionError, match="COSYJIT_MEMORY=much: is not an amount"):
-        list(_memory(root))
+    assert "for builds" not in values(_memory(root))
 
 
 def test_a_system_says_what_it_is() -> None:
