@@ -1,18 +1,17 @@
 """The commands that look and say what they see: what changed, and what a report of a problem should hold."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from cosyjit import settings
+from cosyjit.cli import configuration_file
+from cosyjit.cli.answers import FAILED
 from cosyjit.cli.console import show, show_json
 from cosyjit.operations import diff as comparing
 from cosyjit.reports import as_json, tables
 from cosyjit.store.store import Store
-
-_NOT_WELL: Final = 1
-"""The exit status when something is wrong, or could not be found out."""
 
 _Store = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
 _Required = Annotated[Path | None, Parameter(name="--require-signature", env_var=settings.REQUIRE_SIGNATURE)]
@@ -53,7 +52,7 @@ def diff(
         show_json(as_json.diff(found))
     else:
         show(tables.diff_table(found), *tables.diff_details(found))
-    return 0 if found.complete else _NOT_WELL
+    return 0 if found.complete else FAILED
 
 
 def doctor(*parts: str, store: _Store = None, json: _Json = False) -> int:
@@ -74,9 +73,9 @@ def doctor(*parts: str, store: _Store = None, json: _Json = False) -> int:
     """
     from cosyjit.doctor.doctor import doctor as examine  # what no other command needs
 
-    found = examine(parts, store=store)
+    found = examine(parts, store=store, configuration=configuration_file.used())
     if json:
         show_json(as_json.findings(found))
     else:
         show(tables.findings_table(found), *tables.findings_lines(found))
-    return _NOT_WELL if any(each.state == "wrong" for each in found) else 0
+    return FAILED if any(each.state == "wrong" for each in found) else 0

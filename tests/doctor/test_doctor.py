@@ -52,6 +52,17 @@ def test_whatever_variables_say_is_shown_as_text(run: Run, monkeypatch: pytest.M
     assert "[bold]x[/bold]" in ran.out
 
 
+def test_the_configuration_file_and_the_store_that_it_names_are_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cosyjit.toml").write_text('store = "kept"\n')
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(run("doctor", "store", "settings", "--json").out)["findings"]
+    told = {(each["part"], each["name"]): each["value"] for each in found}
+    assert told["settings", "configuration file"] == str(tmp_path / "cosyjit.toml")
+    assert told["store", "place"] == str(tmp_path / "kept")
+
+
 @pytest.mark.slow
 def test_all_of_it_is_found_out_where_nothing_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").mkdir()
