@@ -58,17 +58,22 @@ def named_server() -> Server | None:
     Raises:
         ServerError: the server is missing or too old, or refuses access.
     """
-    url = get_current_settings().api.url
-    if not url:
-        return None
-    server = _with_credentials(url)
-    server.check()
+    server = configured_server()
+    if server is not None:
+        server.check()
     return server
+
+
+def configured_server() -> Server | None:
+    """As `named_server`, but nothing is asked of it."""
+    url = get_current_settings().api.url
+    return _with_credentials(url) if url else None
 
 
 def _with_credentials(url: str) -> Server:
     api = get_current_settings().api
-    return Server(url, *(None if each is None else each.get_secret_value() for each in (api.auth_string, api.key)))
+    user, key = (None if each is None else each.get_secret_value() for each in (api.auth_string, api.key))
+    return Server(url, user, key)
 
 
 class OwnServer:
