@@ -21,6 +21,7 @@ from cosyjit.fs.waits import Wait
 from cosyjit.planning.plan import Planned, check_apart, compare_one, localize, plan, remember
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.processes.memory import reservations_directory, reserved
 from cosyjit.processes.processors import processors
 from cosyjit.processes.slots import Slots
@@ -59,9 +60,10 @@ class Outcome:
 
 
 Progress = Callable[[Target, str], None]
-"""Is told each target and the name of the stage that it enters: load, script, save, verify, built; or cached.
+"""Is told each target and the name of the stage that it enters: waiting; load, script, save, verify, built; or cached.
 
-Where numbers become 0 in a cast, "cast: …" says how many."""
+All targets wait before the first of them is worked on. Where numbers become 0 in a cast, "cast: …" says how many; and
+where a target fails, "failed: …" why."""
 
 
 def make(
@@ -271,6 +273,7 @@ class Export:
             raise RuntimeError("an export begins once, after it is planned")
         for error in _obstacles(self.planned, self.directory, replace=self._replace, exporting=True):
             raise error
+        note_changes("what was published is as it was, and what was built is kept; run it again, and it goes on")
         self.directory.prepare()
         self._staging = True
         by_size = sorted(self.planned, key=lambda each: -each.target.weight_bytes)
@@ -478,13 +481,20 @@ def export(
     check_apart(store, source, publish)
     work = Export(source, components, precisions, publish=publish, store=store, force=force, link=link, replace=replace)
     with store.in_use(), work:
-        work.plan()
+        for each in work.plan():
+            _bound(progress, each.target)("waiting")
         with ThreadPoolExecutor(workers()) as pool, worker.CancelScope() as scope:
 
+            def made(each: Planned) -> Outcome:
+                tell, directory = _bound(progress, each.target), work.directory
+                try:
+                    return make(each, store, directory, link=link, memory=memory, progress=tell, scope=scope)
+                except Exception as error:
+                    tell(f"failed: {line(error)}")
+                    raise
+
             def submit(each: Planned) -> Pending:
-                told = _bound(progress, each.target)
-                directory = work.directory
-                return pool.submit(make, each, store, directory, link=link, memory=memory, progress=told, scope=scope)
+                return pool.submit(made, each)
 
             try:
                 work.begin(submit)
@@ -494,5 +504,5 @@ def export(
                 raise
 
 
-def _bound(progress: Progress | None, target: Target) -> worker.Progress | None:
-    return None if progress is None else lambda stage: progress(target, stage)
+def _bound(progress: Progress | None, target: Target) -> worker.Progress:
+    return (lambda _: None) if progress is None else partial(progress, target)

@@ -1,20 +1,23 @@
-"""Results as tables, lines and trees, for people at a terminal or with a log.
+"""Results as tables and lines, for people at a terminal or with a log.
+
+A table has columns and spaces alone, and what may be long stands in lines below it. Those of artifacts that exist fit
+80 columns; nothing is cut or broken in one that does not, where it is printed as wide as `UNCUT`.
 
 Lines are as they are: who shows them passes them through the function of `cosyjit.text` that his medium has.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
-from cosyjit.operations.status import Status
+from cosyjit.operations.status import Shown, Status
+from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
@@ -25,31 +28,37 @@ from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 from cosyjit.text import plain
 
+UNCUT: Final = 100_000
+"""The width of a console that cuts and breaks no cell, in columns."""
+
 _NAMED: Final = 20
 """How many files of a collection are named for people."""
+
+_WHOLE_SECONDS: Final = 10
+"""From how many seconds on a time has no decimal."""
+
+_STYLES: Final = {
+    **dict.fromkeys(("built", "cached", "fresh", "current", "intact"), "green"),
+    **dict.fromkeys(("new", "stale", "unknown"), "yellow"),
+    **dict.fromkeys(("failed", "damaged", "missing"), "red"),
+}
+"""The colours of states, on a terminal."""
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each target of an export."""
-    table = Table("component", "precision", "state", "why")
-    table.add_column("bytes", justify="right")
-    table.add_column("error", justify="right")
-    table.add_column("cosine", justify="right")
-    table.add_column("seconds", justify="right")
+    table = _table("component", "precision", "state", numbers=("size", "error", "time"))
     for each in outcomes:
-        size = decimal(each.record.size) if each.record else ""
-        seconds = f"{each.seconds:.1f}" if each.state == "built" else ""
-        _add_row(
-            table,
-            *_component_and_precision(each.target),
-            each.state,
-            each.reasons,
-            size,
-            largest_error(each.record),
-            _smallest_cosine(each.record),
-            seconds,
-        )
+        size = _size(each.record.size) if each.record else ""
+        time = _time(each.seconds) if each.state == "built" else ""
+        _add_row(table, *_component_and_precision(each.target), each.state, size, largest_error(each.record), time)
     return table
+
+
+def reason_lines(shown: Sequence[Outcome | Planned | Shown]) -> list[str]:
+    """Why targets, or the names that a directory shows, are in their states: a line for each that has reasons."""
+    named = ((each.name if isinstance(each, Shown) else each.target.name, each.reasons) for each in shown)
+    return [f"{name}: {'; '.join(reasons)}" for name, reasons in named if reasons]
 
 
 def largest_error(record: Record | None) -> str:
@@ -58,26 +67,21 @@ def largest_error(record: Record | None) -> str:
     return "" if error is None else f"{error:.1e}"
 
 
-def _smallest_cosine(record: Record | None) -> str:
-    """The smallest cosine of an artifact as text; empty if it was not measured."""
-    cosine = record.figures.get("cosine") if record else None
-    return "" if cosine is None else f"{cosine:.6f}"
-
-
 def summary(outcomes: Sequence[Outcome], *, cached: bool = True) -> str:
-    """The table as text, and below it each error, or where the zips are.
+    """The table as text, and below it why each was built, and each error, or where the zips are.
 
     Args:
         outcomes: of an export.
         cached: whether what was cached has rows; if not, how much that was stands above the table.
     """
     shown = [each for each in outcomes if cached or each.state != "cached"]
-    console = Console(width=120, color_system=None, force_terminal=False, emoji=False)
+    console = Console(width=UNCUT, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
         if shown:
             console.print(outcomes_table(shown))
     above = [] if cached else [counts(outcomes)]
-    return "\n".join([*above, *capture.get().rstrip().splitlines(), *map(plain, closing_lines(outcomes))])
+    table = [each.rstrip() for each in capture.get().splitlines()]
+    return "\n".join([*above, *table, *map(plain, [*reason_lines(shown), *closing_lines(outcomes)])])
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:
@@ -92,7 +96,7 @@ def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = s
     Args:
         escaped: what errors and directories pass through, for a medium in which the rest of a line needs none of it.
     """
-    failed = [f"{each.target.name}: {escaped(each.error or '')}" for each in outcomes if each.state == "failed"]
+    failed = failed_lines(outcomes, escaped)
     if failed:
         return [*failed, "Nothing was published; what was published before is as it was. What could be built is kept."]
     lost = {each.target.name: each.record.figures.get("underflows", 0) for each in outcomes if each.record}
@@ -104,12 +108,26 @@ def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = s
     return [*notes, *(f"Published in {escaped(directory)}" for directory in directories)]
 
 
+def failed_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = str) -> list[str]:
+    """The error of each target that failed, in a line."""
+    return [f"{each.target.name}: {escaped(each.error or '')}" for each in outcomes if each.state == "failed"]
+
+
 def plan_table(planned: Sequence[Planned]) -> Table:
     """A row for each target of a plan."""
-    table = Table("component", "precision", "state", "why")
+    table = _table("component", "precision", "state")
     for each in planned:
-        _add_row(table, *_component_and_precision(each.target), each.state, each.reasons)
+        _add_row(table, *_component_and_precision(each.target), each.state)
     return table
+
+
+def plan_count(planned: Sequence[Planned]) -> str:
+    """How many targets are to be built, and why, as in "2 of 6 targets to build: 1 new, 1 stale"."""
+    found = {state: sum(each.state == state for each in planned) for state in ("new", "stale")}
+    if not any(found.values()):
+        return f"Nothing is to be built: the store has {len(planned)} of {len(planned)} targets"
+    states = ", ".join(f"{count} {state}" for state, count in found.items() if count)
+    return f"{sum(found.values())} of {len(planned)} targets to build: {states}"
 
 
 def obstacle_lines(obstacles: Sequence[InputError]) -> list[str]:
@@ -124,9 +142,9 @@ def outdated_lines(plans: Sequence[OutdatedPlan]) -> list[str]:
 
 def status_table(status: Status) -> Table:
     """A row for each published name."""
-    table = Table("name", "file", "state", "why")
+    table = _table("name", "file", "state")
     for each in status.names:
-        _add_row(table, each.name, each.condition, each.state, each.reasons)
+        _add_row(table, each.name, each.condition, each.state)
     return table
 
 
@@ -152,66 +170,91 @@ def status_lines(status: Status, *, checked: bool) -> list[str]:
 
 
 def history_table(publications: Sequence[Publication], earlier: Publication | None = None) -> Table:
-    """A row for each publication, with what it changed against the one before.
+    """A row for each publication, with how many artifacts it changed against the one before.
 
     Args:
         publications: the latest first.
         earlier: the one before all of them.
     """
-    table = Table("publication", "published", "artifacts", "changed", "source")
+    table = _table("publication", "published", numbers=("artifacts", "changed"))
     for each, before in zip(publications, [*publications[1:], earlier], strict=True):
-        known = before.artifacts if before else {}
-        changed = [name for name in {**known, **each.artifacts} if known.get(name) != each.artifacts.get(name)]
         back = f" (as {each.restores})" if each.restores else ""
-        count = str(len(each.artifacts))
-        _add_row(table, f"{each.number}{back}", each.published, count, changed, each.source)
+        counts = str(len(each.artifacts)), str(len(_changed(each, before)))
+        _add_row(table, f"{each.number}{back}", each.published, *counts)
     return table
 
 
-def lineage_tree(trace: Lineage) -> Tree:
-    """What an artifact was made from, as a tree."""
+def history_lines(publications: Sequence[Publication], earlier: Publication | None = None) -> list[str]:
+    """What each publication changed, and from what it was made, a line each.
+
+    Args:
+        publications, earlier: as for the table.
+    """
+    return [
+        f"{each.number}: from {each.source}; changed {', '.join(_changed(each, before)) or 'nothing'}"
+        for each, before in zip(publications, [*publications[1:], earlier], strict=True)
+    ]
+
+
+def _changed(after: Publication, before: Publication | None) -> list[str]:
+    """The names of which two publications have other artifacts, or only one has any."""
+    known = before.artifacts if before else {}
+    return [name for name in {**known, **after.artifacts} if known.get(name) != after.artifacts.get(name)]
+
+
+def lineage_lines(trace: Lineage) -> list[str]:
+    """What an artifact was made from; what belongs to a line stands below it, two spaces further in."""
     record = trace.record
     if record is None:
-        tree = Tree(_printable_lines(f"{trace.sha256} (of no record in this store)"))
-        _add_branch(tree, "says of itself", trace.embedded or {})
-        return tree
-    tree = Tree(
-        _printable_lines(
-            record.name if trace.same_bytes else f"{record.name} (the file's own bytes are {trace.sha256})"
-        )
-    )
-    tree.add(_printable_lines(f"sha256 {record.sha256}"))
-    tree.add(_printable_lines(f"component {record.component}"))
-    _add_branch(tree, f"fingerprint {record.fingerprint.key}", record.fingerprint.parts)
+        unknown = f"{trace.sha256} (of no record in this store)"
+        return [unknown, *_indented({"says of itself": trace.embedded or {}})]
     read = {f"{each.name} read": each.reading for each in record.materials if each.reading}
-    _add_branch(
-        tree, f"source {record.source}", {f"{each.name} sha256": each.sha256 for each in record.materials} | read
-    )
-    _add_branch(tree, "built with", record.versions)
-    _add_branch(tree, "run", {"started": record.started, "finished": record.finished, **record.run})
-    _add_branch(tree, "measured", record.figures)
+    parts: dict[str, Any] = {
+        "sha256": record.sha256,
+        "component": record.component,
+        f"fingerprint {record.fingerprint.key}": record.fingerprint.parts,
+        f"source {record.source}": {f"{each.name} sha256": each.sha256 for each in record.materials} | read,
+        "built with": record.versions,
+        "run": {"started": record.started, "finished": record.finished, **record.run},
+        "measured": record.figures,
+    }
     if record.signed_by:
-        _add_branch(tree, "signed, as it says, by", {"ed25519 key": ", ".join(record.signed_by)})
-    return tree
+        parts["signed, as it says, by"] = {"ed25519 key": ", ".join(record.signed_by)}
+    own = "" if trace.same_bytes else f" (the file's own bytes are {trace.sha256})"
+    return [f"{record.name}{own}", *_indented(parts)]
+
+
+def _indented(values: Mapping[str, Any], depth: int = 1) -> Iterator[str]:
+    """A line for each value behind its name, and for each mapping its name above its own lines."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield f"{'  ' * depth}{name}"
+            yield from _indented(value, depth + 1)
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            yield f"{'  ' * depth}{name} {shown}"
+
+
+def fault_lines(faults: Sequence[Fault]) -> list[str]:
+    """What is wrong with each file, a line each."""
+    return [f"{each.name}: {each.problem}" for each in faults]
 
 
 def copied_lines(done: Copied) -> list[str]:
     """What was left out, a line each, and what was copied."""
     copied = f"{len(done.copied)} files copied, {decimal(sum(each.size for each in done.copied))}"
     return [
-        *(f"{each.name}: {each.problem}" for each in done.left_out),
+        *fault_lines(done.left_out),
         f"{copied}; {len(done.present)} were there already, {len(done.left_out)} left out",
     ]
 
 
 def garbage_table(found: Sequence[Entry]) -> Table:
     """How many files there are below each folder of the store, and their bytes."""
-    table = Table("folder")
-    table.add_column("files", justify="right")
-    table.add_column("bytes", justify="right")
+    table = _table("folder", numbers=("files", "size"))
     for folder in sorted({each.name.split("/")[0] for each in found}):
         sizes = [each.size for each in found if each.name.split("/")[0] == folder]
-        _add_row(table, folder, str(len(sizes)), decimal(sum(sizes)))
+        _add_row(table, folder, str(len(sizes)), _size(sum(sizes)))
     return table
 
 
@@ -240,22 +283,31 @@ def _component_and_precision(target: Target) -> tuple[str, str]:
     return target.component.name, target.precision.name
 
 
-def _add_row(table: Table, *cells: str | Iterable[str]) -> None:
-    """Add a row to a table. A cell of several texts has a line for each."""
-    table.add_row(*(_printable_lines(*([cell] if isinstance(cell, str) else cell)) for cell in cells))
+def _size(size: int) -> str:
+    """A size as it stands in a column, such as 4.0MB."""
+    return decimal(size, separator="")
 
 
-def _printable_lines(*lines: str) -> Text:
-    """A cell, or a label of a tree, with a line for each text, whatever the texts hold."""
-    return Text("\n".join(map(plain, lines)))
+def _time(seconds: float) -> str:
+    """A time as it stands in a column, such as 3.4s, or 123s."""
+    return f"{seconds:.0f}s" if seconds >= _WHOLE_SECONDS else f"{seconds:.1f}s"
 
 
-def _add_branch(tree: Tree, label: str, values: Any) -> None:
-    """Add a branch with a leaf for each value, and a branch for each dictionary."""
-    branch = tree.add(_printable_lines(label))
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _add_branch(branch, name, value)
-        else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            branch.add(_printable_lines(f"{name} {shown}"))
+def _table(*texts: str, numbers: Sequence[str] = ()) -> Table:
+    """A table without rows.
+
+    Args:
+        texts: the heads of its first columns.
+        numbers: those of columns that are set to the right.
+    """
+    table = Table(*texts, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for each in numbers:
+        table.add_column(each, justify="right")
+    for column in table.columns:
+        column.no_wrap = True
+    return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Add a row to a table: states in their colours, and texts as one line each, whatever they hold."""
+    table.add_row(*(Text(plain(cell), _STYLES.get(cell, "")) for cell in cells))
