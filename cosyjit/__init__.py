@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from cosyjit.operations.gc import gc
     from cosyjit.operations.status import Shown, Status, status
     from cosyjit.operations.verify import Fault, verify_directory, verify_store
-    from cosyjit.pipeline import Export, Outcome, export, obstacles, outdated_plans
+    from cosyjit.pipeline import Export, Exported, Outcome, export, export_each
     from cosyjit.planning.plan import Planned, plan
     from cosyjit.planning.target import Target
+    from cosyjit.preflight import obstacles, outdated_plans
     from cosyjit.provenance.lineage import Lineage, lineage
     from cosyjit.provenance.record import Record
     from cosyjit.publishing.directory import PublishedDirectory, history, rollback
@@ -36,6 +37,7 @@ __all__ = [
     "Copied",
     "CosyjitError",
     "Export",
+    "Exported",
     "Fault",
     "InputError",
     "Lineage",
@@ -54,6 +56,7 @@ __all__ = [
     "build",
     "copy_store",
     "export",
+    "export_each",
     "gc",
     "history",
     "lineage",
@@ -74,9 +77,10 @@ _HOMES = {
     "errors": ("BuildError", "CosyjitError", "InputError"),
     "operations.gc": ("gc",),
     "operations.status": ("Shown", "Status", "status"),
-    "pipeline": ("Export", "Outcome", "export", "obstacles", "outdated_plans"),
+    "pipeline": ("Export", "Exported", "Outcome", "export", "export_each"),
     "planning.plan": ("Planned", "plan"),
     "planning.target": ("Target",),
+    "preflight": ("obstacles", "outdated_plans"),
     "publishing.plans": ("OlderPlan", "OutdatedPlan"),
     "publishing.publication": ("Publication", "Published"),
     "publishing.directory": ("PublishedDirectory", "history", "rollback"),

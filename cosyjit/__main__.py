@@ -200,7 +200,7 @@ def _changes() -> str:
 
 
 def _status(status: int) -> int:
-    from cosyjit.cli.answer import status_of_error  # noqa: PLC0415  (as above)
+    from cosyjit.cli.flags import status_of_error  # noqa: PLC0415  (as above)
 
     return status_of_error(sys.argv[1:], status)
 
@@ -216,10 +216,11 @@ def _answer(kind: str, line: str, status: int) -> None:
     from contextlib import suppress  # noqa: PLC0415  (as above)
 
     with suppress(Exception):  # as for the log; the exit status says it as well
-        from cosyjit.cli import answer  # noqa: PLC0415  (as above)
+        from cosyjit.cli.flags import is_json_due  # noqa: PLC0415  (as above)
+        from cosyjit.reports.error import document  # noqa: PLC0415  (as above)
 
-        if answer.is_due(sys.argv[1:]):
-            os.write(1, f"{answer.error(kind, line, status)}\n".encode("ascii"))
+        if is_json_due(sys.argv[1:]):
+            os.write(1, f"{document(kind, line, status)}\n".encode("ascii"))
 
 
 def _say(line: str) -> None:

@@ -2,20 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple
 
-from cosyjit.errors import ConfigError, SelectionError
+from cosyjit.errors import ConfigError
 
 DEFAULT_PRECISIONS: Final = ("fp32", "fp16")
 """The two precisions whose zips the public runtime reads."""
 
 LANGUAGE_MODEL: Final = "llm"
 """The node of a configuration whose class identifies the family."""
-
-ALL: Final = "all"
-"""The name that stands for all components of a family."""
 
 Kind = Literal["zip", "vllm", "hf", "onnx"]
 """What a component becomes: a TorchScript zip, the folder from which vLLM decodes a language model, the folder of a
@@ -461,68 +458,3 @@ def family_by_components(classes: Mapping[str, str], where: str) -> Family:
         if part.node in classes
     )
     raise ConfigError(f"{where}: has no {LANGUAGE_MODEL} node to identify the family, and {given}; known: {known}")
-
-
-def select(
-    family: Family, components: Sequence[str] | None, precisions: Sequence[str] | None
-) -> tuple[tuple[Component, Precision], ...]:
-    """Components of a family at precisions, in the order of the tables.
-
-    Args:
-        family: the family.
-        components: their names; for None, all that the family has but those on request. "all" stands for those as
-            well, unless others are published under the same names.
-        precisions: their names; for None, the defaults of each component. A component is left out at the precisions
-            that it does not have.
-
-    Raises:
-        SelectionError: a component or precision does not exist, none of the components has a precision, or two
-            artifacts would be published under one name.
-    """
-    known = [component.name for component in family.components]
-    usual = [component.name for component in family.components if not component.on_request]
-    names = usual if components is None else _checked(components, [*known, ALL], f"component of {family.name}")
-    if ALL in names:
-        names = [*names, *_without_rivals(family)]
-    wanted = None if precisions is None else _checked(precisions, list(PRECISIONS), "precision")
-    parts = [component for component in family.components if component.name in names]
-    for name in wanted or ():
-        if all(name not in part.tolerances for part in parts):
-            choice = ", ".join(dict.fromkeys(precision for part in parts for precision in part.tolerances))
-            lacking = ", ".join(part.name for part in parts)
-            raise SelectionError(f"{name!r} is not a precision of {lacking}; choose from {choice}")
-    for part in parts:
-        several = [name for name in wanted or () if name in part.tolerances] if part.published else []
-        if len(several) > 1:
-            raise SelectionError(
-                f"{part.name} is published as one {part.published}, whatever its precision; choose one of "
-                f"{', '.join(several)}, or other components"
-            )
-    selected = tuple(
-        (part, precision)
-        for part in parts
-        for precision in PRECISIONS.values()
-        if precision.name in (part.defaults if wanted is None else wanted) and precision.name in part.tolerances
-    )
-    published: dict[str, Component] = {}
-    for part, precision in selected:
-        other = published.setdefault(part.file_name(precision.name), part)
-        if other is not part:
-            name = part.file_name(precision.name)
-            raise SelectionError(f"{other.name} and {part.name} are both published as {name}; choose one of them")
-    return selected
-
-
-def _without_rivals(family: Family) -> Iterator[str]:
-    """The names of components, but for those on request that are published under the names of others."""
-    nodes = {(part.node, part.kind) for part in family.components if not part.on_request}
-    return (part.name for part in family.components if not part.on_request or (part.node, part.kind) not in nodes)
-
-
-def _checked(names: Sequence[str], known: Sequence[str], kind: str) -> Sequence[str]:
-    if not names:
-        raise SelectionError(f"no {kind} is selected; choose from {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            raise SelectionError(f"{name!r} is not a {kind}; choose from {', '.join(known)}")
-    return names

@@ -7,19 +7,28 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from cosyjit.building.build import build
-from cosyjit.building.packages import check_packages
 from cosyjit.documents import now
-from cosyjit.errors import InputError, OutputError, ResourceError, SignatureError, StoreError, line, log_cause
+from cosyjit.errors import (
+    BuildError,
+    CosyjitError,
+    OutputError,
+    ResourceError,
+    SelectionError,
+    StoreError,
+    line,
+    log_cause,
+)
 from cosyjit.fs.waits import Wait
 from cosyjit.planning.plan import Planned, check_apart, compare_one, localize, plan, remember
 from cosyjit.planning.target import Target
+from cosyjit.preflight import check_signer, obstacles_in, publication_directory, published
 from cosyjit.processes import worker
 from cosyjit.processes.interrupts import note_changes
 from cosyjit.processes.memory import reservations_directory, reserved
@@ -28,8 +37,6 @@ from cosyjit.processes.slots import Slots
 from cosyjit.provenance import graphs, record
 from cosyjit.provenance.record import Material, Record
 from cosyjit.publishing.directory import PublishedDirectory
-from cosyjit.publishing.plans import OutdatedPlan
-from cosyjit.publishing.publication import Published
 from cosyjit.store.store import Store
 from cosyjit.torchscript.graph import Graph
 
@@ -76,6 +83,7 @@ def make(
     progress: worker.Progress | None = None,
     run: Mapping[str, str] | None = None,
     scope: worker.CancelScope | None = None,
+    build: bool = True,
 ) -> Outcome:
     """Make sure that the store has a target's artifact, and stage it where it will be published.
 
@@ -88,25 +96,28 @@ def make(
         progress: is told the name of each stage.
         run: the identifiers of the run that this is part of, for the record.
         scope: cancels this together with the rest of its export; None if nothing does.
+        build: whether it may be built; otherwise that the store does not have it is an error.
 
     Raises:
         SignatureError: it has to be built, and there is no key for the signature that the store requires; or the store
             has a signed record of another artifact, which one without a signature does not replace.
         InputError: the model directory has changed since it was planned, or the store or the directory cannot be
             written to.
-        BuildError: the process that built it was killed, or the scope is cancelled.
+        BuildError: the process that built it was killed, the scope is cancelled, or it is not to be built.
     """
     scope = scope or worker.CancelScope()
     begun = time.perf_counter()
     target = planned.target
     found = planned.record
+    if found is None and not build:
+        raise _not_built_error(planned, store)
     if found is None:
         with _SLOTS.taken(scope), store.build_lock(target.fingerprint.key, waiting=scope.check):
             if "forced" not in planned.reasons:
                 found = compare_one(store, target, exporting=True).record  # another may have built it meanwhile
             state: Literal["built", "cached"] = "cached" if found else "built"
             if found is None:
-                _check_signer([target], store)
+                check_signer([target], store)
                 wait = Wait("memory", store.wait, scope.check)
                 with reserved(reservations_directory(), target.memory_bytes, memory, wait=wait):
                     graph = None if "forced" in planned.reasons else graphs.load(store, target.fingerprint)
@@ -122,14 +133,21 @@ def make(
                 for digest in found.objects:
                     store.fetch(digest, nowhere)
         else:
-            directory.stage(_published(target, found), link=link)
+            directory.stage(published(target, found), link=link)
     except StoreError:
         if state == "built" or store.check_all_or_set_aside(found.objects) == "intact":
             raise
         # The object was intact when it was planned, and is not now: build it.
         again = Planned(target, "stale", ("object missing or damaged",))
-        return make(again, store, directory, link=link, memory=memory, progress=progress, run=run, scope=scope)
+        return make(
+            again, store, directory, link=link, memory=memory, progress=progress, run=run, scope=scope, build=build
+        )
     return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
+
+
+def _not_built_error(planned: Planned, store: Store) -> BuildError:
+    why = "; ".join(planned.reasons) or planned.state
+    return BuildError(f"is not in {store} ({why}), and --no-build builds nothing; export it into that store without it")
 
 
 def _make(
@@ -179,10 +197,6 @@ def _materials(target: Target, store: Store) -> tuple[Material, ...]:
     return *configs, Material(weights, source.uri(weights), digest, str(target.reading))
 
 
-def _published(target: Target, made: Record) -> Published:
-    return Published(made.sha256, made.size, target.fingerprint.key, made.files)
-
-
 def workers() -> int:
     """How many targets to work on at a time: while some are built, others are copied."""
     return 2 * processors()
@@ -195,6 +209,16 @@ class Pending(Protocol):
         """Wait for the outcome, or raise what the work raised."""
 
 
+class _Known:
+    """What waits for nothing: an outcome that is known at once."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def result(self) -> Outcome:
+        return self._outcome
+
+
 class Export:
     """One export of one source, in three steps: `plan`, `begin`, `finish`.
 
@@ -203,6 +227,7 @@ class Export:
 
     Attributes:
         store: where the artifacts are kept.
+        build: whether what the store does not have may be built.
         planned: what is to be done, once it is planned.
         directory: where the set is published, once that is known.
     """
@@ -221,13 +246,20 @@ class Export:
         force: bool = False,
         link: bool = False,
         replace: bool = False,
+        build: bool = True,
     ) -> None:
         """Prepare an export; nothing is read or written.
 
         Args:
-            source, components, precisions, publish, store, force, link, replace: see `export`.
+            source, components, precisions, publish, store, force, link, replace, build: see `export`.
+
+        Raises:
+            SelectionError: all is to be built, and nothing is.
         """
+        if force and not build:
+            raise SelectionError("--force --no-build: one builds all, and the other nothing; give one of them")
         self.store: Final = store
+        self.build: Final = build
         self._wanted: Final = source, components, precisions
         self._publish, self._force, self._link, self._replace = publish, force, link, replace
         self._pending: dict[Target, Pending] = {}
@@ -249,7 +281,15 @@ class Export:
             InputError: see `export`.
         """
         source, components, precisions = self._wanted
-        self.planned = plan(source, components, precisions, store=self.store, force=self._force, exporting=True)
+        self.planned = plan(
+            source,
+            components,
+            precisions,
+            store=self.store,
+            force=self._force,
+            exporting=True,
+            build=self.build,
+        )
         self.directory = publication_directory(self.planned, self._publish, self.store)
         return self.planned
 
@@ -271,7 +311,10 @@ class Export:
         """
         if not self.planned or self._pending:
             raise RuntimeError("an export begins once, after it is planned")
-        for error in _obstacles(self.planned, self.directory, replace=self._replace, exporting=True):
+        if not self.build and any(each.record is None for each in self.planned):
+            self._pending = {each.target: _Known(self._unpublished(each)) for each in self.planned}
+            return
+        for error in obstacles_in(self.planned, self.directory, replace=self._replace, exporting=True):
             raise error
         note_changes("what was published is as it was, and what was built is kept; run it again, and it goes on")
         self.directory.prepare()
@@ -280,6 +323,13 @@ class Export:
         largest = {each.target.component: each for each in reversed(by_size)}
         ordered = sorted(by_size, key=lambda each: largest[each.target.component] is not each)
         self._pending = {each.target: submit(each) for each in ordered}
+
+    def _unpublished(self, planned: Planned) -> Outcome:
+        """What becomes of a target where others are missing and not to be built, or where it is itself."""
+        if planned.record is not None:
+            return Outcome(planned.target, "cached", planned.reasons, planned.record)
+        error = line(_not_built_error(planned, self.store))
+        return Outcome(planned.target, "failed", planned.reasons, error=error)
 
     def finish(self) -> list[Outcome]:
         """Wait for the work on all targets, whichever fail, and publish the set if all of it is there.
@@ -297,14 +347,15 @@ class Export:
             raise RuntimeError("an export is finished after it has begun")
         self._outcomes = self._outcomes or [_outcome(each.target, self._pending[each.target]) for each in self.planned]
         if any(each.record is None for each in self._outcomes):
-            self.directory.discard_staged()
+            if self._staging:
+                self.directory.discard_staged()
         else:
             self._outcomes = self._published(self._outcomes)
         self._staging = False
         return self._outcomes
 
     def _published(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        artifacts = {each.target.file_name: _published(each.target, each.record) for each in outcomes if each.record}
+        artifacts = {each.target.file_name: published(each.target, each.record) for each in outcomes if each.record}
         source = outcomes[0].target.source.name
         self.directory.publish(artifacts, source, link=self._link, replace=self._replace)
         return [replace(each, path=self.directory.path / each.target.file_name) for each in outcomes]
@@ -320,130 +371,177 @@ def _outcome(target: Target, pending: Pending) -> Outcome:
         return Outcome(target, "failed", error=line(error))
 
 
-def publication_directory(planned: Sequence[Planned], publish: str | Path | None, store: Store) -> PublishedDirectory:
-    """Where a plan is published: in the directory given, or the home of the source: for a model directory, itself."""
-    return PublishedDirectory(planned[0].target.source.home if publish is None else publish, store)
+def check_sources(sources: Sequence[str | Path], publish: str | Path | None = None) -> None:
+    """Check that sources can be exported together.
+
+    Raises:
+        SelectionError: there is none, one of them is empty or is given twice, or several would share one directory.
+    """
+    if not sources or not all(map(str, sources)):
+        raise SelectionError("no source is given; name a model directory or a ModelScope id")
+    if publish is not None and len(sources) > 1:
+        raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
+    known: dict[str, str | Path] = {}
+    for source in sources:
+        path = os.path.realpath(os.path.expanduser(source))  # noqa: PTH111  (which raises nothing)
+        other = known.setdefault(path if os.path.isdir(path) else str(source), source)  # noqa: PTH112  (as above)
+        if other is not source:
+            raise SelectionError(
+                f"{source}: is given twice{'' if other == source else f', also as {other}'}; name it once"
+            )
 
 
-def obstacles(
-    planned: Sequence[Planned],
+@contextmanager
+def exports(
+    sources: Sequence[str | Path],
+    components: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    *,
+    publish: str | Path | None = None,
+    store: Store,
+    force: bool = False,
+    link: bool = False,
+    replace: bool = False,
+    build: bool = True,
+) -> Iterator[list[Export]]:
+    """The exports of several sources, within `Store.in_use`: all of them begin before any is finished.
+
+    Args:
+        sources: each as for `export`, as all other arguments are.
+
+    Raises:
+        SelectionError: see `check_sources`.
+        StoreError: the store cannot be used, or would be mixed with a source or with what is published.
+    """
+    check_sources(sources, publish)
+    check_apart(store, *sources, publish)
+    with ExitStack() as held:
+        works = [
+            Export(
+                source,
+                components,
+                precisions,
+                publish=publish,
+                store=store,
+                force=force,
+                link=link,
+                replace=replace,
+                build=build,
+            )
+            for source in sources
+        ]
+        held.enter_context(store.in_use())
+        for work in works:
+            held.enter_context(work)  # after an error, what it has staged is removed, once nothing is built
+        yield works
+
+
+class Exported(NamedTuple):
+    """What became of one of several sources.
+
+    Attributes:
+        source: as it was given.
+        outcomes: what became of each target, in the order of `plan`; none after an error.
+        error: why it could not be exported; None if it could.
+    """
+
+    source: str | Path
+    outcomes: tuple[Outcome, ...]
+    error: CosyjitError | None = None
+
+
+def export_each(
+    sources: Sequence[str | Path],
+    components: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
     *,
     publish: str | Path | None = None,
     store: Store | None = None,
+    force: bool = False,
+    link: bool = False,
     replace: bool = False,
-) -> tuple[InputError, ...]:
-    """The errors that `export` would end with for a plan, such as a folder of others in the place of its own.
-
-    Nothing is written, so errors that only a write can cause, such as a read-only directory, are not found.
-
-    Args:
-        planned: from `plan`.
-        publish, store, replace: see `export`.
-
-    Returns:
-        The errors; `export` would raise the first one. None of an empty plan.
-    """
-    if not planned:
-        return ()
-    return tuple(_obstacles(planned, publication_directory(planned, publish, store or Store()), replace=replace))
-
-
-def outdated_plans(
-    planned: Sequence[Planned], *, publish: str | Path | None = None, store: Store | None = None
-) -> tuple[OutdatedPlan, ...]:
-    """The TensorRT plans that `export` would put aside, since it changes the files that runtimes made them from.
-
-    What is built anew is taken to differ from what is published, unless it has the same fingerprint. Nothing is
-    written, and the names under which plans would be kept are those that are free now.
+    build: bool = True,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> list[Exported]:
+    """Export several sources at a time; an error of one of them does not stop the others.
 
     Args:
-        planned: from `plan`.
-        publish, store: see `export`.
+        sources: each as for `export`, as all other arguments are.
 
     Returns:
-        The plans; none where `obstacles` has a reason why they cannot be told.
+        What became of each source.
+
+    Raises:
+        SelectionError: there is no source, one is given twice, or several would be published into one directory.
+        StoreError: the store cannot be used.
     """
-    if not planned:
-        return ()
-    with suppress(InputError):
-        return _outdated_plans(planned, publication_directory(planned, publish, store or Store()))
-    return ()
-
-
-def _outdated_plans(planned: Sequence[Planned], directory: PublishedDirectory) -> tuple[OutdatedPlan, ...]:
-    live = directory.live()
-    shown = {each.fingerprint: each.sha256 for each in live.artifacts.values()} if live else {}
-    artifacts = {
-        each.target.file_name: each.record.sha256 if each.record else shown.get(each.target.fingerprint.key)
-        for each in planned
-    }
-    return tuple(directory.outdated_plans(live, artifacts))
-
-
-def _obstacles(
-    planned: Sequence[Planned], directory: PublishedDirectory, *, replace: bool, exporting: bool = False
-) -> Iterator[InputError]:
-    """What is in the way of a plan: in the installation, in the store, with signatures, and then in the directory."""
-    store = directory.store
-    names = [each.target.file_name for each in planned]
-    new = [each.target for each in planned if each.record is None]
-    reused = {each.target: each.record for each in planned if each.record}
-    size = sum(each.weight_bytes for each in new)
-    kinds = {each.component.kind: each for each in reversed(new)}
-    checks: list[Callable[[], None]] = [
-        *(partial(check_packages, each) for each in kinds.values()),
-        lambda: _check_writable(new, store),
-        lambda: _check_signer(new, store),
-        lambda: check_apart(store, directory.path),
-        lambda: directory.check_kept(names, exporting=exporting),
-        lambda: store.check_room(size) if size else None,
-    ]
-    yield from filter(None, map(_refusal, checks))
-    copied = size + sum(each.size for each in reused.values() if not directory.is_staged(each))
-    folders = {each.target.file_name for each in planned if each.target.component.is_folder}
-    own = directory.copies(folders, {target.file_name: _published(target, each) for target, each in reused.items()})
-    marked = [f"{name}/" if name in folders else name for name in names]
-    yield from directory.obstacles(copied, marked, replace=replace, own=own, hints=_hints(planned))
-    try:
-        _outdated_plans(planned, directory)
-    except OutputError as error:
-        yield error
-    except StoreError:  # which was said of what the directory shows
-        pass
-
-
-def _refusal(check: Callable[[], None]) -> InputError | None:
-    try:
-        check()
-    except InputError as error:
-        return error
-    return None
-
-
-def _hints(planned: Sequence[Planned]) -> dict[str, str]:
-    """By the name of a folder, the options of an export that leaves alone what is in its place."""
-    parts = dict.fromkeys(each.target.component for each in planned)
-    hints = {}
-    for part in parts:
-        others = " ".join(f"--component {each.name}" for each in parts if each != part)
-        if part.published and others:
-            hints[part.published] = f"with {others}, which leaves it alone"
-    return hints
-
-
-def _check_writable(targets: Sequence[Target], store: Store) -> None:
-    if targets and store.read_only:
-        names = ", ".join(each.name for each in targets)
-        raise StoreError(f"{store}: is read-only, and {names} would be built into it; name another store")
-
-
-def _check_signer(targets: Sequence[Target], store: Store) -> None:
-    """Make sure that what is going to be built can be signed, if it has to be."""
-    if targets and store.trusted and not store.signer:
-        raise SignatureError(
-            f"{', '.join(each.name for each in targets)}: would be built, and {store.trusted.path} requires a "
-            "signature; export where that key is, with --sign"
+    with ExitStack() as held:
+        works = held.enter_context(
+            exports(
+                sources,
+                components,
+                precisions,
+                publish=publish,
+                store=store or Store(),
+                force=force,
+                link=link,
+                replace=replace,
+                build=build,
+            )
         )
+        pool = held.enter_context(ThreadPoolExecutor(workers()))
+        parts = [_Part(work, held.enter_context(worker.CancelScope())) for work in works]
+
+        def made(part: _Part, each: Planned) -> Outcome:
+            tell, store, directory = _bound(progress, each.target), part.work.store, part.work.directory
+            try:
+                return make(
+                    each, store, directory, link=link, memory=memory, progress=tell, scope=part.scope, build=build
+                )
+            except Exception as error:
+                tell(f"failed: {line(error)}")
+                raise
+
+        def submit(part: _Part, each: Planned) -> Pending:
+            return pool.submit(made, part, each)
+
+        try:
+            for part in parts:
+                part.attempt(part.begin, submit, progress)
+            for part in parts:
+                part.attempt(part.finish)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [Exported(source, tuple(part.outcomes), part.error) for source, part in zip(sources, parts, strict=True)]
+
+
+class _Part:
+    """The export of one of several sources, and what became of it."""
+
+    def __init__(self, work: Export, scope: worker.CancelScope) -> None:
+        self.work, self.scope = work, scope
+        self.outcomes: Sequence[Outcome] = ()
+        self.error: CosyjitError | None = None
+
+    def begin(self, submit: "Callable[[_Part, Planned], Pending]", progress: Progress | None) -> None:
+        for each in self.work.plan():
+            _bound(progress, each.target)("waiting")
+        self.work.begin(partial(submit, self))
+
+    def finish(self) -> None:
+        self.outcomes = self.work.finish()
+
+    def attempt(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step, unless one before it has failed; if it fails, nothing more is built for this source."""
+        if self.error is not None:
+            return
+        try:
+            step(*arguments)
+        except CosyjitError as error:
+            self.error = error
+            self.scope.cancel()
 
 
 def export(
@@ -456,6 +554,7 @@ def export(
     force: bool = False,
     link: bool = False,
     replace: bool = False,
+    build: bool = True,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
@@ -468,6 +567,8 @@ def export(
         publish: the directory to publish into; the model directory for None.
         link: see `PublishedDirectory.publish`.
         replace: whether what others have put where a folder is to be published is put aside, and not an error.
+        build: whether what the store does not have is built. Otherwise that has failed, nothing is published, no
+            process is started, and torch is not imported.
         memory: see `make`.
         progress: is told of stages, from several threads.
 
@@ -477,31 +578,22 @@ def export(
     Raises:
         InputError: the source, the store or the directory is not fit for it; what was published is as it was.
     """
-    store = store or Store()
-    check_apart(store, source, publish)
-    work = Export(source, components, precisions, publish=publish, store=store, force=force, link=link, replace=replace)
-    with store.in_use(), work:
-        for each in work.plan():
-            _bound(progress, each.target)("waiting")
-        with ThreadPoolExecutor(workers()) as pool, worker.CancelScope() as scope:
-
-            def made(each: Planned) -> Outcome:
-                tell, directory = _bound(progress, each.target), work.directory
-                try:
-                    return make(each, store, directory, link=link, memory=memory, progress=tell, scope=scope)
-                except Exception as error:
-                    tell(f"failed: {line(error)}")
-                    raise
-
-            def submit(each: Planned) -> Pending:
-                return pool.submit(made, each)
-
-            try:
-                work.begin(submit)
-                return work.finish()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    (exported,) = export_each(
+        [source],
+        components,
+        precisions,
+        publish=publish,
+        store=store,
+        force=force,
+        link=link,
+        replace=replace,
+        build=build,
+        memory=memory,
+        progress=progress,
+    )
+    if exported.error is not None:
+        raise exported.error
+    return list(exported.outcomes)
 
 
 def _bound(progress: Progress | None, target: Target) -> worker.Progress:

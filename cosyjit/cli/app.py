@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -8,12 +9,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token, convert
 
-from cosyjit import __version__, pipeline, settings
-from cosyjit.cli import answer, service
+from cosyjit import __version__, pipeline, preflight, settings
+from cosyjit.cli import flags, service
+from cosyjit.cli.answers import FAILED, TO_BUILD, Answer, error_document, exit_status, show_answers
+from cosyjit.cli.configuration_file import ConfigurationFile
 from cosyjit.cli.console import ConsoleHandler, show, show_json, show_script, stages, tell
-from cosyjit.errors import BuildError, CosyjitError, OutputError, ResourceError, SelectionError, ServerError, log_cause
+from cosyjit.errors import CosyjitError, OutputError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
@@ -30,15 +33,6 @@ from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from cosyjit.store.store import Store
 from cosyjit.text import one_line
-
-FAILED = 1
-"""The exit status when a target could not be built, or the system lacks what the build needs."""
-
-BAD_INPUT = 2
-"""The exit status when the input cannot be exported as it is."""
-
-TO_BUILD = 2
-"""The exit status of `plan --exit-code` when something is to be built."""
 
 _LOG: Final = logging.getLogger("cosyjit")
 
@@ -60,17 +54,19 @@ _Wait = Annotated[float | None, Parameter(name="--wait", env_var=settings.WAIT)]
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Names = Annotated[list[str] | None, Parameter(negative="")]
 _Source = Annotated[str, Parameter(name=["--source", "--model-dir", "--model_dir"])]
+_Sources = Annotated[list[str], Parameter(name=["--source", "--model-dir", "--model_dir"], negative="")]
 
 
 @app.command
 def export(
-    source: _Source,
+    source: _Sources,
     *,
     component: _Names = None,
     precision: _Names = None,
     publish: Path | None = None,
     store: _Store = None,
     force: Annotated[bool, Parameter(negative="")] = False,
+    build: Annotated[bool, Parameter(name="--build", negative="--no-build")] = True,
     link: Annotated[bool, Parameter(negative="")] = False,
     replace: Annotated[bool, Parameter(negative="")] = False,
     sign: _Sign = None,
@@ -78,29 +74,35 @@ def export(
     wait: _Wait = None,
     json: _Json = False,
 ) -> int:
-    """Build what has changed in a model directory, and publish it.
+    """Build what has changed in a model directory, or in several, and publish it.
 
-    The exit status is 0 if all is well, 1 if a target failed, 2 if the input cannot be exported.
+    The exit status is 0 if all is well, 1 if a target failed, 2 if the input cannot be exported; of several model
+    directories, the largest.
 
     Parameters
     ----------
     source
         A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or a ModelScope
-        id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0.
+        id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0. May be repeated: an error of one does not stop the
+        others.
     component
-        A component to export, such as llm.text_encoder or flow.decoder.estimator; may be repeated. By default those
-        that the runtime reads with load_jit and load_vllm; "all" for those on request as well.
+        A component to export, such as llm.text_encoder or flow.decoder.estimator, or a pattern such as 'llm.*'; may be
+        repeated. By default those that the runtime reads with load_jit and load_vllm; "all" for those on request as
+        well.
     precision
-        fp32, fp16, bf16 or, of llm.llm, int8; may be repeated. fp32 and fp16 by default, and of llm.vllm
-        and llm.hf bf16.
+        fp32, fp16, bf16 or, of llm.llm, int8, or a pattern; may be repeated. fp32 and fp16 by default, and of llm.vllm
+        and llm.hf bf16; "all" for all, and of llm.vllm and llm.hf for their default.
         flow.decoder.estimator has fp32, its default, autocast_fp16, fp32.dynamic_batch and, except for CosyVoice,
         streaming.fp32 and streaming.autocast_fp16. A component is left out at a precision that it does not have.
     publish
-        Where to put the artifacts. Beside the checkpoint by default.
+        Where to put the artifacts of one source. Beside the checkpoint by default.
     store
         The store of artifacts: a directory or an fsspec URL. ~/.cache/cosyjit by default.
     force
         Build even what has not changed.
+    build
+        With --no-build, publish what the store has; if it lacks something, nothing is published, and the exit status
+        is 1. No process is started, and torch is not imported.
     link
         Publish hard links to the store's files instead of copies. Use this only if nobody else writes to the directory.
     replace
@@ -113,41 +115,52 @@ def export(
         The longest time to wait for other processes that use the store or the directory, in seconds. As long as it
         takes by default. After two seconds, a line names the process that is waited for.
     json
-        Print one JSON object and nothing else.
+        Print one JSON object and nothing else; of several sources, one that lists theirs.
     """
     with stages() as progress:
-        outcomes = pipeline.export(
+        exported = pipeline.export_each(
             source,
-            components=component,
-            precisions=precision,
+            component,
+            precision,
             publish=publish,
             store=Store(store, sign=sign, require=require_signature, wait=wait),
             force=force,
+            build=build,
             link=link,
             replace=replace,
             memory=settings.memory(),
             progress=progress,
         )
-    if json:
-        show_json(as_json.outcomes(outcomes))
-    else:
-        show(
-            tables.outcomes_table(outcomes),
-            *tables.reason_lines(outcomes),
-            *tables.closing_lines(outcomes),
-            errors=tables.failed_lines(outcomes),
+    results = {str(each.source): each for each in exported}
+
+    def answer(name: str) -> Answer:
+        outcomes, error = results[name].outcomes, results[name].error
+        if error is not None:
+            raise error
+        return Answer(
+            as_json.outcomes(outcomes),
+            (
+                tables.outcomes_table(outcomes),
+                *tables.reason_lines(outcomes),
+                *tables.closing_lines(outcomes),
+            ),
+            FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0,
+            tables.failed_lines(outcomes),
         )
-    return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+    return show_answers("source", source, answer, json=json)
 
 
 @app.command
 def plan(
-    source: _Source,
+    source: _Sources,
     *,
     component: _Names = None,
     precision: _Names = None,
     publish: Path | None = None,
     store: _Store = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    replace: Annotated[bool, Parameter(negative="")] = False,
     sign: _Sign = None,
     require_signature: _Required = None,
     exit_code: Annotated[bool, Parameter(negative="")] = False,
@@ -159,66 +172,77 @@ def plan(
 
     Parameters
     ----------
-    source, component, precision, publish, store, sign, require_signature, json
+    source, component, precision, publish, store, force, replace, sign, require_signature, json
         As for export.
     exit_code
         Let the exit status be 0 if nothing is to be built, 2 if something is, and 1 if there is an error, in the input
         as well, or if an export would be refused.
     """
     opened = Store(store, sign=sign, require=require_signature)
-    planned = planning.plan(source, component, precision, store=opened)
-    obstacles = pipeline.obstacles(planned, publish=publish, store=opened)
-    for obstacle in obstacles:
-        log_cause(obstacle)
-    outdated = pipeline.outdated_plans(planned, publish=publish, store=opened)
-    if json:
-        show_json(as_json.plan(planned, obstacles, outdated))
-    else:
-        show(
-            tables.plan_table(planned),
-            *tables.reason_lines(planned),
-            *tables.obstacle_lines(obstacles),
-            *tables.outdated_lines(outdated),
-            tables.plan_count(planned),
-            errors=tables.obstacle_lines(obstacles),
+    pipeline.check_sources(source, publish)
+
+    def answer(name: str) -> Answer:
+        planned = planning.plan(name, component, precision, store=opened, force=force)
+        obstacles = preflight.obstacles(planned, publish=publish, store=opened, replace=replace)
+        for obstacle in obstacles:
+            log_cause(obstacle)
+        outdated = preflight.outdated_plans(planned, publish=publish, store=opened)
+        return Answer(
+            as_json.plan(planned, obstacles, outdated),
+            (
+                tables.plan_table(planned),
+                *tables.reason_lines(planned),
+                *tables.obstacle_lines(obstacles),
+                *tables.outdated_lines(outdated),
+                tables.plan_count(planned),
+            ),
+            (FAILED if obstacles else TO_BUILD if any(each.record is None for each in planned) else 0)
+            if exit_code
+            else 0,
+            tables.obstacle_lines(obstacles),
         )
-    if not exit_code:
-        return 0
-    return FAILED if obstacles else TO_BUILD if any(each.record is None for each in planned) else 0
+
+    return show_answers("source", source, answer, json=json, detailed=exit_code)
 
 
 @app.command
 def status(
-    directory: Path,
+    directory: Annotated[list[str], Parameter(negative="")],
     *,
     check_source: Annotated[bool, Parameter(negative="")] = False,
     store: _Store = None,
     json: _Json = False,
 ) -> int:
-    """Show what is published in a directory, what it was made from, and whether it is current and undamaged.
+    """Show what is published in a directory, or in several, what it was made from, and whether it is as it should be.
 
-    The exit status is 0 if it is, and 1 if something is damaged, missing, out of date or unknown.
+    The exit status is 0 if it is current and undamaged, and 1 if something is damaged, missing, out of date or unknown.
 
     Parameters
     ----------
     directory
-        The directory, by the path that was given to the export.
+        The directory, by the path that was given to the export; may be repeated.
     check_source
         Ask the hub for the current state of a ModelScope id. Otherwise the directory is compared with the state that
         the last plan or export on this machine has seen.
     store, json
         As for export.
     """
-    state = inspection.status(directory, store=Store(store), check_source=check_source)
-    if json:
-        show_json(as_json.status(state))
-    else:
-        show(
-            tables.status_table(state),
-            *tables.reason_lines(state.names),
-            *tables.status_lines(state, checked=check_source),
+    opened = Store(store)
+    pipeline.check_sources(directory)
+
+    def answer(name: str) -> Answer:
+        state = inspection.status(name, store=opened, check_source=check_source)
+        return Answer(
+            as_json.status(state),
+            (
+                tables.status_table(state),
+                *tables.reason_lines(state.names),
+                *tables.status_lines(state, checked=check_source),
+            ),
+            0 if state.well else FAILED,
         )
-    return 0 if state.well else FAILED
+
+    return show_answers("directory", directory, answer, json=json)
 
 
 @app.command
@@ -315,11 +339,22 @@ def verify(
     return FAILED if faults else 0
 
 
+def _age(kind: type[timedelta], tokens: Sequence[Token]) -> timedelta:
+    """The age that a text such as 7d names."""
+    given = tokens[0].value
+    if re.fullmatch(r"\d+([.]\d+)?", given):
+        raise SelectionError(f"--older-than {given}: has no unit; give one, such as {given}d or {given}h")
+    age: timedelta = convert(kind, tokens)
+    if age < timedelta(0):
+        raise SelectionError(f"--older-than {given}: keep files for 0s or longer")
+    return age
+
+
 @app.command
 def gc(
     *,
     keep: int = collection.KEEP,
-    older_than: timedelta = timedelta(seconds=collection.OLDER_THAN),
+    older_than: Annotated[timedelta, Parameter(converter=_age)] = timedelta(seconds=collection.OLDER_THAN),
     delete: Annotated[bool, Parameter(negative="")] = False,
     store: _Store = None,
     wait: _Wait = None,
@@ -520,8 +555,9 @@ def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool
     Where the process is ending by a signal, errors are not told: they may come of the signal.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    answer.ANSWER.given = False
+    flags.OBJECT.is_printed = False
     _LOG.handlers = [ConsoleHandler()]
+    app.config = ConfigurationFile(app, tell)
     _LOG.setLevel(logging.INFO)
     try:
         if settings.debug():
@@ -529,9 +565,7 @@ def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool
         status: Any = app.meta(arguments, **_CALLED)
     except (CosyjitError, CycloptsError, OverflowError) as error:  # the last of numbers that are too large
         log_cause(error)
-        status = answer.status_of_error(
-            arguments, FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
-        )
+        status = flags.status_of_error(arguments, exit_status(error))
         if not is_ending():
             _tell(error, arguments, status)
     sys.exit(status)
@@ -539,8 +573,7 @@ def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool
 
 def _tell(error: Exception, arguments: Sequence[str], status: int) -> None:
     """Show an error in a line on standard error, and to a program as an object on standard output."""
-    kind = type(error).__name__ if isinstance(error, CosyjitError) else answer.USAGE
-    if answer.is_due(arguments):
+    if flags.is_json_due(arguments):
         with suppress(OutputError):  # the exit status says it as well
-            show_json(answer.error(kind, one_line(str(error)), status))
+            show_json(error_document(error, status))
     tell(one_line(str(error)))

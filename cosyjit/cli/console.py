@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cosyjit import pipeline
-from cosyjit.cli.answer import ANSWER
+from cosyjit.cli.flags import OBJECT
 from cosyjit.errors import OutputError
 from cosyjit.planning.target import Target
 from cosyjit.reports.tables import UNCUT
@@ -59,7 +59,7 @@ def show_json(document: str) -> None:
     Raises:
         OutputError: standard output cannot be written to.
     """
-    ANSWER.given = True
+    OBJECT.is_printed = True
     show_script(document)
 
 

@@ -33,16 +33,17 @@ from rich.filesize import decimal
 
 from cosyjit import pipeline, settings
 from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line, log_cause, trace
-from cosyjit.families import ALL, FAMILIES, PRECISIONS
+from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.operations.trends import trends
 from cosyjit.pipeline import Export, Outcome
-from cosyjit.planning.plan import Planned, check_apart
+from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
 from cosyjit.prefect_api import check_version
 from cosyjit.processes.worker import CancelScope
 from cosyjit.publishing.directory import PublishedDirectory
 from cosyjit.reports.run_page import failed_page, run_name, run_page, run_rows, short_names
 from cosyjit.reports.tables import counts, summary
+from cosyjit.selection import ALL
 from cosyjit.store.store import Store
 from cosyjit.text import log_lines, plain, without_password
 
@@ -61,15 +62,30 @@ _HAS_DASK: Final = find_spec("prefect_dask") is not None
 T = TypeVar("T")
 
 
+_COMPONENTS: Final = [*dict.fromkeys(part.name for family in FAMILIES for part in family.components), ALL]
+_PRECISIONS: Final = [*PRECISIONS, ALL]
+
+
 def _choice(names: Sequence[str]) -> Any:
     """What lets Prefect's form offer names, and its server refuse others."""
     return Field(json_schema_extra={"enum": list(names)})
 
 
-_Component = Annotated[
-    str, _choice([*dict.fromkeys(part.name for family in FAMILIES for part in family.components), ALL])
-]
-_Precision = Annotated[str, _choice([*PRECISIONS])]
+def _text(names: Sequence[str]) -> Any:
+    """What lets the form take a text: a pattern, several names with commas between them, or one of the names."""
+    return Field(json_schema_extra={"pattern": "|".join([r"[*?\[,]", *(f"^{re.escape(name)}$" for name in names)])})
+
+
+_Components = (
+    Annotated[list[Annotated[str, _choice(_COMPONENTS)]], Field(title="Names")]
+    | Annotated[list[Annotated[str, _text(_COMPONENTS)]], Field(title="Patterns")]
+    | None
+)
+_Precisions = (
+    Annotated[list[Annotated[str, _choice(_PRECISIONS)]], Field(title="Names")]
+    | Annotated[list[Annotated[str, _text(_PRECISIONS)]], Field(title="Patterns")]
+    | None
+)
 
 
 class _Outcomes(Sequence[Outcome]):
@@ -204,9 +220,17 @@ class _Work:
     """The argument of a task; its type is one that Prefect and Dask do not search for results of other tasks."""
 
     def __init__(
-        self, name: str, planned: Planned, store: Store, directory: PublishedDirectory | None, scope: CancelScope | None
+        self,
+        name: str,
+        planned: Planned,
+        store: Store,
+        directory: PublishedDirectory | None,
+        scope: CancelScope | None,
+        *,
+        build: bool,
     ) -> None:
         self.name, self.planned, self.store, self.directory, self.scope = name, planned, store, directory, scope
+        self.build = build
 
 
 def build(work: _Work) -> State[Outcome]:
@@ -231,6 +255,7 @@ def build(work: _Work) -> State[Outcome]:
             progress=lambda stage: None if stage == "cached" else _log(logging.INFO, stage),  # its state says so
             run=run,
             scope=work.scope,
+            build=work.build,
         )
     if outcome.record and outcome.state == "built":
         figures = {plain(name): value for name, value in outcome.record.figures.items()}
@@ -308,24 +333,27 @@ def _sources(source: str | list[str]) -> list[str]:
 @flow(name="export", flow_run_name=_run_name, task_runner=_runner())
 def export(
     source: str | list[str],
-    components: list[_Component] | None = None,
-    precisions: list[_Precision] | None = None,
+    components: _Components = None,
+    precisions: _Precisions = None,
     publish: str | None = None,
     force: bool = False,
     replace: bool = False,
+    build: bool = True,
 ) -> State[Sequence[Outcome]]:
     """Build what has changed of a checkpoint, or of several, and publish it.
 
     Args:
         source: A model directory, or a ModelScope id such as `iic/CosyVoice-300M` or `iic/CosyVoice-300M@v1.0`; or
             several.
-        components: What to export, such as llm.text_encoder. By default all but those made on request alone, such as
-            flow.decoder.estimator or llm.hf; "all" for those as well.
+        components: What to export, such as llm.text_encoder, or a pattern such as llm.*. By default all but those made
+            on request alone, such as flow.decoder.estimator or llm.hf; "all" for those as well.
         precisions: fp32, fp16, bf16 and, of llm.llm, int8; of flow.decoder.estimator autocast_fp16 and others. By
-            default fp32 and fp16, of llm.vllm and llm.hf bf16, of flow.decoder.estimator fp32.
+            default fp32 and fp16, of llm.vllm and llm.hf bf16, of flow.decoder.estimator fp32. "all" for all, and of
+            llm.vllm and llm.hf for their default. Patterns are such as streaming.*.
         publish: The directory to put the zips into. Beside the checkpoint by default.
         force: Build even what has not changed.
         replace: Put a folder that others have written where vllm/ or hf_merged/ is to be published aside.
+        build: Build what the store does not have. Otherwise the run fails where it lacks something.
     """
     sources = _sources(source)
     try:
@@ -334,20 +362,23 @@ def export(
         store = Store(
             settings.store(), sign=settings.sign(), require=settings.require_signature(), wait=settings.wait()
         )
-        check_apart(store, *sources, publish)
         with ExitStack() as held:
-            _with_retries(lambda: held.enter_context(store.in_use()))
-            labels = [f" {each}" for each in short_names(sources)] if len(sources) > 1 else [""]
-            parts = [
-                _Source(
-                    each,
-                    label,
-                    Export(each, components, precisions, publish=publish, store=store, force=force, replace=replace),
+            works = _with_retries(
+                lambda: held.enter_context(
+                    pipeline.exports(
+                        sources,
+                        components,
+                        precisions,
+                        publish=publish,
+                        store=store,
+                        force=force,
+                        replace=replace,
+                        build=build,
+                    )
                 )
-                for each, label in zip(sources, labels, strict=True)
-            ]
-            for each in parts:
-                held.enter_context(each.work)  # after an error, what it has staged is removed, once nothing is built
+            )
+            labels = [f" {each}" for each in short_names(sources)] if len(sources) > 1 else [""]
+            parts = [_Source(*each) for each in zip(sources, labels, works, strict=True)]
             scope = held.enter_context(CancelScope())
             for each in parts:  # all of it is under way before any of it is waited for
                 _begin(each, scope)
@@ -374,13 +405,10 @@ def _prefix(part: _Source, sources: Sequence[str]) -> str:
 
 
 def _check(sources: Sequence[str], publish: str | None) -> None:
-    if not sources or not all(sources):
-        raise SelectionError("no source is given; name a model directory or a ModelScope id")
     # As text, which forms may leave empty, it would be the directory of the worker's process, which goes with the run.
     if publish == "":
         raise SelectionError("publish: is empty; name a directory, or give null to publish beside the checkpoint")
-    if publish is not None and len(sources) > 1:
-        raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
+    pipeline.check_sources(sources, publish)
     settings.memory()  # what it says is wrong of it is wrong of the whole run
     if settings.dask() and not _HAS_DASK:
         raise SelectionError(
@@ -425,7 +453,8 @@ def _submit(planned: Planned, part: _Source, scope: CancelScope, after: _Ended) 
     target, work = planned.target, part.work
     name = f"{target.name} {target.fingerprint.key} {'build' if planned.record is None else 'cached'}{part.label}"
     elsewhere = settings.dask() is not None  # where neither the directory nor the scope can be had
-    given = _Work(name, planned, work.store, *((None, None) if elsewhere else (work.directory, scope)))
+    where = (None, None) if elsewhere else (work.directory, scope)
+    given = _Work(name, planned, work.store, *where, build=work.build)
     return _task(target).submit(given, wait_for=[after])
 
 

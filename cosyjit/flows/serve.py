@@ -24,12 +24,12 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from prefect.types.entrypoint import EntrypointType
 
 from cosyjit.errors import SelectionError, ServerError, line
-from cosyjit.families import select
 from cosyjit.flows.export import export
 from cosyjit.flows.servers import OwnServer, named_server
 from cosyjit.fs.files import absolute
 from cosyjit.prefect_api import UPDATED
 from cosyjit.processes.interrupts import note_changes
+from cosyjit.selection import select
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
 from cosyjit.text import without_password

@@ -51,8 +51,10 @@ def gc(
         StoreError: the store does not exist, or cannot be read or written, or a later version of cosyjit wrote a
             document in it; nothing was deleted.
     """
-    if keep < 1 or older_than < 0:
-        raise SelectionError(f"--keep {keep} --older-than {older_than:g}: keep 1 or more, for 0 seconds or longer")
+    if keep < 1:
+        raise SelectionError(f"--keep {keep}: keep 1 or more publications of each directory")
+    if older_than < 0:
+        raise SelectionError(f"--older-than {older_than:g} s: keep files for 0 s or longer")
     store = store or Store()
     store.check_there()
     older_than = older_than if store.local else max(older_than, store.grace)

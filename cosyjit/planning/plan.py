@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cosyjit.errors import BuildError, InputError, LaterSchemaError, RecordError, SignatureError, StoreError
-from cosyjit.families import Component, Precision, select
+from cosyjit.families import Component, Precision
 from cosyjit.planning.inputs import Inputs, read_inputs
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker
@@ -17,6 +17,7 @@ from cosyjit.provenance import latest, record
 from cosyjit.provenance.fingerprint import Fingerprint, differences, fingerprint
 from cosyjit.provenance.record import Record
 from cosyjit.publishing import layout
+from cosyjit.selection import select
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import Source, open_source
 from cosyjit.store.store import FORMS, Store
@@ -50,6 +51,7 @@ def plan(
     store: Store | None = None,
     force: bool = False,
     exporting: bool = False,
+    build: bool = True,
 ) -> tuple[Planned, ...]:
     """The targets of a model directory, each with what an export would do; all of it is seen to fit.
 
@@ -58,22 +60,25 @@ def plan(
 
     Args:
         source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
-        components: names of components; for None all that the family has, but for those on request; "all" for those
-            as well.
-        precisions: names of precisions; for None those that each component has by default, fp32 and fp16 of zips.
+        components: names of components, or patterns such as "llm.*"; for None all that the family has, but for those
+            on request; "all" for those as well.
+        precisions: names of precisions, or patterns; for None those that each component has by default, fp32 and fp16
+            of zips; "all" for all that it has or, where they share one name, the default.
         store: where artifacts are kept; that of this user for None.
         force: treat all targets as stale.
         exporting: begin an export: set damaged objects aside, renew what a bucket has of the targets (see
             `compare_one`), and make ready torch in another process, and the digests of the files.
+        build: whether that export builds, so that these are needed.
 
     Raises:
         InputError: something is wrong with the directory, its configuration or weights, or with the store, or there
             is nothing to export.
     """
     store = store or Store()
-    planned = compare(source, components, precisions, store=store, force=force, exporting=exporting)
+    ready = worker.prepare if exporting and build else None
+    planned = compare(source, components, precisions, store=store, force=force, exporting=exporting, ready=ready)
     wanted = [each.target for each in planned if each.record is None]
-    if wanted and exporting:
+    if wanted and ready:
         store.digests.begin_sha256({each.source.file(each.weights_file.name): None for each in wanted})
     for target in {each.component: each for each in wanted if not each.component.is_folder}.values():
         target.check_fit()
@@ -117,11 +122,11 @@ def compare(
     store: Store,
     force: bool = False,
     exporting: bool = False,
+    ready: Callable[[], None] | None = None,
 ) -> tuple[Planned, ...]:
-    """Like `plan`, but does not check whether weights and options fit."""
+    """Like `plan`, but does not check whether weights and options fit; for `ready` see `find_targets`."""
     opened = open_source(source)
     check_apart(store, opened.directory)
-    ready = worker.prepare if exporting else None
     targets = find_targets(opened, components, precisions, store=store, ready=ready)
     return tuple(compare_one(store, target, force=force, exporting=exporting) for target in targets)
 

@@ -1,5 +1,6 @@
 """Finds the record of an artifact, of a digest, or of a fingerprint."""
 
+import os
 import re
 import struct
 import zlib
@@ -21,6 +22,8 @@ from cosyjit.weights.formats import UnsupportedFormError
 
 _LARGEST: Final = 1 << 20
 """The most bytes of embedded provenance; that of a published encoder has 2,000."""
+
+_ARTIFACTS: Final = "name a zip, an ONNX file or a folder that cosyjit has built"
 
 _MOST_FILES: Final = 100
 """A folder with this many files is not an artifact."""
@@ -62,15 +65,20 @@ def lineage(artifact: str | Path, *, store: Store | None = None) -> Lineage:
     if not _is_file(path):
         recorded = _find(store, _digest_of_folder(path) or str(artifact))
         if recorded is None:
-            raise SelectionError(
-                f"{artifact}: is not an artifact, and not a SHA-256 or fingerprint that {store} has a record of"
-            )
+            raise SelectionError(f"{artifact}: {_problem(path, store)}; {_ARTIFACTS}")
         return Lineage(recorded)
     embedded = _embedded(path)
     recorded = record.load(store, embedded["fingerprint"])
     if recorded is None and store.trusted is not None:
         raise SignatureError(f"{path}: has no record in {store}, and {store.trusted.path} requires a signature")
     return Lineage(recorded, embedded, _sha256(path))
+
+
+def _problem(path: Path, store: Store) -> str:
+    """Why a reference that is not a file has no record."""
+    if os.path.isdir(path):  # noqa: PTH112  (which raises nothing)
+        return f"is a directory, and not the folder of an artifact that {store} has a record of"
+    return f"is not an artifact, and not a SHA-256 or fingerprint that {store} has a record of"
 
 
 def _digest_of_folder(path: Path) -> str | None:
@@ -141,7 +149,7 @@ def _embedded(path: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, UnsupportedFormError, struct.error, zlib.error) as error:
         raise RecordError(
-            f"{path}: is not an artifact of cosyjit ({line(error).partition(';')[0]}); name one that it has built"
+            f"{path}: is not an artifact of cosyjit ({line(error).partition(';')[0]}); {_ARTIFACTS}"
         ) from None
     if key_of(document.get("parts", {})) != document.get("fingerprint"):
         raise documents.damaged_error(str(path), "the fingerprint is not that of its parts")

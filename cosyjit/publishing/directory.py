@@ -184,7 +184,7 @@ class PublishedDirectory:
         *,
         replace: bool = False,
         own: Collection[str] = (),
-        hints: Mapping[str, str] | None = None,
+        hint: Callable[[Collection[str]], str | None] = lambda _: None,
     ) -> Iterator[OutputError]:
         """The errors that publishing would end with, as far as that can be told without writing.
 
@@ -195,13 +195,13 @@ class PublishedDirectory:
             names: what will be shown, folders with a slash at the end.
             replace: see `publish`.
             own: those that stand there as copies of what was published; see `copies`.
-            hints: by the names of folders, what else can be done where something stands in their way.
+            hint: what else can be done where something stands under some of the names.
         """
         above = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
         try:
             if not above.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, f"{above.name} is not a directory")
-            yield from self._layout.obstacles(names, hints or {}, replace=replace, own=own)
+            yield from self._layout.obstacles(names, hint, replace=replace, own=own)
         except OSError as error:
             yield OutputError(f"{self.path}: cannot be written to ({error.strerror}); publish into another directory")
             return

@@ -24,7 +24,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -141,13 +141,13 @@ class Layout:
         Raises:
             OutputError: something else stands there, or, where a file is to be shown, something that is not a file.
         """
-        for error in self._taken(members, {}, replace=replace, own=own):
-            raise error
+        for path, problem in self._taken(members, replace=replace, own=own):
+            raise OutputError(f"{path}: {problem}")
 
     def obstacles(
         self,
         members: Collection[str],
-        hints: Mapping[str, str],
+        hint: Callable[[Collection[str]], str | None],
         *,
         replace: bool = False,
         own: Collection[str] = (),
@@ -156,9 +156,11 @@ class Layout:
 
         Args:
             members, replace, own: see `check_names`.
-            hints: by names, what else can be done where something stands in the way of a folder.
+            hint: what else can be done where something stands under some names.
         """
-        yield from self._taken(members, hints, replace=replace, own=own)
+        taken = list(self._taken(members, replace=replace, own=own))
+        other = hint([path.name for path, _ in taken]) if taken else None
+        yield from (OutputError(f"{path}: {problem}{f', or {other}' if other else ''}") for path, problem in taken)
         yield from (_not_own(path) for path in self._foreign())
 
     def matching(self, names: re.Pattern[str]) -> list[str]:
@@ -246,20 +248,18 @@ class Layout:
                 f"{self.path}: cannot be written to ({error.strerror}); publish into another directory"
             ) from None
 
-    def _taken(
-        self, members: Collection[str], hints: Mapping[str, str], *, replace: bool, own: Collection[str]
-    ) -> Iterator[OutputError]:
+    def _taken(self, members: Collection[str], *, replace: bool, own: Collection[str]) -> Iterator[tuple[Path, str]]:
+        """What stands under names and is not to be replaced, and what to do about it."""
         for name in (*members, MANIFEST):
             path = self.path / name.partition("/")[0]
             if not os.path.lexists(path) or is_ours(path) or path.name in own:
                 continue
             if "/" in name and not replace:
                 way = "move it away, or export with --replace, which puts it aside"
-                other = f", or {hints[path.name]}" if path.name in hints else ""
-                yield OutputError(f"{path}: was not written by cosyjit; {way}{other}")
+                yield path, f"was not written by cosyjit; {way}"
             if "/" not in name and not path.is_symlink() and not path.is_file():
                 kind = "is a directory" if path.is_dir() else "is not a file"
-                yield OutputError(f"{path}: {kind}; move it away, or publish into another directory")
+                yield path, f"{kind}; move it away, or publish into another directory"
 
     def _adopt(self, names: Collection[str], folders: Collection[str], own: Collection[str]) -> None:
         """Turn files that stand under these names into links, while each name goes on showing what it does.

@@ -141,5 +141,16 @@ def alerts(automations: Sequence[str]) -> str:
     return _indented({"automations": list(automations)})
 
 
+def several(kind: str, documents: Sequence[tuple[str, str]]) -> str:
+    """One object, such as `{"sources": [{"source": "…", …}]}`: of each source, its name, and then its own object.
+
+    Args:
+        kind: the word for what they are: "source", or "directory".
+        documents: the names, and what the functions above give.
+    """
+    plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
+    return _indented({plural: [{kind: name, **json.loads(document)} for name, document in documents]})
+
+
 def _indented(document: Any) -> str:
     return json.dumps(document, indent=2)

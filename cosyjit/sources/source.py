@@ -10,8 +10,9 @@ from cosyjit.configuration import yaml_nodes
 from cosyjit.errors import SourceError
 from cosyjit.families import CONFIG_FILES, Component
 from cosyjit.fs import files
-from cosyjit.sources import modelscope, snapshots
+from cosyjit.sources import addresses, modelscope, snapshots
 from cosyjit.sources.snapshots import Snapshot
+from cosyjit.text import without_password
 from cosyjit.weights.weights_file import SAFETENSORS
 
 _HINT: Final = (
@@ -112,10 +113,12 @@ def open_source(source: str | Path) -> Source:
     if path.is_dir():
         return _directory_source(path, source)
     if path.exists():
-        raise SourceError(f"{source}: is a file; {_HINT}")
+        raise SourceError(f"{source}: is a file; {_directory_hint(path)}")
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():  # such as to a disk that is not mounted
             raise SourceError(f"{source}: {link} is a link that leads nowhere; restore what it leads to")
+    if addresses.is_address(str(source)):
+        raise SourceError(f"{without_password(str(source))}: is an address; {_address_hint(str(source))}")
     missing = "does not exist" if str(source) == str(path) else f"the directory {path} does not exist"
     model = modelscope.parse(str(source))
     if model is None:
@@ -126,6 +129,18 @@ def open_source(source: str | Path) -> Source:
         reason = str(error).removeprefix(f"{model}: ")
         raise type(error)(f"{source}: {missing}; as a ModelScope id: {reason}") from None
     return _from_hub(snapshot)
+
+
+def _directory_hint(path: Path) -> str:
+    """What to give in place of a file: its directory, if that has a model."""
+    has_model = any((path.parent / name).is_file() for name in CONFIG_FILES)
+    return f"give the model directory that it is in, {path.parent}" if has_model else _HINT
+
+
+def _address_hint(source: str) -> str:
+    """What to give in place of an address of the web."""
+    named = addresses.source_at(source)
+    return _HINT if named is None else f"give {named}"
 
 
 def reopen(name: str, *, ask: bool) -> Source:

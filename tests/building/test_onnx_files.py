@@ -220,7 +220,8 @@ def test_the_same_checkpoint_gives_the_same_bytes_anywhere(
 )
 def test_a_file_that_says_nothing_of_itself_is_told_apart(content: bytes, why: str, tmp_path: Path, run: Run) -> None:
     (tmp_path / FILE).write_bytes(content)
-    line = f"cosyjit: {tmp_path / FILE}: is not an artifact of cosyjit ({why}); name one that it has built\n"
+    way = "name a zip, an ONNX file or a folder that cosyjit has built"
+    line = f"cosyjit: {tmp_path / FILE}: is not an artifact of cosyjit ({why}); {way}\n"
     assert run("lineage", tmp_path / FILE) == (2, "", line)
 
 

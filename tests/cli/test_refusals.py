@@ -1,5 +1,6 @@
 """What the command line refuses: exit code 2, one line that names the thing and the way out, and no trace."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable, Iterable
@@ -9,15 +10,23 @@ from typing import Any, Final
 import pytest
 import torch
 
+from cosyjit import errors
 from tests.support.checkpoints import change, rewrite, without_llm
+from tests.support.modelscope import MODEL
 from tests.support.processes import CONSOLE_SCRIPT, Ran, Run, finished, snapshot, spawn
 
 Copy = Callable[[Path], Path]
 
 
-def assert_refused(ran: Ran, *says: str) -> None:
+def assert_refused(ran: Ran, *says: str, as_json: bool = False) -> None:
+    """See that a command was refused in a line, which is in an object as well if that was asked for."""
     assert ran.status == 2
-    assert ran.out == ""
+    if as_json:
+        (error,) = json.loads(ran.out).values()
+        assert (error["status"], f"cosyjit: {error['message']}\n") == (2, ran.err)
+        assert error["kind"] == "UsageError" or issubclass(getattr(errors, error["kind"]), errors.InputError)
+    else:
+        assert ran.out == ""
     assert ran.err.startswith("cosyjit: ")
     assert ran.err.endswith("\n")
     assert ran.err.count("\n") == 1
@@ -173,7 +182,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
     damage, says = DAMAGE[name]
     damage(directory)
     before = snapshot(directory.parent)
-    assert_refused(run("export", directory, "--json", "--publish", directory.parent / "new"), *says)
+    assert_refused(run("export", directory, "--json", "--publish", directory.parent / "new"), *says, as_json=True)
     assert snapshot(directory.parent) == before
 
 
@@ -181,7 +190,9 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
     ("arguments", "says"),
     [
         (["export", "{}/nowhere"], ("/nowhere: does not exist", "give a model directory")),
-        (["export", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is a file", "give a model directory")),
+        (["export", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is a file; give the model directory", "/CosyVoice-tiny\n")),
+        (["plan", "{}/CosyVoice-tiny/cosyvoice.yaml"], ("/cosyvoice.yaml: is a file; give the model directory",)),
+        (["export", f"https://www.modelscope.cn/models/{MODEL}"], (f"/{MODEL}: is an address; give {MODEL}\n",)),
         (["export", "./no/where"], ("./no/where: the directory /", "/no/where does not exist; give a model directory")),
         (["export", "{}/" + "n" * 300], ("n" * 300,)),
         (["export", "{}/[red]:smile:"], ("/[red]:smile:: does not exist",)),
@@ -199,7 +210,10 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["export", "--json"], ("--source",)),
         (["export", "{}/CosyVoice-tiny", "--publish"], ("--publish",)),
         (["export", "{}/CosyVoice-tiny", "--jsn"], ("--jsn", "--json")),
-        (["export", "{}/CosyVoice-tiny", "{}/more"], ("/more",)),
+        (["export", "{}/CosyVoice-tiny", "{}/CosyVoice-tiny/"], ("/: is given twice, also as /", "; name it once")),
+        (["plan", "{}/CosyVoice-tiny", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: is given twice; name it once",)),
+        (["plan", "{}/CosyVoice-tiny", "iic/x", "--publish", "{}/new"], ("/new: is one directory for 2 sources",)),
+        (["export", "{}/CosyVoice-tiny", "--no-build", "--force"], ("--force --no-build: one builds all",)),
         (["exprot", "{}/CosyVoice-tiny"], ("exprot", "export")),
         (["plan", "{}/nowhere"], ("/nowhere: does not exist", "give a model directory")),
         (["plan", "{}/CosyVoice-tiny", "--precision", "fp8"], ("'fp8'", "choose from fp32, fp16, bf16")),
@@ -219,7 +233,10 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["verify", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny",)),
         (["verify", "{}/nowhere"], ("/nowhere",)),
         (["gc", "--keep", "0"], ("--keep 0", "1 or more")),
+        (["gc", "--keep", "-1"], ("cosyjit: --keep -1: keep 1 or more publications of each directory\n",)),
         (["gc", "--older-than", "soon"], ("--older-than", '"soon"')),
+        (["gc", "--older-than", "7"], ("--older-than 7: has no unit; give one, such as 7d or 7h",)),
+        (["gc", "--older-than=-7d"], ("--older-than -7d: keep files for 0s or longer",)),
         (["gc", "--store", "{}/nowhere"], ("/nowhere: there is no store; name the one", "--store or COSYJIT_STORE")),
         (["gc"], ("/cosyjit: there is no store; name the one that was exported into",)),
         (["verify"], ("/cosyjit: there is no store; name the one that was exported into",)),
@@ -229,12 +246,12 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["verify", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
         (["gc", "--store", "memory://nowhere"], ("memory://nowhere: there is no store",)),
         (["lineage", "{}/nowhere.zip"], ("/nowhere.zip: is not an artifact", "fingerprint that")),
-        (["lineage", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is not an artifact of cosyjit", "name one")),
+        (["lineage", "{}/CosyVoice-tiny/llm.pt"], ("/llm.pt: is not an artifact of cosyjit", "name a zip")),
         (["lineage", "{}/CosyVoice-tiny/cosyvoice.yaml"], ("/cosyvoice.yaml: is not an artifact of cosyjit",)),
         (["lineage", "0" * 64], ("/cosyjit: there is no store; name the one", "--store or COSYJIT_STORE")),
         (["lineage", "n" * 300], ("n" * 300,)),
         (["lineage", "~nobody-of-this-name/a.zip"], ("~nobody-of-this-name",)),
-        (["lineage", ""], ("is not an artifact",)),
+        (["lineage", ""], ("is a directory, and not the folder of an artifact", "name a zip")),
         (["synth"], ("--directory",)),
         (
             ["synth", "{}/CosyVoice-tiny"],
@@ -253,7 +270,8 @@ def test_bad_arguments_are_refused_in_one_line_and_leave_no_trace(
 ) -> None:
     parent = copy_of(tiny).parent
     before = snapshot(parent)
-    assert_refused(run(*(argument.replace("{}", str(parent)) for argument in arguments)), *says)
+    ran = run(*(argument.replace("{}", str(parent)) for argument in arguments))
+    assert_refused(ran, *says, as_json="--json" in arguments)
     assert snapshot(parent) == before
 
 

@@ -127,10 +127,13 @@ def test_the_form_offers_components_and_precisions_and_the_server_refuses_others
         schema["properties"][name]["anyOf"][0]["items"]["enum"] for name in ("components", "precisions")
     )
     assert set(components) == {part.name for family in FAMILIES for part in family.components} | {"all"}
-    assert precisions == list(PRECISIONS)
-    validate({"source": "a", "components": ["all"], "precisions": ["fp16"]}, schema, raise_on_error=True)
-    with pytest.raises(ValidationError, match="fp61"):
-        validate({"source": "a", "precisions": ["fp61"]}, schema, raise_on_error=True)
+    assert precisions == [*PRECISIONS, "all"]
+    for chosen, precision in (("all", "fp16"), ("llm.*", "all"), ("llm.llm,flow.encoder", "streaming.*"), ("*", "fp?")):
+        given = {"source": "a", "components": [chosen], "precisions": [precision, "fp32"]}
+        validate(given, schema, raise_on_error=True)
+    for name in ("fp61", "FP61", "xfp32", "streaming-fp32"):
+        with pytest.raises(ValidationError, match=name):
+            validate({"source": "a", "precisions": [name]}, schema, raise_on_error=True)
 
 
 def test_each_target_is_a_task_of_its_name_and_key_and_all_are_published(tiny: Path, tmp_path: Path) -> None:

@@ -114,4 +114,4 @@ def test_a_file_that_others_have_made_is_not_an_artifact(content: bytes, tmp_pat
     with pytest.raises(RecordError) as error:
         lineage(path, store=store)
     assert str(error.value).startswith(f"{path}: is not an artifact of cosyjit (it ")
-    assert str(error.value).endswith("; name one that it has built")
+    assert str(error.value).endswith("; name a zip, an ONNX file or a folder that cosyjit has built")

@@ -215,7 +215,9 @@ def test_what_stands_for_nothing_is_refused_in_one_line_and_nothing_is_read_else
         assert "is not a path (a NUL in its name)" in str(error.value)
     else:
         assert type(error.value) is SelectionError
-        assert "is not an artifact, and not a SHA-256 or fingerprint that" in str(error.value)
+        is_directory = reference in {"", ".", "..", "/"}
+        says = "a directory, and not the folder of" if is_directory else "not an artifact, and not a SHA-256 or"
+        assert f": is {says} " in str(error.value)
     assert snapshot(home) == before
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from cosyjit import documents
 from cosyjit.errors import SelectionError, SourceError, SourceUnavailableError
-from cosyjit.families import CONFIG_FILES, FAMILIES, select
+from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.fs import files
+from cosyjit.selection import select
 from cosyjit.sources import snapshots
 from cosyjit.sources.modelscope import File, Model, parse
 from cosyjit.sources.snapshots import Snapshot
@@ -92,10 +93,13 @@ def test_a_missing_directory_is_named_as_it_was_given(monkeypatch: pytest.Monkey
     assert refused("~/missing").startswith(f"~/missing: the directory {tmp_path}/missing does not exist; give a model")
 
 
-@pytest.mark.parametrize("name", ["cosyvoice.yaml", "llm.pt"])
-def test_a_file_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).touch()
-    assert "is a file; give a model directory" in refused(tmp_path / name)
+def test_a_file_is_refused_with_the_model_directory_that_it_is_in(tmp_path: Path) -> None:
+    (tmp_path / "llm.pt").touch()
+    assert refused(tmp_path / "llm.pt").startswith(f"{tmp_path}/llm.pt: is a file; give a model directory, with one of")
+    (tmp_path / "cosyvoice.yaml").touch()
+    for name in ("cosyvoice.yaml", "llm.pt"):
+        says = f"{tmp_path / name}: is a file; give the model directory that it is in, {tmp_path}"
+        assert refused(tmp_path / name) == says
 
 
 def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -51,6 +51,33 @@ def test_a_folder_of_others_is_foretold_and_the_other_components_are_exported_be
     assert ZIP in shown(occupied)
 
 
+def test_of_several_folders_of_others_all_are_left_alone(occupied: Path, run: Run) -> None:
+    (occupied / "hf_merged").mkdir()
+    found = json.loads(run("plan", occupied, "--component", "*", "--json").out)["obstacles"]
+    way = "with --component flow.encoder --component flow.decoder.estimator, which leaves all of these alone"
+    assert [each.partition(", or with ")[2] for each in found] == [way.removeprefix("with ")] * 2
+    others = ["--component", "flow.encoder", "--component", "flow.decoder.estimator"]
+    assert json.loads(run("plan", occupied, *others, "--json").out)["obstacles"] == []
+    assert json.loads(run("plan", occupied, "--component", "*", "--replace", "--json").out)["obstacles"] == []
+
+
+def test_a_directory_in_the_place_of_a_zip_leaves_other_precisions_to_be_exported(
+    tiny: Path, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / ZIP).mkdir()
+    arguments = (tiny, "--component", "flow.encoder", "--publish", tmp_path, "--json")
+    (found,) = json.loads(run("plan", *arguments).out)["obstacles"]
+    assert found.endswith("or publish into another directory, or with --precision fp32, which leaves it alone")
+    assert json.loads(run("plan", *arguments, "--precision", "fp32").out)["obstacles"] == []
+
+
+def test_a_plan_is_forced_as_an_export_is(tiny: Path, run: Run, stock: Callable[..., None]) -> None:
+    stock(tiny, ["flow.encoder"], ["fp16"])
+    for options, state in (([], "fresh"), (["--force"], "stale")):
+        (target,) = json.loads(run("plan", tiny, *ONE, *options, "--json").out)["targets"]
+        assert target["state"] == state
+
+
 def test_where_there_is_no_other_component_none_is_named(tiny3: Path, store: Store, tmp_path: Path) -> None:
     (tmp_path / "vllm").write_text("theirs")
     (found,) = obstacles(plan(tiny3, store=store), publish=tmp_path, store=store)
