@@ -104,14 +104,16 @@ def main() -> NoReturn:
         ended = error
     _give_up_unwritten()
     if signals.received is not None:
-        _say(f"ended by {signals.received.name}; run it again, and it goes on from what is done")
-        sys.exit(128 + signals.received)
+        _end("Interrupted", f"ended by {signals.received.name}; {_changes()}", 128 + signals.received)
     lack, fault = _lack(ended), _fault(ended)
     if lack is None and fault is None:
+        if not isinstance(ended, SystemExit):
+            _answer("InternalError", repr(ended), _FAILED)
         raise ended
     _log_cause(ended)
-    _say(lack or fault or "")
-    sys.exit(_FAILED if lack else _BAD_INPUT)
+    if lack is not None:
+        _end("ResourceError", lack, _FAILED)
+    _end("OSError", fault or "", _status(_BAD_INPUT))
 
 
 def _run(signals: _Signals) -> None:
@@ -189,6 +191,36 @@ def _thread_ended(error: ExceptHookArgs) -> None:
 
     if _lack(error.exc_value) is None:
         tell(error)
+
+
+def _changes() -> str:
+    from cosyjit.processes.interrupts import changes  # noqa: PLC0415  (as above)
+
+    return changes()
+
+
+def _status(status: int) -> int:
+    from cosyjit.cli.flags import status_of_error  # noqa: PLC0415  (as above)
+
+    return status_of_error(sys.argv[1:], status)
+
+
+def _end(kind: str, line: str, status: int) -> NoReturn:
+    """End the process with a line on standard error, and an object on standard output where that is due."""
+    _answer(kind, line, status)
+    _say(line)
+    sys.exit(status)
+
+
+def _answer(kind: str, line: str, status: int) -> None:
+    from contextlib import suppress  # noqa: PLC0415  (as above)
+
+    with suppress(Exception):  # as for the log; the exit status says it as well
+        from cosyjit.cli.flags import is_json_due  # noqa: PLC0415  (as above)
+        from cosyjit.reports.error import document  # noqa: PLC0415  (as above)
+
+        if is_json_due(sys.argv[1:]):
+            os.write(1, f"{document(kind, line, status)}\n".encode("ascii"))
 
 
 def _say(line: str) -> None:

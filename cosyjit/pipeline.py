@@ -32,6 +32,7 @@ from cosyjit.planning.plan import Planned, check_apart, compare_one, localize, p
 from cosyjit.planning.target import Target
 from cosyjit.preflight import check_signer, obstacles_in, publication_directory, published
 from cosyjit.processes import worker
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.processes.memory import reservations_directory, reserved
 from cosyjit.processes.processors import processors
 from cosyjit.processes.slots import Slots
@@ -68,9 +69,10 @@ class Outcome:
 
 
 Progress = Callable[[Target, str], None]
-"""Is told each target and the name of the stage that it enters: load, script, save, verify, built; or cached.
+"""Is told each target and the name of the stage that it enters: waiting; load, script, save, verify, built; or cached.
 
-Where numbers become 0 in a cast, "cast: …" says how many."""
+All targets wait before the first of them is worked on. Where numbers become 0 in a cast, "cast: …" says how many; and
+where a target fails, "failed: …" why."""
 
 
 def make(
@@ -333,6 +335,7 @@ class Export:
         with telemetry.Stage("begin"):
             for error in obstacles_in(self.planned, self.directory, replace=self._replace, exporting=True):
                 raise error
+            note_changes("what was published is as it was, and what was built is kept; run it again, and it goes on")
             self.directory.prepare()
         self._staging = True
         by_size = sorted(self.planned, key=lambda each: -each.target.weight_bytes)
@@ -515,24 +518,23 @@ def export_each(
         pool = held.enter_context(ThreadPoolExecutor(workers()))
         parts = [_Part(work, held.enter_context(worker.CancelScope())) for work in works]
 
+        def made(part: _Part, each: Planned) -> Outcome:
+            tell, store, directory = _bound(progress, each.target), part.work.store, part.work.directory
+            try:
+                return make(
+                    each, store, directory, link=link, memory=memory, progress=tell, scope=part.scope, build=build
+                )
+            except Exception as error:
+                tell(f"failed: {line(error)}")
+                raise
+
         def submit(part: _Part, each: Planned) -> Pending:
             context = copy_context()  # so that its spans are below those of this thread
-            call = partial(
-                make,
-                each,
-                part.work.store,
-                part.work.directory,
-                link=link,
-                memory=memory,
-                progress=_bound(progress, each.target),
-                scope=part.scope,
-                build=build,
-            )
-            return pool.submit(lambda: context.run(call))
+            return pool.submit(lambda: context.run(made, part, each))
 
         try:
             for part in parts:
-                part.attempt(part.begin, submit)
+                part.attempt(part.begin, submit, progress)
             for part in parts:
                 part.attempt(part.finish)
         except BaseException:
@@ -549,8 +551,9 @@ class _Part:
         self.outcomes: Sequence[Outcome] = ()
         self.error: CosyjitError | None = None
 
-    def begin(self, submit: "Callable[[_Part, Planned], Pending]") -> None:
-        self.work.plan()
+    def begin(self, submit: "Callable[[_Part, Planned], Pending]", progress: Progress | None) -> None:
+        for each in self.work.plan():
+            _bound(progress, each.target)("waiting")
         self.work.begin(partial(submit, self))
 
     def finish(self) -> None:
@@ -619,5 +622,5 @@ def export(
     return list(exported.outcomes)
 
 
-def _bound(progress: Progress | None, target: Target) -> worker.Progress | None:
-    return None if progress is None else lambda stage: progress(target, stage)
+def _bound(progress: Progress | None, target: Target) -> worker.Progress:
+    return (lambda _: None) if progress is None else partial(progress, target)

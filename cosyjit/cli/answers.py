@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from rich.console import RenderableType
+from rich.table import Table
 
 from cosyjit.cli.console import show, show_json, tell
 from cosyjit.errors import BuildError, CosyjitError, ResourceError, log_cause
 from cosyjit.reports import as_json
+from cosyjit.reports.error import document
 from cosyjit.text import one_line
 
 FAILED: Final = 1
@@ -15,6 +16,9 @@ FAILED: Final = 1
 
 BAD_INPUT: Final = 2
 """The exit status when the input cannot be exported as it is."""
+
+TO_BUILD: Final = 2
+"""The exit status of `plan --exit-code` when something is to be built."""
 
 
 class Answer(NamedTuple):
@@ -24,11 +28,13 @@ class Answer(NamedTuple):
         document: as JSON.
         shown: as tables and lines.
         status: the exit status.
+        errors: which of the lines tell what is wrong.
     """
 
     document: str
-    shown: tuple[RenderableType, ...]
+    shown: tuple[Table | str, ...]
     status: int = 0
+    errors: Sequence[str] = ()
 
 
 def exit_status(error: BaseException) -> int:
@@ -36,7 +42,15 @@ def exit_status(error: BaseException) -> int:
     return FAILED if isinstance(error, BuildError | ResourceError) else BAD_INPUT
 
 
-def show_answers(kind: str, names: Sequence[str], answer: Callable[[str], Answer], *, json: bool) -> int:
+def error_document(error: BaseException, status: int) -> str:
+    """An error as JSON: of the kind of its class, or "UsageError" if options or arguments are not those known."""
+    kind = type(error).__name__ if isinstance(error, CosyjitError) else "UsageError"
+    return document(kind, one_line(str(error)), status)
+
+
+def show_answers(
+    kind: str, names: Sequence[str], answer: Callable[[str], Answer], *, json: bool, detailed: bool = False
+) -> int:
     """Show what a command says of each of some sources. Of several, an error of one does not stop the others.
 
     Args:
@@ -44,9 +58,10 @@ def show_answers(kind: str, names: Sequence[str], answer: Callable[[str], Answer
         names: as they were given.
         answer: gives the answer of one of them.
         json: whether to print one JSON object: of a single source, its own.
+        detailed: whether the exit status says what is to be done: 2 is no error then, and 1 is one.
 
     Returns:
-        The exit status: the largest of them.
+        The exit status: the largest of them, or 1 of an error where it is detailed.
 
     Raises:
         CosyjitError: that of a single source.
@@ -56,7 +71,7 @@ def show_answers(kind: str, names: Sequence[str], answer: Callable[[str], Answer
         if json:
             show_json(only.document)
         else:
-            show(*only.shown)
+            show(*only.shown, errors=only.errors)
         return only.status
     statuses, documents = [], []
     for name in names:
@@ -65,15 +80,15 @@ def show_answers(kind: str, names: Sequence[str], answer: Callable[[str], Answer
             statuses.append(found.status)
             documents.append((name, found.document))
             if not json:
-                show(name, *found.shown)
+                show(name, *found.shown, errors=found.errors)
         else:
             text = one_line(str(found))
-            statuses.append(exit_status(found))
-            documents.append((name, as_json.error(text)))
+            statuses.append(FAILED if detailed else exit_status(found))
+            documents.append((name, error_document(found, statuses[-1])))
             tell(text if text.startswith(name) else f"{name}: {text}")
     if json:
         show_json(as_json.several(kind, documents))
-    return max(statuses)
+    return FAILED if detailed and FAILED in statuses else max(statuses)
 
 
 def _answer_or_error(name: str, answer: Callable[[str], Answer]) -> Answer | CosyjitError:

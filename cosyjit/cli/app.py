@@ -4,25 +4,26 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 from cosyjit import __version__, pipeline, preflight, settings
-from cosyjit.cli import looking, service
-from cosyjit.cli.answers import FAILED, Answer, exit_status, show_answers
+from cosyjit.cli import flags, looking, service
+from cosyjit.cli.answers import FAILED, TO_BUILD, Answer, error_document, exit_status, show_answers
 from cosyjit.cli.configuration_file import ConfigurationFile
-from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
-from cosyjit.errors import CosyjitError, SelectionError, ServerError, log_cause
+from cosyjit.cli.console import ConsoleHandler, show, show_json, show_script, stages, tell
+from cosyjit.errors import CosyjitError, OutputError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
 from cosyjit.operations import status as inspection
 from cosyjit.operations.verify import is_store, verify_directory, verify_store
 from cosyjit.planning import plan as planning
-from cosyjit.processes.interrupts import deferred
+from cosyjit.processes.interrupts import deferred, note_changes
 from cosyjit.processes.worker import ignore_missing_numpy, leave_lost_directory, set_environment
 from cosyjit.provenance import lineage as tracing
 from cosyjit.publishing import directory as publishing
@@ -42,6 +43,7 @@ app = App(
     name="cosyjit",
     help="TorchScript artifacts of CosyVoice's encoders.",
     version=__version__,
+    version_flags=["--version", "-V"],
 )
 
 
@@ -137,8 +139,13 @@ def export(
             raise error
         return Answer(
             as_json.outcomes(outcomes),
-            (tables.outcomes_table(outcomes), *tables.closing_lines(outcomes)),
+            (
+                tables.outcomes_table(outcomes),
+                *tables.reason_lines(outcomes),
+                *tables.closing_lines(outcomes),
+            ),
             FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0,
+            tables.failed_lines(outcomes),
         )
 
     return show_answers("source", source, answer, json=json)
@@ -156,6 +163,7 @@ def plan(
     replace: Annotated[bool, Parameter(negative="")] = False,
     sign: _Sign = None,
     require_signature: _Required = None,
+    exit_code: Annotated[bool, Parameter(negative="")] = False,
     json: _Json = False,
 ) -> int:
     """Show what an export would build, and why, and what in the directory it would refuse to replace, or put aside.
@@ -166,6 +174,9 @@ def plan(
     ----------
     source, component, precision, publish, store, force, replace, sign, require_signature, json
         As for export.
+    exit_code
+        Let the exit status be 0 if nothing is to be built, 2 if something is, and 1 if there is an error, in the input
+        as well, or if an export would be refused.
     """
     opened = Store(store, sign=sign, require=require_signature)
     pipeline.check_sources(source, publish)
@@ -178,10 +189,20 @@ def plan(
         outdated = preflight.outdated_plans(planned, publish=publish, store=opened)
         return Answer(
             as_json.plan(planned, obstacles, outdated),
-            (tables.plan_table(planned), *tables.obstacle_lines(obstacles), *tables.outdated_lines(outdated)),
+            (
+                tables.plan_table(planned),
+                *tables.reason_lines(planned),
+                *tables.obstacle_lines(obstacles),
+                *tables.outdated_lines(outdated),
+                tables.plan_count(planned),
+            ),
+            (FAILED if obstacles else TO_BUILD if any(each.record is None for each in planned) else 0)
+            if exit_code
+            else 0,
+            tables.obstacle_lines(obstacles),
         )
 
-    return show_answers("source", source, answer, json=json)
+    return show_answers("source", source, answer, json=json, detailed=exit_code)
 
 
 @app.command
@@ -213,7 +234,11 @@ def status(
         state = inspection.status(name, store=opened, check_source=check_source)
         return Answer(
             as_json.status(state),
-            (tables.status_table(state), *tables.status_lines(state, checked=check_source)),
+            (
+                tables.status_table(state),
+                *tables.reason_lines(state.names),
+                *tables.status_lines(state, checked=check_source),
+            ),
             0 if state.well else FAILED,
         )
 
@@ -238,7 +263,8 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     if json:
         show_json(as_json.history(publications))
     else:
-        show(tables.history_table(publications, publication.before(opened, publications[-1])))
+        earlier = publication.before(opened, publications[-1])
+        show(tables.history_table(publications, earlier), *tables.history_lines(publications, earlier))
     return 0
 
 
@@ -253,6 +279,7 @@ def rollback(
     store: _Store = None,
     require_signature: _Required = None,
     wait: _Wait = None,
+    json: _Json = False,
 ) -> int:
     """Publish an earlier set again, from the store. Nothing is built.
 
@@ -262,11 +289,14 @@ def rollback(
         The directory of the publication.
     to
         The number of the publication, from history. The one before the current by default.
-    store, require_signature, wait
+    store, require_signature, wait, json
         As for export.
     """
     made = publishing.rollback(directory, to, store=Store(store, require=require_signature, wait=wait))
-    show(f"Publication {made.number}, with the artifacts of publication {made.restores}")
+    if json:
+        show_json(as_json.rollback(made))
+    else:
+        show(f"Publication {made.number}, with the artifacts of publication {made.restores}")
     return 0
 
 
@@ -307,7 +337,8 @@ def verify(
     if json:
         show_json(as_json.faults(faults))
     else:
-        show(*[f"{fault.name}: {fault.problem}" for fault in faults] or ["Nothing is wrong"])
+        lines = tables.fault_lines(faults)
+        show(*lines or ["Nothing is wrong"], errors=lines)
     return FAILED if faults else 0
 
 
@@ -353,7 +384,7 @@ def gc(
         show_json(as_json.garbage(garbage, removed=delete))
     else:
         show(
-            tables.garbage_table(garbage),
+            *([tables.garbage_table(garbage)] if garbage else []),
             *tables.garbage_files(garbage),
             tables.garbage_summary(garbage, removed=delete),
         )
@@ -382,7 +413,7 @@ def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False)
     if json:
         show_json(as_json.copied(copied))
     else:
-        show(*tables.copied_lines(copied))
+        show(*tables.copied_lines(copied), errors=tables.fault_lines(copied.left_out))
     return FAILED if copied.left_out else 0
 
 
@@ -405,12 +436,14 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
     if json:
         show_json(as_json.lineage(traced))
     else:
-        show(tables.lineage_tree(traced))
+        show(*tables.lineage_lines(traced))
     return FAILED if traced.record and not traced.same_bytes else 0
 
 
 @app.command
-def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=settings.SERVER)] = None) -> int:
+def notify(
+    source: _Source, *, server: Annotated[str | None, Parameter(env_var=settings.SERVER)] = None, json: _Json = False
+) -> int:
     """Tell a Prefect server that a checkpoint was updated. Deployments that wait for this event export it.
 
     Parameters
@@ -419,6 +452,8 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
         As for export.
     server
         The URL of the server's API, such as http://127.0.0.1:4200/api.
+    json
+        Print one JSON object and nothing else.
     """
     from cosyjit.prefect_api import Server  # an HTTP client, which nothing else here needs
 
@@ -426,8 +461,12 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
         raise ServerError(f"no Prefect server is named; set {settings.SERVER} or give --server")
     checkpoint = open_checkpoint(open_source(source))
     api = Server(server, *settings.credentials())
+    note_changes("the server may know of it; it does no harm to tell it again")
     api.notify(checkpoint.source.name, checkpoint.family.name)
-    show(f"{api.shown} knows that {checkpoint.source.name} was updated")
+    if json:
+        show_json(as_json.notified(checkpoint.source.name, checkpoint.family.name, api.shown))
+    else:
+        show(f"{api.shown} knows that {checkpoint.source.name} was updated")
     return 0
 
 
@@ -445,6 +484,7 @@ def synth(
     size: str = "tiny",
     seed: int = 0,
     force: Annotated[bool, Parameter(negative="")] = False,
+    json: _Json = False,
 ) -> int:
     """Write a complete model directory with random weights, for trying things out.
 
@@ -460,6 +500,8 @@ def synth(
         The seed of the random weights.
     force
         Write into a directory that is not empty, and replace files of the same names.
+    json
+        Print one JSON object and nothing else.
     """
     path = absolute(directory)
     leave_lost_directory()
@@ -468,7 +510,24 @@ def synth(
     with deferred():
         from cosyjit.synth.synth import synth as write
 
-    show(str(write(path, family, size, seed, force=force)))
+    written = write(path, family, size, seed, force=force)
+    if json:
+        show_json(as_json.synthesized(written, family, size, seed))
+    else:
+        show(str(written))
+    return 0
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"]) -> int:
+    """Print a script that lets a shell complete commands and options. docs/command-line.md says how to install it.
+
+    Parameters
+    ----------
+    shell
+        The shell that runs it.
+    """
+    show_script(app.generate_completion(shell=shell))
     return 0
 
 
@@ -476,6 +535,7 @@ def synth(
 def _with_options(
     *command: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
 ) -> Any:
     """Take the options of all commands, and run a command.
 
@@ -483,9 +543,13 @@ def _with_options(
     ----------
     verbose
         Show the traceback of each error and of its causes on standard error. COSYJIT_LOG=debug does the same.
+    quiet
+        Show only errors, on standard error, and the object of --json.
     """
-    if verbose:
-        _LOG.setLevel(logging.DEBUG)
+    if verbose and quiet:
+        raise SelectionError("--verbose and --quiet: exclude each other; give one of them")
+    if verbose or quiet:
+        _LOG.setLevel(logging.DEBUG if verbose else logging.ERROR)
     return app(command, **_CALLED)
 
 
@@ -494,6 +558,8 @@ def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool
 
     Where the process is ending by a signal, errors are not told: they may come of the signal.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags.OBJECT.is_printed = False
     _LOG.handlers = [ConsoleHandler()]
     app.config = ConfigurationFile(app, tell)
     _LOG.setLevel(logging.INFO)
@@ -503,7 +569,15 @@ def main(arguments: Sequence[str] | None = None, *, is_ending: Callable[[], bool
         status: Any = app.meta(arguments, **_CALLED)
     except (CosyjitError, CycloptsError, OverflowError) as error:  # the last of numbers that are too large
         log_cause(error)
+        status = flags.status_of_error(arguments, exit_status(error))
         if not is_ending():
-            tell(one_line(str(error)))
-        status = exit_status(error)
+            _tell(error, arguments, status)
     sys.exit(status)
+
+
+def _tell(error: Exception, arguments: Sequence[str], status: int) -> None:
+    """Show an error in a line on standard error, and to a program as an object on standard output."""
+    if flags.is_json_due(arguments):
+        with suppress(OutputError):  # the exit status says it as well
+            show_json(error_document(error, status))
+    tell(one_line(str(error)))

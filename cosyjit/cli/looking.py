@@ -51,7 +51,8 @@ def diff(
     if json:
         show_json(as_json.diff(found))
     else:
-        show(tables.diff_table(found), *tables.diff_details(found))
+        problems = [f"{each.name}: {problem}" for each in found.artifacts for problem in each.problems]
+        show(tables.diff_table(found), *tables.diff_lines(found), errors=problems)
     return 0 if found.complete else FAILED
 
 
@@ -74,8 +75,9 @@ def doctor(*parts: str, store: _Store = None, json: _Json = False) -> int:
     from cosyjit.doctor.doctor import doctor as examine  # what no other command needs
 
     found = examine(parts, store=store, configuration=configuration_file.used())
+    wrong = [each for each in found if each.state == "wrong"]
     if json:
         show_json(as_json.findings(found))
     else:
-        show(tables.findings_table(found), *tables.findings_lines(found))
-    return FAILED if any(each.state == "wrong" for each in found) else 0
+        show(tables.findings_table(found), *tables.findings_lines(found), errors=tables.advice_lines(wrong))
+    return FAILED if wrong else 0

@@ -9,11 +9,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from cosyjit import settings
-from cosyjit.cli.console import show
+from cosyjit.cli.console import show, show_json
 from cosyjit.errors import SelectionError, line
 from cosyjit.flows.templates import write_templates
+from cosyjit.reports import as_json
 
 _Names = Annotated[list[str] | None, Parameter(negative="")]
+_Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
 def serve(
@@ -66,7 +68,7 @@ def serve(
     )
 
 
-def init(directory: Path) -> None:
+def init(directory: Path, *, json: _Json = False) -> None:
     """Write prefect.yaml, with deployments for `prefect deploy`, and automations.yaml, with notices of runs.
 
     They are for workers that have cosyjit installed, and yours to change. Nothing in the directory is replaced.
@@ -75,15 +77,21 @@ def init(directory: Path) -> None:
     ----------
     directory
         Where to write them.
+    json
+        Print one JSON object and nothing else.
     """
-    for path in write_templates(directory):
-        show(str(path))
+    paths = write_templates(directory)
+    if json:
+        show_json(as_json.written(paths))
+    else:
+        show(*map(str, paths))
 
 
 def alert(
     *,
     webhook: Annotated[str | None, Parameter(env_var=settings.WEBHOOK)] = None,
     on: _Names = None,
+    json: _Json = False,
 ) -> None:
     """Let the Prefect server call a webhook for each run of the deployments that failed, and that built something.
 
@@ -95,13 +103,19 @@ def alert(
         The address, such as that of an incoming webhook of Slack. In the environment, other users do not see it.
     on
         What to tell of: failed, or built; may be repeated. Both by default.
+    json
+        Print one JSON object and nothing else.
     """
     if not webhook:
         raise SelectionError(f"no webhook is given; set {settings.WEBHOOK} or give --webhook")
     with _prefect():
         from cosyjit.flows.alerts import EVENTS, make_alerts  # takes seconds
 
-    show(*make_alerts(webhook, EVENTS if on is None else on))
+    made = make_alerts(webhook, EVENTS if on is None else on)
+    if json:
+        show_json(as_json.alerts(made))
+    else:
+        show(*made)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from cosyjit.errors import SelectionError, ServerError, line
 from cosyjit.flows.servers import named_server
 from cosyjit.flows.templates import AUTOMATIONS, template
+from cosyjit.processes.interrupts import note_changes
 
 EVENTS: Final = ("failed", "built")
 """What can be told of."""
@@ -63,6 +64,7 @@ def make_alerts(webhook: str, events: Collection[str]) -> tuple[str, ...]:
     server = named_server()
     if server is None:
         raise ServerError("no Prefect server is named; set PREFECT_API_URL")
+    note_changes("the server may have some of the alerts; run it again, and it has all")
     try:
         # A block that is there keeps its id, so that automations of a user's own go on with the new address.
         block = Webhook(url=SecretStr(webhook), headers=SecretDict({"Content-Type": "application/json"})).save(

@@ -28,6 +28,7 @@ from cosyjit.flows.export import export
 from cosyjit.flows.servers import OwnServer, named_server
 from cosyjit.fs.files import absolute
 from cosyjit.prefect_api import UPDATED
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.selection import select
 from cosyjit.sources.checkpoint import open_checkpoint
 from cosyjit.sources.source import open_source
@@ -189,6 +190,7 @@ def serve(
             raise SelectionError(
                 f"--name {model.name!r}: is not a name of a deployment; give one without / % & < and >"
             )
+    note_changes("nothing is served any more; what was published is whole, and what was built is kept")
     with _server() as (address, own):
         _take_over(models)
         serving = _Serving([_deployment(model, schedule) for model in models], limit)

@@ -6,6 +6,7 @@ from typing import Final
 
 from cosyjit.errors import OutputError
 from cosyjit.fs.files import absolute, make_directory
+from cosyjit.processes.interrupts import note_changes
 
 DEPLOYMENTS: Final = "prefect.yaml"
 """The deployments, for `prefect deploy`."""
@@ -43,6 +44,7 @@ def write_templates(directory: Path) -> tuple[Path, ...]:
         if path.exists() or path.is_symlink():
             raise OutputError(f"{path}: is there already; move it away, or name another directory")
     created = []
+    note_changes("the directory may have one of the files; remove it, and run it again")
     try:
         make_directory(directory)
         for path, text in contents.items():

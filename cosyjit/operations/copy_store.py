@@ -18,6 +18,7 @@ from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, StoreError, StoreUnavailableError, log_cause
 from cosyjit.fs.hashing import sha256_of
 from cosyjit.operations.verify import STRANGE, Fault
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.processes.processors import processors
 from cosyjit.provenance import graphs, latest, record
 from cosyjit.publishing import publication
@@ -66,6 +67,7 @@ def copy_store(source: Store, to: Store) -> Copied:
     with ExitStack() as held:
         with optional():  # one whose lock cannot be had is copied as it stands
             held.enter_context(source.looked_at())
+        note_changes("what was copied is kept; run it again, and it goes on")
         held.enter_context(to.in_use())
         return _Copy(source, to).all()
 

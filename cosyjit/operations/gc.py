@@ -12,6 +12,7 @@ from typing import Final
 from cosyjit import documents
 from cosyjit.errors import LaterSchemaError, RecordError, SelectionError, SignatureError, StoreError
 from cosyjit.processes import memory
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.provenance import graphs, latest, record
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
@@ -61,6 +62,7 @@ def gc(
     with store.exclusive() if delete else store.looked_at():
         found = list(_Search(store, oldest).found(keep))
         if delete:
+            note_changes("files that nothing refers to were removed; run it again, and it goes on")
             found = [entry for entry in found if store.remove_old(entry.name, oldest)]
             memory.tidy(memory.reservations_directory())
             store.digests.tidy()

@@ -1,10 +1,28 @@
-"""Signals that wait until a step is over that must not be interrupted."""
+"""Signals: those that wait until a step is over, and what a command that was ended by one has changed until then."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+_CHANGES: Final = ["nothing was changed"]
+"""What is so if a signal ends the process now: the last of them."""
+
+
+def note_changes(what: str) -> None:
+    """Say what will be so if a signal ends this process from now on; called before each first change of a kind.
+
+    Args:
+        what: part of a sentence, such as "what was copied is kept; run it again, and it goes on".
+    """
+    _CHANGES.append(what)
+
+
+def changes() -> str:
+    """What is so if a signal ends this process now, in words."""
+    return _CHANGES[-1]
 
 
 @contextmanager

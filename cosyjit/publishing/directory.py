@@ -32,6 +32,7 @@ from cosyjit.errors import (
 from cosyjit.families import FAMILIES
 from cosyjit.fs import files, hashing
 from cosyjit.fs.identity import Identity
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.processes.processors import processors
 from cosyjit.provenance import record
 from cosyjit.provenance.record import check_signed
@@ -410,6 +411,7 @@ class PublishedDirectory:
         outdated = partial(plans.outdated, self._layout, live, wanted, gone, self.store.digests)
         # A file that is shown and damaged is mended where it is: it stands beside its plans as soon as it is staged.
         mended = [each for each in outdated() if plans.is_mended(self._layout, each.file, live, after)]
+        note_changes("what is published is a whole set, the earlier or the new one; `cosyjit status` says which")
         self._layout.put_aside(plans.names(mended))
         plans.tell(self._layout, mended)
         with ThreadPoolExecutor(processors()) as pool:  # one copies while another waits for the disk

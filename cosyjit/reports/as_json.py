@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cosyjit.doctor.finding import Finding
@@ -87,6 +88,11 @@ def history(publications: Sequence[Publication]) -> str:
     return _indented({"publications": [_publication_object(each) for each in publications]})
 
 
+def rollback(made: Publication) -> str:
+    """One object, `{"publication": {...}}`: the new one, with the number of that whose artifacts it shows again."""
+    return _indented({"publication": _publication_object(made)})
+
+
 def _publication_object(publication: Publication) -> dict[str, Any]:
     return {"identity": publication.identity, **json.loads(publication.content)}
 
@@ -145,9 +151,24 @@ def garbage(found: Sequence[Entry], *, removed: bool) -> str:
     return _indented({"files": files, "bytes": sum(each.size for each in found), "removed": removed})
 
 
-def error(line: str) -> str:
-    """One object, `{"error": "…"}`."""
-    return _indented({"error": line})
+def notified(source: str, family: str, server: str) -> str:
+    """One object: the checkpoint, and the server that knows of it."""
+    return _indented({"source": source, "family": family, "server": server})
+
+
+def synthesized(directory: Path, family: str, size: str, seed: int) -> str:
+    """One object: the model directory, and what it was made by."""
+    return _indented({"directory": str(directory), "family": family, "size": size, "seed": seed})
+
+
+def written(paths: Sequence[Path]) -> str:
+    """One object, `{"files": [...]}`."""
+    return _indented({"files": [str(each) for each in paths]})
+
+
+def alerts(automations: Sequence[str]) -> str:
+    """One object, `{"automations": [...]}`."""
+    return _indented({"automations": list(automations)})
 
 
 def several(kind: str, documents: Sequence[tuple[str, str]]) -> str:

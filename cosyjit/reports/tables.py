@@ -1,22 +1,25 @@
-"""Results as tables, lines and trees, for people at a terminal or with a log.
+"""Results as tables and lines, for people at a terminal or with a log.
+
+A table has columns and spaces alone, and what may be long stands in lines below it. Those of artifacts that exist fit
+80 columns; nothing is cut or broken in one that does not, where it is printed as wide as `UNCUT`.
 
 Lines are as they are: who shows them passes them through the function of `cosyjit.text` that his medium has.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
 from cosyjit.operations.diff import Diff, Difference
-from cosyjit.operations.status import Status
+from cosyjit.operations.status import Shown, Status
+from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
@@ -28,31 +31,40 @@ from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
 from cosyjit.text import listed, one_line, plain
 
+UNCUT: Final = 100_000
+"""The width of a console that cuts and breaks no cell, in columns."""
+
+_FOUND: Final = 36
+"""How wide the column of what was found out is, in columns; longer text is broken there."""
+
 _NAMED: Final = 20
 """How many files of a collection are named for people."""
+
+_WHOLE_SECONDS: Final = 10
+"""From how many seconds on a time has no decimal."""
+
+_STYLES: Final = {
+    **dict.fromkeys(("built", "cached", "fresh", "current", "intact", "ok"), "green"),
+    **dict.fromkeys(("new", "stale", "unknown", "changed", "note"), "yellow"),
+    **dict.fromkeys(("failed", "damaged", "missing", "wrong"), "red"),
+}
+"""The colours of states, on a terminal."""
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each target of an export."""
-    table = Table("component", "precision", "state", "why")
-    table.add_column("bytes", justify="right")
-    table.add_column("error", justify="right")
-    table.add_column("cosine", justify="right")
-    table.add_column("seconds", justify="right")
+    table = _table("component", "precision", "state", numbers=("size", "error", "time"))
     for each in outcomes:
-        size = decimal(each.record.size) if each.record else ""
-        seconds = f"{each.seconds:.1f}" if each.state == "built" else ""
-        _add_row(
-            table,
-            *_component_and_precision(each.target),
-            each.state,
-            each.reasons,
-            size,
-            largest_error(each.record),
-            _smallest_cosine(each.record),
-            seconds,
-        )
+        size = _size(each.record.size) if each.record else ""
+        time = _time(each.seconds) if each.state == "built" else ""
+        _add_row(table, *_component_and_precision(each.target), each.state, size, largest_error(each.record), time)
     return table
+
+
+def reason_lines(shown: Sequence[Outcome | Planned | Shown]) -> list[str]:
+    """Why targets, or the names that a directory shows, are in their states: a line for each that has reasons."""
+    named = ((each.name if isinstance(each, Shown) else each.target.name, each.reasons) for each in shown)
+    return [f"{name}: {'; '.join(reasons)}" for name, reasons in named if reasons]
 
 
 def largest_error(record: Record | None) -> str:
@@ -61,26 +73,21 @@ def largest_error(record: Record | None) -> str:
     return "" if error is None else f"{error:.1e}"
 
 
-def _smallest_cosine(record: Record | None) -> str:
-    """The smallest cosine of an artifact as text; empty if it was not measured."""
-    cosine = record.figures.get("cosine") if record else None
-    return "" if cosine is None else f"{cosine:.6f}"
-
-
 def summary(outcomes: Sequence[Outcome], *, cached: bool = True) -> str:
-    """The table as text, and below it each error, or where the zips are.
+    """The table as text, and below it why each was built, and each error, or where the zips are.
 
     Args:
         outcomes: of an export.
         cached: whether what was cached has rows; if not, how much that was stands above the table.
     """
     shown = [each for each in outcomes if cached or each.state != "cached"]
-    console = Console(width=120, color_system=None, force_terminal=False, emoji=False)
+    console = Console(width=UNCUT, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
         if shown:
             console.print(outcomes_table(shown))
     above = [] if cached else [counts(outcomes)]
-    return "\n".join([*above, *capture.get().rstrip().splitlines(), *map(plain, closing_lines(outcomes))])
+    table = [each.rstrip() for each in capture.get().splitlines()]
+    return "\n".join([*above, *table, *map(plain, [*reason_lines(shown), *closing_lines(outcomes)])])
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:
@@ -95,7 +102,7 @@ def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = s
     Args:
         escaped: what errors and directories pass through, for a medium in which the rest of a line needs none of it.
     """
-    failed = [f"{each.target.name}: {escaped(each.error or '')}" for each in outcomes if each.state == "failed"]
+    failed = failed_lines(outcomes, escaped)
     if failed:
         return [*failed, "Nothing was published; what was published before is as it was. What could be built is kept."]
     lost = {each.target.name: each.record.figures.get("underflows", 0) for each in outcomes if each.record}
@@ -107,12 +114,26 @@ def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = s
     return [*notes, *(f"Published in {escaped(directory)}" for directory in directories)]
 
 
+def failed_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = str) -> list[str]:
+    """The error of each target that failed, in a line."""
+    return [f"{each.target.name}: {escaped(each.error or '')}" for each in outcomes if each.state == "failed"]
+
+
 def plan_table(planned: Sequence[Planned]) -> Table:
     """A row for each target of a plan."""
-    table = Table("component", "precision", "state", "why")
+    table = _table("component", "precision", "state")
     for each in planned:
-        _add_row(table, *_component_and_precision(each.target), each.state, each.reasons)
+        _add_row(table, *_component_and_precision(each.target), each.state)
     return table
+
+
+def plan_count(planned: Sequence[Planned]) -> str:
+    """How many targets are to be built, and why, as in "2 of 6 targets to build: 1 new, 1 stale"."""
+    found = {state: sum(each.state == state for each in planned) for state in ("new", "stale")}
+    if not any(found.values()):
+        return f"Nothing is to be built: the store has {len(planned)} of {len(planned)} targets"
+    states = ", ".join(f"{count} {state}" for state, count in found.items() if count)
+    return f"{sum(found.values())} of {len(planned)} targets to build: {states}"
 
 
 def obstacle_lines(obstacles: Sequence[InputError]) -> list[str]:
@@ -127,9 +148,9 @@ def outdated_lines(plans: Sequence[OutdatedPlan]) -> list[str]:
 
 def status_table(status: Status) -> Table:
     """A row for each published name."""
-    table = Table("name", "file", "state", "why")
+    table = _table("name", "file", "state")
     for each in status.names:
-        _add_row(table, each.name, each.condition, each.state, each.reasons)
+        _add_row(table, each.name, each.condition, each.state)
     return table
 
 
@@ -155,55 +176,64 @@ def status_lines(status: Status, *, checked: bool) -> list[str]:
 
 
 def history_table(publications: Sequence[Publication], earlier: Publication | None = None) -> Table:
-    """A row for each publication, with what it changed against the one before.
+    """A row for each publication, with how many artifacts it changed against the one before.
 
     Args:
         publications: the latest first.
         earlier: the one before all of them.
     """
-    table = Table("publication", "published", "artifacts", "changed", "source")
+    table = _table("publication", "published", numbers=("artifacts", "changed"))
     for each, before in zip(publications, [*publications[1:], earlier], strict=True):
-        known = before.artifacts if before else {}
-        changed = [name for name in {**known, **each.artifacts} if known.get(name) != each.artifacts.get(name)]
         back = f" (as {each.restores})" if each.restores else ""
-        count = str(len(each.artifacts))
-        _add_row(table, f"{each.number}{back}", each.published, count, changed, each.source)
+        counts = str(len(each.artifacts)), str(len(_changed(each, before)))
+        _add_row(table, f"{each.number}{back}", each.published, *counts)
     return table
+
+
+def history_lines(publications: Sequence[Publication], earlier: Publication | None = None) -> list[str]:
+    """What each publication changed, and from what it was made, a line each.
+
+    Args:
+        publications, earlier: as for the table.
+    """
+    return [
+        f"{each.number}: from {each.source}; changed {', '.join(_changed(each, before)) or 'nothing'}"
+        for each, before in zip(publications, [*publications[1:], earlier], strict=True)
+    ]
+
+
+def _changed(after: Publication, before: Publication | None) -> list[str]:
+    """The names of which two publications have other artifacts, or only one has any."""
+    known = before.artifacts if before else {}
+    return [name for name in {**known, **after.artifacts} if known.get(name) != after.artifacts.get(name)]
 
 
 def diff_table(diff: Diff) -> Table:
     """A row for each name of two publications."""
-    table = Table("name", "state")
-    table.add_column("bytes before", justify="right")
-    table.add_column("after", justify="right")
+    table = _table("name", "state", numbers=("size before", "after"))
     for each in diff.artifacts:
-        sizes = ("" if side is None else decimal(side.size) for side in (each.before, each.after))
+        sizes = ("" if side is None else _size(side.size) for side in (each.before, each.after))
         _add_row(table, each.name, each.state, *sizes)
     return table
 
 
-def diff_details(diff: Diff) -> list[RenderableType]:
-    """Which publications they are; and of each name that has changed a table of what did, and lines below it."""
-    shown: list[RenderableType] = [
-        f"Publication {each.number} of {each.published}, from {each.source}" for each in (diff.before, diff.after)
-    ]
+def diff_lines(diff: Diff) -> list[str]:
+    """Which publications they are; and of each name that has changed what did, before and after."""
+    lines = [f"Publication {each.number} of {each.published}, from {each.source}" for each in (diff.before, diff.after)]
     for each in diff.artifacts:
         if each.state == "changed":
-            shown += [each.name, *_difference_parts(each)]
+            lines += [each.name, *(f"  {line}" for line in _difference_lines(each))]
     if all(each.state == "same" for each in diff.artifacts):
-        shown.append("All artifacts are the same")
-    return shown
+        lines.append("All artifacts are the same")
+    return lines
 
 
-def _difference_parts(difference: Difference) -> Iterator[RenderableType]:
-    table = Table("what", "before", "after")
-    for each in (*difference.options, *difference.versions):
-        _add_row(table, *map(_cut, (each.name, *each.shown)))
-    for each in difference.figures:
-        if each.name not in _TIMES:
-            _add_row(table, _cut(each.name), *_numbers(each))
-    if table.row_count:
-        yield table
+def _difference_lines(difference: Difference) -> Iterator[str]:
+    measured = [each for each in difference.figures if each.name not in _TIMES]
+    pairs = [(each, each.shown) for each in (*difference.options, *difference.versions)]
+    for each, (before, after) in (*pairs, *((each, _numbers(each)) for each in measured)):
+        values = " -> ".join(map(_cut, filter(None, (before, after))))
+        yield f"{_cut(each.name)} {values}{'' if each.state == 'changed' else f' {each.state}'}"
     if difference.before and difference.after and difference.before.sha256 == difference.after.sha256:
         yield "The bytes are the same"
     files = [f"file {each.name}" for each in difference.files]
@@ -237,50 +267,59 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def lineage_tree(trace: Lineage) -> Tree:
-    """What an artifact was made from, as a tree."""
+def lineage_lines(trace: Lineage) -> list[str]:
+    """What an artifact was made from; what belongs to a line stands below it, two spaces further in."""
     record = trace.record
     if record is None:
-        tree = Tree(_printable_lines(f"{trace.sha256} (of no record in this store)"))
-        _add_branch(tree, "says of itself", trace.embedded or {})
-        return tree
-    tree = Tree(
-        _printable_lines(
-            record.name if trace.same_bytes else f"{record.name} (the file's own bytes are {trace.sha256})"
-        )
-    )
-    tree.add(_printable_lines(f"sha256 {record.sha256}"))
-    tree.add(_printable_lines(f"component {record.component}"))
-    _add_branch(tree, f"fingerprint {record.fingerprint.key}", record.fingerprint.parts)
+        unknown = f"{trace.sha256} (of no record in this store)"
+        return [unknown, *_indented({"says of itself": trace.embedded or {}})]
     read = {f"{each.name} read": each.reading for each in record.materials if each.reading}
-    _add_branch(
-        tree, f"source {record.source}", {f"{each.name} sha256": each.sha256 for each in record.materials} | read
-    )
-    _add_branch(tree, "built with", record.versions)
-    _add_branch(tree, "run", {"started": record.started, "finished": record.finished, **record.run})
-    _add_branch(tree, "measured", record.figures)
+    parts: dict[str, Any] = {
+        "sha256": record.sha256,
+        "component": record.component,
+        f"fingerprint {record.fingerprint.key}": record.fingerprint.parts,
+        f"source {record.source}": {f"{each.name} sha256": each.sha256 for each in record.materials} | read,
+        "built with": record.versions,
+        "run": {"started": record.started, "finished": record.finished, **record.run},
+        "measured": record.figures,
+    }
     if record.signed_by:
-        _add_branch(tree, "signed, as it says, by", {"ed25519 key": ", ".join(record.signed_by)})
-    return tree
+        parts["signed, as it says, by"] = {"ed25519 key": ", ".join(record.signed_by)}
+    own = "" if trace.same_bytes else f" (the file's own bytes are {trace.sha256})"
+    return [f"{record.name}{own}", *_indented(parts)]
+
+
+def _indented(values: Mapping[str, Any], depth: int = 1) -> Iterator[str]:
+    """A line for each value behind its name, and for each mapping its name above its own lines."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield f"{'  ' * depth}{name}"
+            yield from _indented(value, depth + 1)
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            yield f"{'  ' * depth}{name} {shown}"
+
+
+def fault_lines(faults: Sequence[Fault]) -> list[str]:
+    """What is wrong with each file, a line each."""
+    return [f"{each.name}: {each.problem}" for each in faults]
 
 
 def copied_lines(done: Copied) -> list[str]:
     """What was left out, a line each, and what was copied."""
     copied = f"{len(done.copied)} files copied, {decimal(sum(each.size for each in done.copied))}"
     return [
-        *(f"{each.name}: {each.problem}" for each in done.left_out),
+        *fault_lines(done.left_out),
         f"{copied}; {len(done.present)} were there already, {len(done.left_out)} left out",
     ]
 
 
 def garbage_table(found: Sequence[Entry]) -> Table:
     """How many files there are below each folder of the store, and their bytes."""
-    table = Table("folder")
-    table.add_column("files", justify="right")
-    table.add_column("bytes", justify="right")
+    table = _table("folder", numbers=("files", "size"))
     for folder in sorted({each.name.split("/")[0] for each in found}):
         sizes = [each.size for each in found if each.name.split("/")[0] == folder]
-        _add_row(table, folder, str(len(sizes)), decimal(sum(sizes)))
+        _add_row(table, folder, str(len(sizes)), _size(sum(sizes)))
     return table
 
 
@@ -307,7 +346,8 @@ def garbage_summary(found: Sequence[Entry], *, removed: bool) -> str:
 
 def findings_table(found: Sequence[Finding]) -> Table:
     """A row for each finding; a part is named once."""
-    table = Table("part", "what", "state", "found")
+    table = _table("part", "what", "state")
+    table.add_column("found", max_width=_FOUND, overflow="fold")
     before = ""
     for each in found:
         _add_row(table, "" if each.part == before else each.part, each.name, each.state, _cut(_value(each)))
@@ -316,12 +356,16 @@ def findings_table(found: Sequence[Finding]) -> Table:
 
 
 def findings_lines(found: Sequence[Finding]) -> list[str]:
-    """What the findings mean, and what to do, a line each; what is wrong comes last."""
-    said = [each for each in found if each.advice]
-    ordered = [each for wrong in (False, True) for each in said if (each.state == "wrong") == wrong]
-    wrong = sum(each.state == "wrong" for each in found)
-    count = f"{wrong} wrong" if wrong else "Nothing is wrong"
-    return [*(f"{each.part}, {each.name}: {each.advice}" for each in ordered), count]
+    """What the findings mean, and what to do, a line each; what is wrong comes last, and then how much that is."""
+    wrong = [each for each in found if each.state == "wrong"]
+    others = [each for each in found if each.state != "wrong"]
+    count = f"{len(wrong)} wrong" if wrong else "Nothing is wrong"
+    return [*advice_lines(others), *advice_lines(wrong), count]
+
+
+def advice_lines(found: Sequence[Finding]) -> list[str]:
+    """The advice of each finding that has some, a line each."""
+    return [f"{each.part}, {each.name}: {each.advice}" for each in found if each.advice]
 
 
 def _value(finding: Finding) -> str:
@@ -339,22 +383,31 @@ def _component_and_precision(target: Target) -> tuple[str, str]:
     return target.component.name, target.precision.name
 
 
-def _add_row(table: Table, *cells: str | Iterable[str]) -> None:
-    """Add a row to a table. A cell of several texts has a line for each."""
-    table.add_row(*(_printable_lines(*([cell] if isinstance(cell, str) else cell)) for cell in cells))
+def _size(size: int) -> str:
+    """A size as it stands in a column, such as 4.0MB."""
+    return decimal(size, separator="")
 
 
-def _printable_lines(*lines: str) -> Text:
-    """A cell, or a label of a tree, with a line for each text, whatever the texts hold."""
-    return Text("\n".join(map(plain, lines)))
+def _time(seconds: float) -> str:
+    """A time as it stands in a column, such as 3.4s, or 123s."""
+    return f"{seconds:.0f}s" if seconds >= _WHOLE_SECONDS else f"{seconds:.1f}s"
 
 
-def _add_branch(tree: Tree, label: str, values: Any) -> None:
-    """Add a branch with a leaf for each value, and a branch for each dictionary."""
-    branch = tree.add(_printable_lines(label))
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _add_branch(branch, name, value)
-        else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            branch.add(_printable_lines(f"{name} {shown}"))
+def _table(*texts: str, numbers: Sequence[str] = ()) -> Table:
+    """A table without rows.
+
+    Args:
+        texts: the heads of its first columns.
+        numbers: those of columns that are set to the right.
+    """
+    table = Table(*texts, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for each in numbers:
+        table.add_column(each, justify="right")
+    for column in table.columns:
+        column.no_wrap = True
+    return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Add a row to a table: states in their colours, and texts as one line each, whatever they hold."""
+    table.add_row(*(Text(plain(cell), _STYLES.get(cell, "")) for cell in cells))

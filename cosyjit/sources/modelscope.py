@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote_plus, urlsplit
 
 from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavailableError
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.text import without_password
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ def download(model: Model, file: File, directory: Path) -> Path:
         SourceError: the hub sends other bytes than it listed, or refuses.
         OutputError: the directory cannot be written to.
     """
+    note_changes("what was downloaded is kept; run it again, and it goes on")
     _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
     with _client(str(model), files=True) as api:
         from modelscope_hub.errors import FileIntegrityError, NetworkError  # noqa: PLC0415  (see above)

@@ -20,7 +20,7 @@ from cosyjit.configuration.base_model import BASE
 from cosyjit.configuration.config import Config
 from cosyjit.errors import OutputError, SelectionError
 from cosyjit.fs.files import TEMPORARY, make_directory, replacing
-from cosyjit.processes.interrupts import deferred
+from cosyjit.processes.interrupts import deferred, note_changes
 from cosyjit.synth.shapes import declare_base_model, declare_model
 from cosyjit.text import listed
 
@@ -128,6 +128,7 @@ def synth(directory: Path, family: str, size: str = "tiny", seed: int = 0, *, fo
     checkpoint = declare(family, size)
     try:
         _check_directory(directory, checkpoint, force=force)
+        note_changes("the directory is not complete; run it again with --force")
         make_directory(directory)
         for name, model in checkpoint.models.items():
             with replacing(directory / name) as file:

@@ -51,7 +51,7 @@ def test_the_document_of_several_has_that_of_each_and_errors(two: tuple[Path, Pa
         assert first.keys() == {"source", *json.loads(run(command, two[0], *ONE, "--json").out)}
         assert [each["source"] for each in (first, error, second)] == [str(two[0]), "nowhere", str(two[1])]
         assert error.keys() == {"source", "error"}
-        assert f"cosyjit: {error['error']}\n" == ran.err
+        assert error["error"] == {"kind": "SourceError", "message": ran.err[len("cosyjit: ") : -1], "status": 2}
 
 
 def test_the_library_gives_what_became_of_each(two: tuple[Path, Path], store: Store) -> None:

@@ -1,5 +1,6 @@
 """What the command line refuses: exit code 2, one line that names the thing and the way out, and no trace."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from typing import Any, Final
 import pytest
 import torch
 
+from cosyjit import errors
 from tests.support.checkpoints import change, rewrite, without_llm
 from tests.support.modelscope import MODEL
 from tests.support.processes import CONSOLE_SCRIPT, Ran, Run, finished, snapshot, spawn
@@ -16,9 +18,15 @@ from tests.support.processes import CONSOLE_SCRIPT, Ran, Run, finished, snapshot
 Copy = Callable[[Path], Path]
 
 
-def assert_refused(ran: Ran, *says: str) -> None:
+def assert_refused(ran: Ran, *says: str, as_json: bool = False) -> None:
+    """See that a command was refused in a line, which is in an object as well if that was asked for."""
     assert ran.status == 2
-    assert ran.out == ""
+    if as_json:
+        (error,) = json.loads(ran.out).values()
+        assert (error["status"], f"cosyjit: {error['message']}\n") == (2, ran.err)
+        assert error["kind"] == "UsageError" or issubclass(getattr(errors, error["kind"]), errors.InputError)
+    else:
+        assert ran.out == ""
     assert ran.err.startswith("cosyjit: ")
     assert ran.err.endswith("\n")
     assert ran.err.count("\n") == 1
@@ -174,7 +182,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
     damage, says = DAMAGE[name]
     damage(directory)
     before = snapshot(directory.parent)
-    assert_refused(run("export", directory, "--json", "--publish", directory.parent / "new"), *says)
+    assert_refused(run("export", directory, "--json", "--publish", directory.parent / "new"), *says, as_json=True)
     assert snapshot(directory.parent) == before
 
 
@@ -262,7 +270,8 @@ def test_bad_arguments_are_refused_in_one_line_and_leave_no_trace(
 ) -> None:
     parent = copy_of(tiny).parent
     before = snapshot(parent)
-    assert_refused(run(*(argument.replace("{}", str(parent)) for argument in arguments)), *says)
+    ran = run(*(argument.replace("{}", str(parent)) for argument in arguments))
+    assert_refused(ran, *says, as_json="--json" in arguments)
     assert snapshot(parent) == before
 
 

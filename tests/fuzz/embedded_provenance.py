@@ -47,7 +47,7 @@ def read(content: bytes) -> None:
     path = _DIRECTORY / "a.zip"
     path.write_bytes(_archive(content) if content.startswith(b"{") else content)
     found = lineage(path, store=_STORE)
-    show(tables.lineage_tree(found))
+    show(*tables.lineage_lines(found))
     as_json.lineage(found).encode("ascii")
 
 

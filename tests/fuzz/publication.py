@@ -18,7 +18,7 @@ SEEDS: Final = [_FIRST.content, _SECOND.content, _ENDLESS]
 
 def read(content: bytes) -> None:
     found = publication.parse(content, "store/publications/x.json")
-    show(tables.history_table([found, _FIRST]))
+    show(tables.history_table([found, _FIRST]), *tables.history_lines([found, _FIRST]))
     as_json.history([found]).encode("ascii")
 
 

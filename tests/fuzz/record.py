@@ -24,7 +24,7 @@ SEEDS: Final = [
 
 def read(content: bytes) -> None:
     trace = Lineage(record.parse(content, "store/records/x.json"))
-    show(tables.lineage_tree(trace))
+    show(*tables.lineage_lines(trace))
     as_json.lineage(trace).encode("ascii")
 
 

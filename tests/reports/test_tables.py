@@ -6,48 +6,106 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import Console
+from rich.table import Table
 
-from cosyjit import Change, Diff, Difference, Outcome, Publication, Published, Shown, Status
+from cosyjit import Change, Diff, Difference, Outcome, Planned, Publication, Published, Shown, Status
 from cosyjit.doctor.finding import Finding
 from cosyjit.errors import OutputError
+from cosyjit.families import FAMILIES
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import embedded_provenance
 from cosyjit.publishing.plans import OlderPlan, OutdatedPlan
 from cosyjit.reports import tables
+from cosyjit.reports.tables import UNCUT
 from cosyjit.store.backends import Entry
+from cosyjit.store.store import FORMS
 from tests.reports.results import DIGEST, FIGURES, MARKUP, built, cached, failed, planned, publication, record, target
 
 
-def text_of(shown: RenderableType, width: int = 120) -> str:
+def text_of(shown: Table, width: int = UNCUT) -> str:
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as capture:
         console.print(shown)
     return capture.get()
 
 
-def cells(shown: RenderableType) -> list[list[str]]:
+def cells(shown: Table) -> list[list[str]]:
     """The rows of a table, the head first."""
-    rows = [row.replace("┃", "│") for row in text_of(shown).splitlines() if row[0] in "│┃"]
-    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows]
+    columns = [[column.header, *column.cells] for column in shown.columns]
+    return [list(map(str, row)) for row in zip(*columns, strict=True)]
 
 
 def test_the_table_has_a_row_for_each_target_with_what_is_known_of_it() -> None:
     assert cells(
         tables.outcomes_table([built("llm.llm", "fp16"), cached("llm.llm"), failed("flow.encoder", "no")])
     ) == [
-        ["component", "precision", "state", "why", "bytes", "error", "cosine", "seconds"],
-        ["llm.llm", "fp16", "built", "torch 1 -> 2", "4.0 MB", "1.2e-02", "0.999877", "12.3"],
-        ["llm.llm", "fp32", "cached", "", "4.0 MB", "1.2e-02", "0.999877", ""],
-        ["flow.encoder", "fp32", "failed", "", "", "", "", ""],
+        ["component", "precision", "state", "size", "error", "time"],
+        ["llm.llm", "fp16", "built", "4.0MB", "1.2e-02", "12s"],
+        ["llm.llm", "fp32", "cached", "4.0MB", "1.2e-02", ""],
+        ["flow.encoder", "fp32", "failed", "", "", ""],
     ]
+
+
+def test_a_table_has_columns_and_spaces_alone() -> None:
+    lines = text_of(tables.outcomes_table([built("llm.llm"), cached("flow.encoder")])).splitlines()
+    assert [line.rstrip() for line in lines] == [
+        "component     precision  state    size    error  time",
+        "llm.llm       fp32       built   4.0MB  1.2e-02   12s",
+        "flow.encoder  fp32       cached  4.0MB  1.2e-02",
+    ]
+
+
+def test_what_can_be_exported_fits_80_columns_and_is_not_cut_where_it_does_not() -> None:
+    pairs = [
+        (family.name, part.name, precision)
+        for family in FAMILIES
+        for part in family.components
+        for precision in part.tolerances
+    ]
+    assert len(pairs) > 30
+    made = [target(name, precision, family=family) for family, name, precision in pairs]
+    outcomes = [
+        Outcome(each, "built", (), record(each, figures={**FIGURES, "bytes": 999_900_000}), 12_345.6, Path("/m/a.zip"))
+        for each in made
+    ]
+    names = [Shown(each.file_name, "damaged", "unknown") for each in made]
+    shown = [
+        tables.outcomes_table(outcomes),
+        tables.plan_table([planned("x" * 500), *(Planned(each, "fresh") for each in made)]),
+        tables.status_table(Status(publication(1, a="1"), tuple(names), "intact")),
+        tables.history_table([publication(10_000, 9_999, a="1"), publication(9_999, b="2")]),
+        tables.garbage_table([Entry(f"{folder}/x", 10**9, 1.0) for folder in FORMS]),
+    ]
+    for table in shown:
+        assert max(map(len, text_of(table).splitlines())) <= 80
+    long = text_of(
+        tables.status_table(Status(publication(1, a="1"), (Shown("n" * 200, "intact", "current"),), "intact"))
+    )
+    assert "n" * 200 + "  intact  current" in long
+
+
+def test_why_is_a_line_for_each_that_has_reasons() -> None:
+    name = Shown("a.zip", "intact", "stale", ("torch 1 -> 2",))
+    assert tables.reason_lines([planned(MARKUP, "object missing"), planned(), name]) == [
+        f"llm.llm.fp32: {MARKUP}; object missing",
+        "a.zip: torch 1 -> 2",
+    ]
+
+
+def test_a_plan_counts_what_is_to_be_built() -> None:
+    made = target("llm.llm")
+    new, stale, fresh = (Planned(made, state) for state in ("new", "stale", "fresh"))
+    assert tables.plan_count([new, fresh, stale, new]) == "3 of 4 targets to build: 2 new, 1 stale"
+    assert tables.plan_count([stale]) == "1 of 1 targets to build: 1 stale"
+    assert tables.plan_count([fresh, fresh]) == "Nothing is to be built: the store has 2 of 2 targets"
 
 
 def test_the_table_has_no_error_of_an_artifact_from_before_there_was_a_gate() -> None:
     made = target("llm.llm")
     kept = record(made, figures={"bytes": 4_007_654, "weight_bytes": 1_000_000, "seconds": 12.346})
     row = cells(tables.outcomes_table([Outcome(made, "cached", (), kept, 0.1)]))[1]
-    assert row == ["llm.llm", "fp32", "cached", "", "4.0 MB", "", "", ""]
+    assert row == ["llm.llm", "fp32", "cached", "4.0MB", "", ""]
 
 
 def test_numbers_that_became_0_are_told_of() -> None:
@@ -68,14 +126,15 @@ def test_counts_leave_out_what_there_is_none_of() -> None:
     assert tables.counts([failed("flow.encoder", "no"), built("llm.llm")]) == "1 built, 1 failed"
 
 
-def test_a_plan_has_every_reason_in_its_table() -> None:
-    reasons = (MARKUP, "object missing")
-    assert cells(tables.plan_table([planned(*reasons), planned()])) == [
-        ["component", "precision", "state", "why"],
-        ["llm.llm", "fp32", "stale", MARKUP],
-        ["", "", "", "object missing"],
-        ["llm.llm", "fp32", "new", ""],
+def test_a_plan_has_a_row_for_each_target() -> None:
+    assert cells(tables.plan_table([planned("torch 1 -> 2"), planned()])) == [
+        ["component", "precision", "state"],
+        ["llm.llm", "fp32", "stale"],
+        ["llm.llm", "fp32", "new"],
     ]
+
+
+def test_what_an_export_would_refuse_or_put_aside_is_a_line_each() -> None:
     refused = OutputError(f"{MARKUP}: is in the way")
     assert tables.obstacle_lines([refused]) == [f"An export would be refused: {refused}"]
     assert tables.outdated_lines([OutdatedPlan("a.plan", "a.onnx", "a.plan.2")]) == [
@@ -87,9 +146,9 @@ def test_a_status_has_each_name_in_its_table() -> None:
     one = publication(1, a="1", b="2")
     found = Status(one, (Shown("a.zip", "damaged", "stale", (MARKUP,)), Shown("b.zip", "intact", "current")), "missing")
     assert cells(tables.status_table(found)) == [
-        ["name", "file", "state", "why"],
-        ["a.zip", "damaged", "stale", MARKUP],
-        ["b.zip", "intact", "current", ""],
+        ["name", "file", "state"],
+        ["a.zip", "damaged", "stale"],
+        ["b.zip", "intact", "current"],
     ]
 
 
@@ -113,14 +172,18 @@ def test_a_status_says_what_an_id_was_taken_for_and_who_tells_what_it_is_now() -
 def test_a_history_tells_what_each_publication_changed_and_restored() -> None:
     chain = [publication(3, 1, a="1"), publication(2, a="2", b="3"), publication(1, a="1")]
     assert cells(tables.history_table(chain)) == [
-        ["publication", "published", "artifacts", "changed", "source"],
-        ["3 (as 1)", "2026-01-03", "1", "a.zip", f"/{MARKUP}"],
-        ["", "", "", "b.zip", ""],
-        ["2", "2026-01-02", "2", "a.zip", f"/{MARKUP}"],
-        ["", "", "", "b.zip", ""],
-        ["1", "2026-01-01", "1", "a.zip", f"/{MARKUP}"],
+        ["publication", "published", "artifacts", "changed"],
+        ["3 (as 1)", "2026-01-03", "1", "2"],
+        ["2", "2026-01-02", "2", "2"],
+        ["1", "2026-01-01", "1", "1"],
     ]
-    assert cells(tables.history_table(chain[:1], chain[1])) == cells(tables.history_table(chain))[:3]
+    assert tables.history_lines(chain) == [
+        f"3: from /{MARKUP}; changed a.zip, b.zip",
+        f"2: from /{MARKUP}; changed a.zip, b.zip",
+        f"1: from /{MARKUP}; changed a.zip",
+    ]
+    assert cells(tables.history_table(chain[:1], chain[1])) == cells(tables.history_table(chain))[:2]
+    assert tables.history_lines([chain[1]], chain[1]) == [f"2: from /{MARKUP}; changed nothing"]
 
 
 def difference(**values: Any) -> Difference:
@@ -156,51 +219,41 @@ def test_a_diff_has_each_name_and_of_what_changed_the_values_before_and_after() 
     gone = Difference("c.zip", "removed", changed.before, None)
     found = Diff(publication(1, a="1"), publication(2, a="2"), (changed, same, gone))
     assert cells(tables.diff_table(found)) == [
-        ["name", "state", "bytes before", "after"],
-        ["a.zip", "changed", "4.0 MB", "4.0 MB"],
-        ["b.zip", "same", "4.0 MB", "4.0 MB"],
-        ["c.zip", "removed", "4.0 MB", ""],
+        ["name", "state", "size before", "after"],
+        ["a.zip", "changed", "4.0MB", "4.0MB"],
+        ["b.zip", "same", "4.0MB", "4.0MB"],
+        ["c.zip", "removed", "4.0MB", ""],
     ]
-    first, second, name, table, *lines = tables.diff_details(found)
-    assert (first, second, name) == (
+    assert tables.diff_lines(found) == [
         f"Publication 1 of 2026-01-01, from /{MARKUP}",
         f"Publication 2 of 2026-01-02, from /{MARKUP}",
         "a.zip",
-    )
-    assert not isinstance(table, str)
-    rows = [row for row in cells(table) if row[0]]
-    assert rows[:-5] == [
-        ["what", "before", "after"],
-        ["units", "1", '"1"'],
-        [MARKUP, "null", ""],
-        ["long", "", rows[3][2]],
-    ]
-    assert rows[-5:] == [
-        ["torch", "2.13.0", "2.14.0"],
-        ["bytes", "4,007,654", "4,007,655"],
-        ["absolute_error", "0.0123456789", "0.0123456788"],
-        ["cosine", "0.999877", "0.5"],
-        ["step_seconds", "", "0.00123"],
-    ]
-    assert lines == [
-        f"4 of 5 tensors changed: {MARKUP}0, {MARKUP}1, {MARKUP}2, …",
-        f"1 of 5 tensors added: new{117 * 'x'}…",
-        "file a, file b, file c, … changed",
-        "publication 1: its record is damaged",
+        '  units 1 -> "1"',
+        f"  {MARKUP} null removed",
+        f"  long {120 * 'y'}… added",
+        "  torch 2.13.0 -> 2.14.0",
+        "  bytes 4,007,654 -> 4,007,655",
+        "  absolute_error 0.0123456789 -> 0.0123456788",
+        "  cosine 0.999877 -> 0.5",
+        "  step_seconds 0.00123 added",
+        f"  4 of 5 tensors changed: {MARKUP}0, {MARKUP}1, {MARKUP}2, …",
+        f"  1 of 5 tensors added: new{117 * 'x'}…",
+        "  file a, file b, file c, … changed",
+        "  publication 1: its record is damaged",
     ]
 
 
 def test_a_diff_says_where_other_inputs_gave_the_same_bytes() -> None:
     before, after = (Published("1" * 64, 5, key * 32) for key in "ab")
     changed = Difference("vllm", "changed", before, after, versions=(Change("torch", "changed", "1", "2"),))
-    *_, last = tables.diff_details(Diff(publication(1, a="1"), publication(2, a="2"), (changed,)))
-    assert last == "The bytes are the same"
+    *_, last = tables.diff_lines(Diff(publication(1, a="1"), publication(2, a="2"), (changed,)))
+    assert last == "  The bytes are the same"
 
 
 def test_a_diff_of_a_set_with_itself_says_that_nothing_changed() -> None:
     one = publication(1, a="1")
     known = Published("1" * 64, 5, "k" * 32)
-    *_, last = tables.diff_details(Diff(one, one, (Difference("a.zip", "same", known, known),)))
+    *_, last = tables.diff_lines(Diff(one, one, (Difference("a.zip", "same", known, known),)))
     assert last == "All artifacts are the same"
 
 
@@ -230,7 +283,7 @@ def test_findings_are_rows_by_part_and_what_is_wrong_is_told_last() -> None:
 
 def test_a_lineage_names_all_that_the_record_does() -> None:
     made = record(target("llm.llm"), run={"prefect_flow_run": "run 1"}, source=f"/{MARKUP}")
-    text = text_of(tables.lineage_tree(Lineage(made)))
+    lines = [each.strip() for each in tables.lineage_lines(Lineage(made))]
     for said in (
         made.name,
         f"sha256 {DIGEST}",
@@ -245,30 +298,30 @@ def test_a_lineage_names_all_that_the_record_does() -> None:
         "prefect_flow_run run 1",
         "bytes 4007654",
     ):
-        assert f"{said}\n" in text
+        assert said in lines
 
 
 def test_the_lineage_of_a_file_of_other_bytes_says_so() -> None:
     made = record(target("llm.llm"))
     said = json.loads(embedded_provenance(made.fingerprint))
-    assert f"the file's own bytes are {'9' * 64}" in text_of(tables.lineage_tree(Lineage(made, said, "9" * 64)))
-    assert text_of(tables.lineage_tree(Lineage(made, said, DIGEST))) == text_of(tables.lineage_tree(Lineage(made)))
+    assert f"the file's own bytes are {'9' * 64}" in tables.lineage_lines(Lineage(made, said, "9" * 64))[0]
+    assert tables.lineage_lines(Lineage(made, said, DIGEST)) == tables.lineage_lines(Lineage(made))
 
 
 def test_a_lineage_without_a_record_is_what_the_file_says_of_itself() -> None:
     made = target("llm.llm").fingerprint
     said = json.loads(embedded_provenance(made))
-    text = text_of(tables.lineage_tree(Lineage(None, said, DIGEST)))
-    assert f"{DIGEST} (of no record in this store)" in text
-    assert f"fingerprint {made.key}\n" in text
-    assert "linear_units 128\n" in text
+    lines = tables.lineage_lines(Lineage(None, said, DIGEST))
+    assert lines[0] == f"{DIGEST} (of no record in this store)"
+    assert f"    fingerprint {made.key}" in lines
+    assert "          linear_units 128" in lines
 
 
 def test_garbage_is_counted_by_folder() -> None:
     found = [Entry("objects/ab/abc", 3_000_000, 1.0), Entry("objects/cd/cde", 1_000_000, 1.0), Entry("tmp/x", 5, 1.0)]
     assert cells(tables.garbage_table(found)) == [
-        ["folder", "files", "bytes"],
-        ["objects", "2", "4.0 MB"],
+        ["folder", "files", "size"],
+        ["objects", "2", "4.0MB"],
         ["tmp", "1", "5 bytes"],
     ]
     assert tables.garbage_summary(found, removed=True) == "3 files removed, 4.0 MB freed"
@@ -308,8 +361,9 @@ def test_directories_and_errors_are_shown_as_they_are(text: str) -> None:
 def test_the_summary_is_plain_text_with_the_table_first() -> None:
     text = tables.summary([built("llm.llm")])
     assert "\x1b" not in text
-    assert text.splitlines()[0].startswith("┏")
-    assert [line.split()[1] for line in text.splitlines() if "4.0 MB" in line] == ["llm.llm"]
+    assert text.splitlines()[0].startswith("component ")
+    assert [line.split()[0] for line in text.splitlines() if "4.0MB" in line] == ["llm.llm"]
+    assert text.splitlines()[-2:] == ["llm.llm.fp32: torch 1 -> 2", "Published in /models/m"]
 
 
 def test_the_summary_is_plain_text_even_where_colour_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +371,7 @@ def test_the_summary_is_plain_text_even_where_colour_is_forced(monkeypatch: pyte
     monkeypatch.setenv("COLUMNS", "20")
     text = tables.summary([built("llm.llm")])
     assert "\x1b" not in text
-    assert "4.0 MB" in text
+    assert "4.0MB" in text
 
 
 def test_a_summary_without_what_was_cached_counts_that() -> None:
