@@ -75,6 +75,7 @@ OTHERS: Final = {
     "vllm": {"vllm.model", "vllm.plugin"},
     "tokenizers": {"hf.gate"},
     "fsspec": {"store.backends"},
+    "huggingface_hub": {"sources.hugging_face_client"},
     "modelscope_hub": {"sources.modelscope"},
     "requests": {"sources.responses", "sources.modelscope", "prefect_api"},
     "urllib3": {"sources.responses", "prefect_api"},

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -116,6 +118,9 @@ class Failure:
         cut: how much of the body comes before the connection ends.
         content: the body, in place of the right one.
         until: what is waited for where the body is cut, which goes on then.
+        unsized: whether the body has no size, and ends with the connection.
+        endless: whether it never ends.
+        drip: the time between one byte of it and the next, in s.
     """
 
     kind: str
@@ -127,6 +132,9 @@ class Failure:
     cut: int | None = None
     content: bytes | None = None
     until: threading.Event | None = None
+    unsized: bool = False
+    endless: bool = False
+    drip: float = 0.0
 
 
 @final
@@ -343,7 +351,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = self.parsed(body)
         self.hub.requests.append(request)
         failure = self.hub.failing(request.kind, request.name)
-        if failure is not None and failure.status:
+        if failure is not None and (failure.unsized or failure.endless or failure.drip):
+            self.send_strangely(failure)
+        elif failure is not None and failure.status:
             headers = {**({"X-Error-Code": failure.code} if failure.code else {}), **failure.headers}
             content = json.dumps({"error": "as the test wants it"}).encode()
             self.send_body(failure.status, content if failure.content is None else failure.content, headers)
@@ -490,6 +500,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def send_strangely(self, failure: Failure) -> None:
+        """Answer with bytes that do not come as they should, until the client has had enough."""
+        content = failure.content or b" " * (1 << 20)
+        self.close_connection = True
+        self.send_response(failure.status or 200)
+        for name, value in failure.headers.items():
+            self.send_header(name, value)
+        if not failure.unsized:
+            self.send_header("Content-Length", str(1 << 40 if failure.endless else len(content)))
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                for first in range(0, len(content), 1 if failure.drip else len(content)):
+                    self.wfile.write(content[first : first + 1] if failure.drip else content)
+                    time.sleep(failure.drip)
+                if not failure.endless:
+                    return
 
     def send_content(self, content: bytes, headers: Mapping[str, str], failure: Failure | None) -> None:
         """Answer with bytes, or the part of them that is wanted."""
