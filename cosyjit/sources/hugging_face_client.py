@@ -236,7 +236,10 @@ class Client:
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             return f"{self.host} refuses access (HTTP {status}); log in as someone who has it ({LOGIN})"
         if status == HTTPStatus.NOT_FOUND:
-            return f"{self.host} no longer has what it listed (HTTP {status}); run again"
+            return (
+                f"{self.host} does not have what it was asked for (HTTP {status}); see whether the id and HF_ENDPOINT "
+                "are right, or run again"
+            )
         return f"{self.host} refuses the request (HTTP {status}); see whether the id is right"
 
     def _translated(self, error: Exception) -> Exception:

@@ -1,19 +1,23 @@
 """Hugging Face through its real client: what is listed, what comes, and what is said when it does not."""
 
+import json
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from huggingface_hub import constants, hf_hub_url
+from huggingface_hub import constants, hf_hub_download, hf_hub_url
 
 from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavailableError
 from cosyjit.sources import hugging_face_client
 from cosyjit.sources.hub import File, Listing, Model
 from cosyjit.sources.hugging_face import download, listing, local_listing, url
 from cosyjit.sources.ids import parse
+from cosyjit.sources.source import Source, open_source, reopen
 from tests.support.files import sha256
 from tests.support.hugging_face import MODEL, Hub, git_sha1
 from tests.support.processes import start
@@ -447,3 +451,146 @@ def test_a_process_reads_its_settings_and_imports_the_client_only_for_an_id(
             answers.append(process.communicate(timeout=600))
     assert answers == [("False\n", ""), ("True\n", "")]
     assert [each.kind for each in hub.requests] == ["info", "resolve"]
+
+
+# What is kept on this machine.
+
+
+def got(*names: str) -> Source:
+    """The model with some of its files."""
+    found = open_source(f"hf:{MODEL}")
+    found.obtain(names or ["llm.pt"])
+    return found
+
+
+def shown(source: Source) -> dict[str, bytes]:
+    """What stands in a snapshot, its description apart."""
+    return {path.name: path.read_bytes() for path in source.directory.iterdir() if path.name != "snapshot.json"}
+
+
+def test_a_model_is_kept_beside_those_of_the_other_hub(hub: Hub, home: Path) -> None:
+    source = got()
+    commit = source.directory.name
+    assert source.name == f"hf:{MODEL}"
+    assert source.pinned == f"hf:{MODEL}@{commit}"
+    assert source.home == home / ".cache" / "cosyjit" / "huggingface" / MODEL
+    assert source.uri("llm.pt") == f"{hub.endpoint}/{MODEL}/resolve/{commit}/llm.pt"
+    assert source.file("cosyvoice.yaml").parent.name == git_sha1(CONFIG)
+    assert shown(source) == {"cosyvoice.yaml": CONFIG, "llm.pt": CONTENT}
+    assert hub.downloads == ["cosyvoice.yaml", "llm.pt"]
+    hub.requests.clear()
+    assert got() == source
+    assert [each.kind for each in hub.requests] == ["info"]
+
+
+def test_of_a_new_commit_what_has_changed_is_downloaded(hub: Hub) -> None:
+    before = got()
+    hub.requests.clear()
+    hub.publish(MODEL, {"cosyvoice.yaml": b"flow:\n"})
+    after = got()
+    assert hub.downloads == ["cosyvoice.yaml"]
+    assert after.file("llm.pt") == before.file("llm.pt")
+    assert (shown(before)["cosyvoice.yaml"], shown(after)["cosyvoice.yaml"]) == (CONFIG, b"flow:\n")
+
+
+@pytest.mark.parametrize("name", ["cosyvoice.yaml", "llm.pt"])
+def test_a_file_that_someone_changed_is_fetched_again(name: str, hub: Hub) -> None:
+    path = got().file(name)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    hub.requests.clear()
+    assert shown(got()) == {"cosyvoice.yaml": CONFIG, "llm.pt": CONTENT}
+    assert hub.downloads == [name]
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_the_hub_the_last_copy_is_used(
+    offline: bool, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = got()
+    if offline:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        hub.down()
+    caplog.clear()
+    assert got() == before
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "cosyjit"]
+    assert f"; commit {before.directory.name} is used, which was current at 20" in warning
+    with pytest.raises(SourceUnavailableError, match=r"or give a model directory that is there$"):
+        open_source("hf:a/b")
+
+
+def test_what_the_client_has_in_its_cache_is_used_there_and_outlasts_it(hub: Hub) -> None:
+    theirs = Path(os.path.realpath(hf_hub_download(MODEL, "llm.pt")))
+    hub.requests.clear()
+    source = got()
+    assert hub.downloads == ["cosyvoice.yaml"]
+    assert source.file("llm.pt").samefile(theirs)
+    hub.requests.clear()
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    assert shown(got())["llm.pt"] == CONTENT
+    assert hub.downloads == []
+
+
+def test_on_another_disk_it_is_linked_to_and_downloaded_once_it_is_gone(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    hf_hub_download(MODEL, "llm.pt")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)  # tests have one disk
+    hub.requests.clear()
+    assert got().file("llm.pt").is_symlink()
+    assert hub.downloads == ["cosyvoice.yaml"]
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    assert shown(got())["llm.pt"] == CONTENT
+    assert hub.downloads == ["cosyvoice.yaml", "llm.pt"]
+
+
+def test_a_damaged_file_in_its_cache_is_not_used_and_left_as_it_is(hub: Hub) -> None:
+    theirs = Path(os.path.realpath(hf_hub_download(MODEL, "llm.pt")))
+    theirs.write_bytes(CONTENT[:-1] + b"x")
+    hub.requests.clear()
+    assert shown(got())["llm.pt"] == CONTENT
+    assert hub.downloads == ["cosyvoice.yaml", "llm.pt"]
+    assert theirs.read_bytes() == CONTENT[:-1] + b"x"
+
+
+def test_offline_a_copy_in_its_cache_is_enough(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("llm.pt", "cosyvoice.yaml"):
+        hf_hub_download(MODEL, name)
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = got()
+    assert shown(source) == {"cosyvoice.yaml": CONFIG, "llm.pt": CONTENT}
+    assert f"; commit {source.directory.name} is used, which Hugging Face's client has" in caplog.text
+    assert reopen(source.name, ask=False) == source
+    assert reopen(source.pinned, ask=False).directory.name == source.directory.name
+    with pytest.raises(SourceError, match=r"has no flow\.pt"):
+        source.obtain(["flow.pt"])
+    assert hub.requests == []
+
+
+def test_a_description_says_which_digest_it_has(hub: Hub) -> None:
+    source = got()
+    described = json.loads((source.directory / "snapshot.json").read_text())
+    commit = source.directory.name
+    assert described["files"] == [
+        {"name": "cosyvoice.yaml", "size": 5, "revision": commit, "git_sha1": git_sha1(CONFIG)},
+        {"name": "llm.pt", "size": 512_000, "sha256": sha256(CONTENT), "revision": commit},
+    ]
+    hub.down()
+    assert got() == source
+
+
+@pytest.mark.parametrize("text", ["hf:", "hf:a", "hf:a/b@../c", "hf://a/b"])
+def test_what_is_meant_to_be_an_id_and_is_none_is_told_how_one_is_written(text: str, hub: Hub) -> None:
+    with pytest.raises(SourceError) as error:
+        open_source(text)
+    assert str(error.value) == (
+        f"{text}: is not a Hugging Face id; write one such as hf:FunAudioLLM/CosyVoice2-0.5B, or "
+        "hf:FunAudioLLM/CosyVoice2-0.5B@main"
+    )
+    assert hub.requests == []
