@@ -43,14 +43,19 @@ def listing(model: Model, names: Collection[str]) -> Listing:
     client = connect(model)
     try:
         asked = quote(model.revision or BRANCH, safe="")
-        info = patiently(client, lambda: client.listed(f"/api/models/{model.id}/revision/{asked}?blobs=true"))
+        content = patiently(client, lambda: client.listed(f"/api/models/{model.id}/revision/{asked}?blobs=true"))
     except NoRevisionError:
         raise _no_revision(client) from None
-    return _listing(client, info, names)
+    return read_listing(client, content, names)
 
 
-def _listing(client: Client, info: Any, names: Collection[str]) -> Listing:
-    """The listing that an answer has, which anyone may have written."""
+def read_listing(client: Client, content: bytes, names: Collection[str]) -> Listing:
+    """The listing that an answer has, which anyone may have written.
+
+    Raises:
+        SourceError: it is not that of a hub, or lists a file without its digest.
+    """
+    info = client.parsed(content)
     commit = info.get("sha") if isinstance(info, dict) else None
     siblings = info.get("siblings") if isinstance(info, dict) else None
     if not is_revision(commit) or not isinstance(siblings, list):
@@ -82,7 +87,7 @@ def _no_revision(client: Client) -> SourceError:
     """The error of a revision that a model does not have."""
     model, found = client.model, None
     with suppress(NoRevisionError):  # of a list that needs none
-        found = patiently(client, lambda: client.listed(f"/api/models/{model.id}/refs"))
+        found = client.parsed(patiently(client, lambda: client.listed(f"/api/models/{model.id}/refs")))
     kinds = [found.get(kind) if isinstance(found, dict) else None for kind in ("branches", "tags")]
     known = [each.get("name") for kind in kinds if isinstance(kind, list) for each in kind if isinstance(each, dict)]
     return SourceError(

@@ -126,8 +126,8 @@ class Client:
     def host(self) -> str:
         return hub.host(self.endpoint)
 
-    def listed(self, path: str) -> Any:
-        """The list at a path of the hub's API, as JSON has it.
+    def listed(self, path: str) -> bytes:
+        """The list at a path of the hub's API.
 
         Raises:
             PassingError, NoRevisionError, SourceError: see `_answered`.
@@ -143,6 +143,14 @@ class Client:
                     )
                 if time.monotonic() > end:
                     raise PassingError("no answer in time")
+            return bytes(content)
+
+    def parsed(self, content: bytes) -> Any:
+        """A list, as JSON has it.
+
+        Raises:
+            SourceUnavailableError: it is no JSON.
+        """
         try:
             return json.loads(content)
         except (ValueError, RecursionError):  # such as the page of some gateway

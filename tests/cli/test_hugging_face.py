@@ -1,14 +1,17 @@
 """From an id of Hugging Face to what is published of it, by the command line."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cosyjit import Store
+from cosyjit.planning.plan import find_targets
 from cosyjit.sources import hugging_face_client
 from tests.support.hugging_face import MODEL, Hub
 from tests.support.processes import Run
+from tests.support.vllm_folders import FILES
 
 SOURCE = f"hf:{MODEL}"
 ONE = ["--component", "flow.encoder", "--precision", "fp16"]
@@ -23,15 +26,29 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
+def publish(hub: Hub, directory: Path) -> str:
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return hub.publish(MODEL, {str(path.relative_to(directory)): path for path in files})
+
+
+def test_a_target_of_the_hub_is_that_of_a_directory(hub: Hub, tiny2: Path, store: Store) -> None:
+    publish(hub, tiny2)
+    here, there = (find_targets(each, ["llm.vllm"], store=store) for each in (tiny2, SOURCE))
+    assert [each.fingerprint.key for each in here] == [each.fingerprint.key for each in there]
+    assert sorted(hub.downloads) == [*FILES, "cosyvoice2.yaml", "llm.pt"]
+    for each in there:
+        each.check_unchanged()
+
+
+@pytest.mark.slow
 def test_an_id_is_planned_exported_traced_and_looked_at(
-    hub: Hub, tiny: Path, stock: Callable[..., None], run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tiny: Path, run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.token = TOKEN
-    stock(tiny, ["flow.encoder"], ["fp16"])
-    commit = hub.publish(MODEL, {path.name: path for path in tiny.iterdir() if path.is_file()})
+    commit = publish(hub, tiny)
     place = home / ".cache" / "cosyjit" / "huggingface" / MODEL
-    said = [run("plan", "--source", SOURCE, *ONE), run("export", "--source", SOURCE, *ONE, "--force", "--json")]
+    said = [run("plan", "--source", SOURCE, *ONE), run("export", "--source", SOURCE, *ONE, "--json")]
     assert [each.status for each in said] == [0, 0]
     assert json.loads(said[1].out)["targets"][0]["path"] == str(place / "flow.encoder.fp16.zip")
     assert sorted(hub.downloads) == ["cosyvoice.yaml", "flow.pt"]
