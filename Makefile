@@ -39,7 +39,7 @@ stress: $(INSTALLED)
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions
 VERSIONS_TESTS ?= tests/encoders $(addprefix tests/,$(addsuffix .py,torchscript/test_script torchscript/test_gate \
-	configuration/test_config sources/test_modelscope cli/test_modelscope store/test_signed_stores store/test_backends \
+	configuration/test_config sources/test_modelscope sources/test_hugging_face cli/test_modelscope store/test_signed_stores store/test_backends \
 	test_prefect_api vllm/test_logits))
 versions: $(INSTALLED)
 	$(BIN)/python -m tests.versions $(VERSIONS) $(VERSIONS_TESTS)
@@ -71,5 +71,5 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[s3,dask,signing,onnx,hf,otel,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[s3,dask,signing,onnx,hf,hub,otel,dev]'
 	touch $@

@@ -75,10 +75,10 @@ def trace(error: BaseException) -> str:
 
     It has several lines, and neither passwords nor tokens in them.
     """
-    return without_secrets("\n\n".join(reversed([_traceback(each) for each in _causes(error)])), os.environ)
+    return without_secrets("\n\n".join(reversed([_traceback(each) for each in causes(error)])), os.environ)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, what it was raised from, and so on."""
     seen: set[int] = set()
     following: BaseException | None = error

@@ -402,7 +402,7 @@ def check_sources(sources: Sequence[str | Path], publish: str | Path | None = No
         SelectionError: there is none, one of them is empty or is given twice, or several would share one directory.
     """
     if not sources or not all(map(str, sources)):
-        raise SelectionError("no source is given; name a model directory or a ModelScope id")
+        raise SelectionError("no source is given; name a model directory or the id of a model on a hub")
     if publish is not None and len(sources) > 1:
         raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
     known: dict[str, str | Path] = {}

@@ -76,6 +76,7 @@ OTHERS: Final = {
     "vllm": {"vllm.model", "vllm.plugin"},
     "tokenizers": {"hf.gate"},
     "fsspec": {"store.backends"},
+    "huggingface_hub": {"sources.hugging_face_client"},
     "packaging": {"doctor.versions"},
     "modelscope_hub": {"sources.modelscope"},
     "requests": {"sources.responses", "sources.modelscope", "prefect_api", "doctor.servers"},

@@ -82,9 +82,9 @@ def export(
     Parameters
     ----------
     source
-        A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or a ModelScope
-        id, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0. May be repeated: an error of one does not stop the
-        others.
+        A model directory, cosyvoice.yaml, cosyvoice2.yaml or cosyvoice3.yaml with its weights files; or an id on
+        ModelScope, such as iic/CosyVoice-300M or iic/CosyVoice-300M@v1.0, or on Hugging Face, such as
+        hf:FunAudioLLM/CosyVoice2-0.5B. May be repeated: an error of one does not stop the others.
     component
         A component to export, such as llm.text_encoder or flow.decoder.estimator, or a pattern such as 'llm.*'; may be
         repeated. By default those that the runtime reads with load_jit and load_vllm; "all" for those on request as
@@ -168,7 +168,7 @@ def plan(
 ) -> int:
     """Show what an export would build, and why, and what in the directory it would refuse to replace, or put aside.
 
-    Nothing is built or published. Files of a ModelScope id that are not on this machine yet are downloaded.
+    Nothing is built or published. Files of a hub's model that are not on this machine yet are downloaded.
 
     Parameters
     ----------
@@ -222,8 +222,8 @@ def status(
     directory
         The directory, by the path that was given to the export; may be repeated.
     check_source
-        Ask the hub for the current state of a ModelScope id. Otherwise the directory is compared with the state that
-        the last plan or export on this machine has seen.
+        Ask the hub for the current state of an id. Otherwise the directory is compared with the state that the last
+        plan or export on this machine has seen.
     store, json
         As for export.
     """

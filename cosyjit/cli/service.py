@@ -37,7 +37,7 @@ def serve(
     Parameters
     ----------
     sources
-        Model directories, or ModelScope ids.
+        Model directories, or ids on ModelScope or Hugging Face.
     component, precision, replace
         As for export.
     publish
@@ -52,7 +52,7 @@ def serve(
         The name of the deployment of one source. That of the directory, or of the model, by default.
     """
     if not sources:
-        raise SelectionError("no source is given; name a model directory or a ModelScope id")
+        raise SelectionError("no source is given; name a model directory or the id of a model on a hub")
     if timezone is not None and cron is None:
         raise SelectionError(f"--timezone {timezone}: is that of a schedule; give one with --cron")
     with _prefect():

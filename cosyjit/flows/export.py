@@ -343,8 +343,8 @@ def export(
     """Build what has changed of a checkpoint, or of several, and publish it.
 
     Args:
-        source: A model directory, or a ModelScope id such as `iic/CosyVoice-300M` or `iic/CosyVoice-300M@v1.0`; or
-            several.
+        source: A model directory; or an id on ModelScope, such as `iic/CosyVoice-300M` or `iic/CosyVoice-300M@v1.0`, or
+            on Hugging Face, such as `hf:FunAudioLLM/CosyVoice2-0.5B`; or several.
         components: What to export, such as llm.text_encoder, or a pattern such as llm.*. By default all but those made
             on request alone, such as flow.decoder.estimator or llm.hf; "all" for those as well.
         precisions: fp32, fp16, bf16 and, of llm.llm, int8; of flow.decoder.estimator autocast_fp16 and others. By

@@ -108,7 +108,7 @@ def find_models(
     """The models of some sources, each with the name of its deployment.
 
     Args:
-        sources: model directories, or ModelScope ids.
+        sources: model directories, or ids on a hub.
         name: that of the deployment of one source; that of the directory, or the model's with its revision, for None.
         components, precisions, publish, replace: as the flow takes them; a directory to publish in is for one source.
 

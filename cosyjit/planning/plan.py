@@ -59,7 +59,7 @@ def plan(
     their digests are remembered in the store's folder digests/, which is a cache. Nothing else of the store is changed.
 
     Args:
-        source: a model directory, or a ModelScope id: then what is not at hand of it is downloaded.
+        source: a model directory, or an id on a hub: then what is not at hand of it is downloaded.
         components: names of components, or patterns such as "llm.*"; for None all that the family has, but for those
             on request; "all" for those as well.
         precisions: names of precisions, or patterns; for None those that each component has by default, fp32 and fp16

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Final
 
 _CHANGES: Final = ["nothing was changed"]
-"""What is so if a signal ends the process now: the last of them."""
+"""What is so if a signal ends the process now: one text."""
 
 
 def note_changes(what: str) -> None:
@@ -17,12 +17,12 @@ def note_changes(what: str) -> None:
     Args:
         what: part of a sentence, such as "what was copied is kept; run it again, and it goes on".
     """
-    _CHANGES.append(what)
+    _CHANGES[0] = what
 
 
 def changes() -> str:
     """What is so if a signal ends this process now, in words."""
-    return _CHANGES[-1]
+    return _CHANGES[0]
 
 
 @contextmanager

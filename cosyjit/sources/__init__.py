@@ -1,1 +1,1 @@
-"""Where a model directory comes from: the user's disk, or ModelScope."""
+"""Where a model directory comes from: the user's disk, ModelScope, or Hugging Face."""

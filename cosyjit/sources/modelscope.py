@@ -1,109 +1,34 @@
-"""Lists and downloads the files of models of ModelScope, through its own client.
+"""Lists and downloads the files of models of ModelScope, through its own client: see `hub.Hub`."""
 
-The client is imported where it is used, since the import takes 0.3 s. It finds its endpoint and its token by itself, in
-the environment or in the file of a login; no token passes through here. Our messages have only the kinds and numbers of
-its errors, since the texts of these quote requests and answers.
-"""
-
-import errno
 import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import quote_plus, urlsplit
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote_plus
 
-from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavailableError
-from cosyjit.processes.interrupts import note_changes
+from cosyjit.errors import CosyjitError, SourceError, SourceUnavailableError, causes
+from cosyjit.sources import hub
+from cosyjit.sources.hub import File, Listing, Model, is_revision
 from cosyjit.text import without_password
 
 if TYPE_CHECKING:
     from modelscope_hub import HubApi
 
-_BRANCH: Final = "master"
+TITLE: Final = "ModelScope"
+SCHEME: Final = ""
+EXAMPLE: Final = "iic/CosyVoice-300M"
+FOLDER: Final = "modelscope"
+
+BRANCH: Final = "master"
 """The revision that the hub uses by default."""
 
-_PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
-_REVISION: Final = r"[A-Za-z0-9][A-Za-z0-9_.+-]*(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]*)*"
-_LONGEST: Final = 96
-"""The most characters of a revision, since it becomes part of a file name."""
-
-_TOO_LARGE: Final = 1 << 60
-"""In bytes; no disk has room for such a file."""
-
-_NAMED: Final = 10
-"""How many revisions of a model a message names."""
-
-_DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""Errors of this machine's disk. After many tries the client reports them as errors of the hub."""
-
 _LOG: Final = logging.getLogger("cosyjit")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model as the user names it.
-
-    Attributes:
-        id: owner and name, such as "iic/CosyVoice-300M".
-        revision: a branch, tag or commit; for None, the hub's default branch.
-    """
-
-    id: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return self.id if self.revision is None else f"{self.id}@{self.revision}"
-
-
-class File(NamedTuple):
-    """A file of a model: its name, the size and SHA-256 of its bytes, and the commit that last changed it."""
-
-    name: str
-    size: int
-    sha256: str
-    revision: str
-
-
-class Listing(NamedTuple):
-    """Files of a model at a revision.
-
-    Attributes:
-        revision: the commit.
-        endpoint: the URL of the hub that listed them, without credentials.
-        files: those of the requested files that exist.
-    """
-
-    revision: str
-    endpoint: str
-    files: tuple[File, ...]
-
-
-def parse(text: str) -> Model | None:
-    """The model that a text such as "iic/CosyVoice-300M@v1.0" names; None if the text is not of that form.
-
-    As file names, its parts cannot lead out of a directory. A revision may contain a /.
-    """
-    match = re.fullmatch(rf"(?P<id>{_PART}/{_PART})(@(?P<revision>{_REVISION}))?", text)
-    if match is None or ".." in text or not is_revision(match["revision"] or _BRANCH):
-        return None
-    return Model(match["id"], match["revision"])
-
-
-def is_revision(value: object) -> bool:
-    """Whether a value may be the name of a revision: a text that cannot lead out of a directory."""
-    return (
-        isinstance(value, str)
-        and len(value) <= _LONGEST
-        and ".." not in value
-        and re.fullmatch(_REVISION, value) is not None
-    )
 
 
 def listing(model: Model, names: Collection[str]) -> Listing:
@@ -119,19 +44,24 @@ def listing(model: Model, names: Collection[str]) -> Listing:
             some seconds, or about a minute if nothing answers.
         SourceError: there is no such model or revision, access is refused, or a file is listed without its digest.
     """
-    with _client(str(model)) as api:
-        from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see above)
+    with client(str(model)) as api:
+        from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see `hub`)
 
         endpoint = api.legacy.endpoint
-        asked = model.revision or _BRANCH
+        asked = model.revision or BRANCH
         try:
             entries = api.legacy.list_repo_files(model.id, "model", revision=asked, recursive=False)
         except NotExistError:
             raise _unknown(api, model) from None
-        commits = [(_date(entry), entry["Revision"]) for entry in entries if is_revision(entry.get("Revision"))]
         by_name = {entry.get("Path"): entry for entry in entries if entry.get("Type") != "tree"}
         files = tuple(_file(model, name, by_name[name], asked) for name in names if name in by_name)
-        return Listing(max(commits)[1] if commits else asked, without_password(endpoint), files)
+        return Listing(newest(entries) or asked, without_password(endpoint), files)
+
+
+def newest(entries: Sequence[Mapping[str, Any]]) -> str | None:
+    """The commit that last changed any of the entries of a listing; None if the hub does not name commits."""
+    commits = [(_date(entry), str(entry["Revision"])) for entry in entries if is_revision(entry.get("Revision"))]
+    return max(commits)[1] if commits else None
 
 
 def _date(entry: Mapping[str, Any]) -> int:
@@ -142,7 +72,7 @@ def _date(entry: Mapping[str, Any]) -> int:
 def _file(model: Model, name: str, entry: Mapping[str, Any], asked: str) -> File:
     size, digest, revision = entry.get("Size"), entry.get("Sha256"), entry.get("Revision")
     digest = digest.lower() if isinstance(digest, str) else ""
-    if type(size) is not int or not 0 <= size < _TOO_LARGE or not re.fullmatch("[0-9a-f]{64}", digest):
+    if not hub.is_size(size) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise SourceError(
             f"{model}: the hub lists {name} without its size and SHA-256, so it cannot be checked; "
             "download it yourself, and give the directory"
@@ -152,24 +82,22 @@ def _file(model: Model, name: str, entry: Mapping[str, Any], asked: str) -> File
 
 def _unknown(api: "HubApi", model: Model) -> SourceError:
     """The error of a model, or a revision of it, that does not exist."""
-    from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see above)
+    from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see `hub`)
 
-    host = _host(api.legacy.endpoint)
+    host = hub.host(api.legacy.endpoint)
     try:
         known = [str(revision["Revision"]) for revision in api.legacy.list_revisions(model.id, "model")]
     except NotExistError:
         return SourceError(
             f"{model}: no such model on {host}, or a private one; give a model directory, "
-            f"or a ModelScope id such as iic/CosyVoice-300M, or log in ({_LOGIN})"
+            f"or a ModelScope id such as iic/CosyVoice-300M, or log in ({LOGIN})"
         )
-    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
     return SourceError(
-        f"{model}: {model.id} has no revision {model.revision or _BRANCH} on {host}; "
-        f"it has {', '.join(known[:_NAMED]) or 'none'}{more}"
+        f"{model}: {model.id} has no revision {model.revision or BRANCH} on {host}; it has {hub.some(known)}"
     )
 
 
-_LOGIN: Final = "set MODELSCOPE_API_TOKEN, or use `modelscope login`"
+LOGIN: Final = "set MODELSCOPE_API_TOKEN, or use `modelscope login`"
 
 
 def download(model: Model, file: File, directory: Path) -> Path:
@@ -183,13 +111,13 @@ def download(model: Model, file: File, directory: Path) -> Path:
         SourceError: the hub sends other bytes than it listed, or refuses.
         OutputError: the directory cannot be written to.
     """
-    note_changes("what was downloaded is kept; run it again, and it goes on")
     _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
-    with _client(str(model), files=True) as api:
-        from modelscope_hub.errors import FileIntegrityError, NetworkError  # noqa: PLC0415  (see above)
+    with client(str(model), files=True) as api:
+        from modelscope_hub.errors import FileIntegrityError, NetworkError  # noqa: PLC0415  (see `hub`)
 
+        host = hub.host(api.legacy.endpoint)
         while True:
-            before = received(directory)
+            before = hub.received(directory)
             try:
                 return api.download_file(
                     model.id,
@@ -202,27 +130,19 @@ def download(model: Model, file: File, directory: Path) -> Path:
                     file_size=file.size,
                 )
             except NetworkError:
-                if received(directory) <= before:
+                if hub.received(directory) <= before:
                     raise
             except FileIntegrityError:
                 raise SourceError(
-                    f"{model}: {file.name} of commit {file.revision} does not arrive as {_host(api.legacy.endpoint)} "
+                    f"{model}: {file.name} of commit {file.revision} does not arrive as {host} "
                     f"lists it ({file.size:,} bytes, SHA-256 {file.sha256}), also when it is downloaded again; "
                     "try again later, or tell the model's owner"
                 ) from None
 
 
-def received(directory: Path) -> int:
-    """How many bytes of a download are in its directory."""
-    try:
-        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    except OSError:
-        return 0
-
-
 def endpoint() -> str:
     """The URL of the hub that would be asked, without credentials. No client is made: it would write into the home."""
-    from modelscope_hub import HubConfig  # noqa: PLC0415  (see above)
+    from modelscope_hub import HubConfig  # noqa: PLC0415  (see `hub`)
 
     given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")
     return without_password(HubConfig.normalize_endpoint(given))
@@ -234,12 +154,16 @@ def url(endpoint: str, model: Model, file: File) -> str:
     return f"{endpoint}/api/v1/models/{model.id}/repo?{query}"
 
 
-def _host(endpoint: str) -> str:
-    return urlsplit(without_password(endpoint)).netloc
+def local_listing(_model: Model, _names: Collection[str]) -> None:
+    """Nothing: no directory of the client's own cache is known."""
+
+
+def local_copy(_model: Model, _file: File) -> None:
+    """Nothing: see `local_listing`."""
 
 
 @contextmanager
-def _client(what: str, *, files: bool = False) -> Iterator["HubApi"]:
+def client(what: str, *, files: bool = False) -> Iterator["HubApi"]:
     """A client with the current settings of the environment; its errors in the block become ours.
 
     Args:
@@ -248,7 +172,7 @@ def _client(what: str, *, files: bool = False) -> Iterator["HubApi"]:
     """
     try:
         api = _new_client(what, files=files)
-        host = _host(api.legacy.endpoint)
+        host = hub.host(api.legacy.endpoint)
     except (AttributeError, ImportError, TypeError) as error:
         raise _incompatible_error(error, what, "it cannot be used") from None
     except Exception as error:  # noqa: BLE001  (an invalid address, a damaged file of a login)
@@ -258,7 +182,7 @@ def _client(what: str, *, files: bool = False) -> Iterator["HubApi"]:
     except CosyjitError:
         raise
     except Exception as error:  # noqa: BLE001  (a strange answer makes the client raise almost anything)
-        own = next((cause for cause in _causes(error) if isinstance(cause, CosyjitError)), None)
+        own = next((cause for cause in causes(error) if isinstance(cause, CosyjitError)), None)
         raise own or _translated_error(error, what, host) from None
 
 
@@ -266,7 +190,7 @@ def _new_client(what: str, *, files: bool) -> "HubApi":
     log = logging.getLogger("modelscope_hub")
     if not log.handlers:  # without a handler the client writes to standard error
         log.addHandler(logging.NullHandler())
-    from modelscope_hub import HubApi, HubConfig, _download  # noqa: PLC0415  (see above)
+    from modelscope_hub import HubApi, HubConfig, _download  # noqa: PLC0415  (see `hub`)
 
     bar = getattr(_download, "tqdm")  # noqa: B009  (the name is not public)
     if not isinstance(bar, partial):  # its bars would mix with logs and other progress
@@ -289,12 +213,11 @@ def _translated_error(error: Exception, what: str, host: str) -> CosyjitError:
     from modelscope_hub import errors  # noqa: PLC0415
 
     status = getattr(error, "status_code", None)
-    failures = [cause for cause in _causes(error) if isinstance(cause, OSError)]
+    failures = [cause for cause in causes(error) if isinstance(cause, OSError)]
     local = isinstance(error, OSError) and not isinstance(error, errors.HubError | requests.RequestException)
-    disk = [failure for failure in failures if local or failure.errno in _DISK]
+    disk = [failure for failure in failures if local or hub.is_of_disk(failure)]
     if disk:
-        reason = disk[0].strerror or type(error).__name__
-        return OutputError(f"{what}: the download cannot be written ({reason}); make room, and run again")
+        return hub.disk_error(what, disk[0])
     if isinstance(error, errors.APIError) and not error.retryable:
         return SourceError(f"{what}: {host} {_refusal_reason(status)}")
     if isinstance(error, ValueError) and not isinstance(error, requests.JSONDecodeError):
@@ -313,7 +236,7 @@ def _translated_error(error: Exception, what: str, host: str) -> CosyjitError:
 
 def _refusal_reason(status: int | None) -> str:
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return f"refuses access (HTTP {status}); log in as someone who has it ({_LOGIN})"
+        return f"refuses access (HTTP {status}); log in as someone who has it ({LOGIN})"
     if status == HTTPStatus.NOT_FOUND:
         return f"no longer has what it listed (HTTP {status}); run again"
     return f"refuses the request (HTTP {status}); see whether the id is right"
@@ -339,13 +262,3 @@ def _kind(error: Exception) -> str:
     if isinstance(error, ConnectionError):
         return "no answer in time" if isinstance(error, TimeoutError) else "the connection broke"
     return type(error).__name__
-
-
-def _causes(error: BaseException) -> Sequence[BaseException]:
-    """An error, the error that it was raised from, and so on."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return causes

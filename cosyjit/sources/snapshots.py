@@ -1,17 +1,21 @@
-"""Keeps the downloaded revisions of models of the hub on this machine.
+"""Keeps the downloaded revisions of models of hubs on this machine.
 
-Below ~/.cache/cosyjit/modelscope are
+Below ~/.cache/cosyjit/modelscope, and below ~/.cache/cosyjit/huggingface, are
 
     <owner>/<name>[@<revision>]/                     the home of a source: its zips are published here
     <owner>/<name>[@<revision>]/snapshots/<commit>/  its configuration and weights, as far as they were needed
-    .files/<sha256>/<name>                           the bytes, once for all snapshots that have them
-    .incoming/<sha256>/                              downloads in progress
+    .files/<digest>/<name>                           the bytes, once for all snapshots that have them
+    .incoming/<digest>/                              downloads in progress
     .locks/, .gate, .lock                            lock files: of each file, of the queue, of all
 
 In a snapshot the names are symbolic links into `.files`. Hard links would not do: a new or removed snapshot would
 change the times of files that others have, and these times show whether a file was changed. An export in progress would
-fail, and gigabytes would be read again. A file in `.files` is whole and has the digest of its name. Its digest is
-cached like that of any file, so that checking it again does not read it.
+fail, and gigabytes would be read again. A file in `.files` is whole and has the digest of its name. Its SHA-256 is
+cached like that of any file, so that checking it again does not read it. Where the hub lists Git's ids, as of small
+files, these are the digests, and such a file is read each time.
+
+What the hub's own client has in its cache is not downloaded: in `.files` is a hard link to it then, so that it stays if
+the client's cache is emptied; where none can be made, as between two disks, a symbolic link.
 """
 
 import itertools
@@ -19,7 +23,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,8 +36,10 @@ from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.fs import files, locks
 from cosyjit.fs.digests import Digests
 from cosyjit.fs.identity import Identity
-from cosyjit.sources import modelscope
-from cosyjit.sources.modelscope import File, Model
+from cosyjit.processes.interrupts import note_changes
+from cosyjit.sources import hub
+from cosyjit.sources.hub import File, Listing, Model
+from cosyjit.sources.ids import hub_of
 from cosyjit.weights.weights_file import SAFETENSORS
 
 _PARTS: Final = [part for family in FAMILIES for part in family.components]
@@ -78,7 +84,7 @@ class Snapshot:
     download: bool = True
 
     def __str__(self) -> str:
-        return f"{self.model.id}@{self.revision}"
+        return self.model.at(self.revision)
 
     @property
     def home(self) -> Path:
@@ -110,11 +116,11 @@ class Snapshot:
     def path(self, name: str) -> Path:
         """The path of a file's bytes, which all snapshots share that have it."""
         file = self.file(name)
-        return _root() / ".files" / file.sha256 / Path(file.name).name
+        return _root(self.model) / ".files" / file.digest / Path(file.name).name
 
     def uri(self, name: str) -> str:
         """The URL of a file at its commit."""
-        return modelscope.url(self.endpoint, self.model, self.file(name))
+        return hub_of(self.model).url(self.endpoint, self.model, self.file(name))
 
     def fetch(self, names: Collection[str]) -> None:
         """Download files that are not on this machine, or were changed here.
@@ -127,8 +133,8 @@ class Snapshot:
             OutputError: there is no room for the files, or they cannot be written.
         """
         wanted = [self.file(name) for name in dict.fromkeys(names)]
-        with _write_errors(), _in_use():
-            missing = [file for file in wanted if not _is_present(self.path(file.name), file)]
+        with _write_errors(self.model), _in_use(self.model):
+            missing = [file for file in wanted if not self._has(file)]
             if missing and not self.download:
                 raise SourceError(
                     f"{self}: {', '.join(file.name for file in missing)} of this revision is not on this machine yet; "
@@ -140,26 +146,45 @@ class Snapshot:
             for file in wanted:
                 _link(self.directory / file.name, self.path(file.name))
 
+    def _has(self, file: File) -> bool:
+        """Whether a file is on this machine: here, or in the cache of the hub's client, from where it is linked."""
+        path = self.path(file.name)
+        if _is_present(path, file):
+            return True
+        copy = hub_of(self.model).local_copy(self.model, file)
+        if copy is None:
+            return False
+        files.make_directory(path.parent)
+        with self._locked(file):
+            if not _is_present(path, file):
+                _adopt(copy, path)
+        return _is_present(path, file)
+
+    def _locked(self, file: File) -> AbstractContextManager[object]:
+        files.make_directory(_root(self.model) / ".locks")
+        return locks.locked(_root(self.model) / ".locks" / file.digest)
+
     def _download(self, file: File) -> None:
-        path, incoming = self.path(file.name), _incoming(file)
-        files.make_directory(_root() / ".locks")
-        with locks.locked(_root() / ".locks" / file.sha256):
+        path, incoming = self.path(file.name), _incoming(self.model, file)
+        with self._locked(file):
             if _is_present(path, file):  # another process fetched it while this one waited
                 return
             files.make_private(incoming)  # private, since the client creates files with the permissions of the umask
-            downloaded = modelscope.download(self.model, file, incoming)
+            note_changes("what was downloaded is kept; run it again, and it goes on")
+            downloaded = hub_of(self.model).download(self.model, file, incoming)
             files.make_directory(path.parent)
             downloaded.chmod(0o664 & downloaded.stat().st_mode)
             with downloaded.open("rb") as complete:
                 before = Identity.written(complete.fileno())
             downloaded.replace(path)
-            # The client does not flush to disk, so the bytes are checked again after a restart.
-            _digests().remember_sha256(path, file.sha256, before, until_restart=True)
+            if file.sha256:
+                # The client does not flush to disk, so the bytes are checked again after a restart.
+                _digests().remember_sha256(path, file.sha256, before, until_restart=True)
             files.remove(incoming)
 
     def mark_latest(self) -> None:
         """Record this snapshot as the latest of its model, for use without the hub, and remove old ones."""
-        with _write_errors(), locks.locked(_root() / ".gate"):
+        with _write_errors(self.model), locks.locked(_root(self.model) / ".gate"):
             known = _known(self.model)
             if known and replace(known[0].snapshot, download=self.download) == self:
                 if len(known) <= _RETAINED:
@@ -177,7 +202,7 @@ class Snapshot:
             "endpoint": self.endpoint,
             "number": number,
             "resolved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "files": [file._asdict() for file in self.files],
+            "files": [{key: value for key, value in file._asdict().items() if value != ""} for file in self.files],
         }
         files.write(self.directory / DOCUMENT, documents.dump(document))
 
@@ -198,16 +223,18 @@ def resolve(model: Model, *, download: bool = True) -> Snapshot:
         SourceError: no such model or revision, or no access to it.
     """
     try:
-        listing = modelscope.listing(model, NAMES)
+        listing = hub_of(model).listing(model, NAMES)
     except SourceUnavailableError as error:
         known = next(iter(_known(model)), None)
-        if known is None:
+        snapshot = known.snapshot if known else _local(model)
+        if snapshot is None:
             raise SourceUnavailableError(f"{error}, or give a model directory that is there") from None
         log_cause(error)
         problem, _, _ = str(error).partition("; ")
-        _LOG.warning("%s; commit %s is used, which was current at %s", problem, known.snapshot.revision, known.resolved)
-        return replace(known.snapshot, download=download)
-    return Snapshot(model, listing.revision, listing.endpoint, listing.files, download)
+        where = f"which was current at {known.resolved}" if known else f"which {hub_of(model).TITLE}'s client has"
+        _LOG.warning("%s; commit %s is used, %s", problem, snapshot.revision, where)
+        return replace(snapshot, download=download and known is not None)
+    return _snapshot(model, listing, download=download)
 
 
 def last(model: Model) -> Snapshot:
@@ -217,23 +244,35 @@ def last(model: Model) -> Snapshot:
         SourceError: there is none.
     """
     known = _known(model)
-    if not known:
+    snapshot = known[0].snapshot if known else _local(model)
+    if snapshot is None:
         raise SourceError(f"{model}: no commit of it is on this machine; export {model} again")
-    return replace(known[0].snapshot, download=False)
+    return replace(snapshot, download=False)
+
+
+def _snapshot(model: Model, listing: Listing, *, download: bool) -> Snapshot:
+    return Snapshot(model, listing.revision, listing.endpoint, listing.files, download)
+
+
+def _local(model: Model) -> Snapshot | None:
+    """What the hub's client has of a model in its cache. It may lack files, so it is not recorded."""
+    listing = hub_of(model).local_listing(model, NAMES)
+    return None if listing is None else _snapshot(model, listing, download=False)
 
 
 def home(model: Model) -> Path:
     """The directory of a model as the user named it."""
     owner, _, name = model.id.partition("/")
-    return _root() / owner / (name if model.revision is None else f"{name}@{quote(model.revision, safe='')}")
+    return _root(model) / owner / (name if model.revision is None else f"{name}@{quote(model.revision, safe='')}")
 
 
-def _root() -> Path:
-    return files.absolute(Path(files.DEFAULT_ROOT)) / "modelscope"
+def _root(model: Model) -> Path:
+    """The directory of all models of a model's hub."""
+    return files.absolute(Path(files.DEFAULT_ROOT)) / hub_of(model).FOLDER
 
 
-def _incoming(file: File) -> Path:
-    return _root() / ".incoming" / file.sha256
+def _incoming(model: Model, file: File) -> Path:
+    return _root(model) / ".incoming" / file.digest
 
 
 def _digests() -> Digests:
@@ -243,16 +282,27 @@ def _digests() -> Digests:
 
 def _is_present(path: Path, file: File) -> bool:
     try:
-        return path.stat().st_size == file.size and _digests().sha256(path) == file.sha256
+        if path.stat().st_size != file.size:
+            return False
+        return _digests().sha256(path) == file.sha256 if file.sha256 else file.is_at(path)
     except (OSError, FileChangedError):
         return False
 
 
 def _check_room(snapshot: Snapshot, missing: Collection[File]) -> None:
-    size = sum(file.size - min(file.size, modelscope.received(_incoming(file))) for file in missing)
-    shortage = files.shortage(_root(), size) if missing else None
+    size = sum(file.size - min(file.size, hub.received(_incoming(snapshot.model, file))) for file in missing)
+    root = _root(snapshot.model)
+    shortage = files.shortage(root, size) if missing else None
     if shortage:
-        raise OutputError(f"{snapshot}: {shortage} in {_root()}; make room")
+        raise OutputError(f"{snapshot}: {shortage} in {root}; make room")
+
+
+def _adopt(copy: Path, path: Path) -> None:
+    """Let a path be a file in the cache of a hub's client."""
+    try:
+        files.replace_link(path, lambda temporary: temporary.hardlink_to(copy))
+    except OSError:  # on another disk, or someone else's
+        files.replace_symlink(str(copy), path)
 
 
 def _link(name: Path, path: Path) -> None:
@@ -288,59 +338,64 @@ def _file(entry: dict[str, Any]) -> File:
     name = documents.text(entry["name"])
     if name not in NAMES:
         raise ValueError(f"{name!r} is not a file of a model")
-    return File(name, _count(entry["size"]), documents.digest(entry["sha256"], 64), _revision(entry["revision"]))
+    size, revision = _count(entry["size"]), _revision(entry["revision"])
+    if "git_sha1" in entry:
+        return File(name, size, "", revision, documents.digest(entry["git_sha1"], 40))
+    return File(name, size, documents.digest(entry["sha256"], 64), revision)
 
 
 def _revision(value: object) -> str:
-    if not modelscope.is_revision(value):
+    if not hub.is_revision(value):
         raise ValueError(f"{value!r} is not a revision")
-    return str(value)
+    return value
 
 
 def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 60:
+    if not hub.is_size(value):
         raise ValueError(f"{value!r} is not a count")
     return value
 
 
 @contextmanager
-def _write_errors() -> Iterator[None]:
+def _write_errors(model: Model) -> Iterator[None]:
     """Translate errors of the block into OutputError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise OutputError(f"{_root()}: cannot be written to ({reason}); mend it, or make room") from None
+        raise OutputError(f"{_root(model)}: cannot be written to ({reason}); mend it, or make room") from None
 
 
 @contextmanager
-def _in_use() -> Iterator[None]:
+def _in_use(model: Model) -> Iterator[None]:
     """Keep `_clean` from removing what the block downloads."""
-    files.make_directory(_root())
+    root = _root(model)
+    files.make_directory(root)
     with ExitStack() as held:
-        with locks.locked(_root() / ".gate"):
-            held.enter_context(locks.locked(_root() / ".lock", shared=True))
+        with locks.locked(root / ".gate"):
+            held.enter_context(locks.locked(root / ".lock", shared=True))
         yield
 
 
 def _clean(model: Model) -> None:
     """Remove all but the latest snapshots of a model, and unused files, unless another process is downloading."""
-    with locks.locked(_root() / ".gate"):
-        if not locks.is_free(_root() / ".lock"):
+    root = _root(model)
+    with locks.locked(root / ".gate"):
+        if not locks.is_free(root / ".lock"):
             return
         outdated = [known.snapshot.directory for known in _known(model)[_RETAINED:]]
         unfinished = [path for path in (home(model) / "snapshots").iterdir() if not (path / DOCUMENT).exists()]
         dropped = {link for directory in outdated for link in _links(directory)}
         for directory in [*outdated, *(path for path in unfinished if _age(path) > _DAY)]:
             files.remove(directory)
-        used = {link for directory in _root().glob("[!.]*/*/snapshots/*") for link in _links(directory)}
-        for path in (_root() / ".files").glob("*/*"):
+        used = {link for directory in root.glob("[!.]*/*/snapshots/*") for link in _links(directory)}
+        for path in (root / ".files").glob("*/*"):
             if path.parts[-2:] not in used and (path.parts[-2:] in dropped or _age(path) > _DAY):
                 files.remove(path.parent)
-        for path in (_root() / ".incoming").glob("*"):
+        for path in (root / ".incoming").glob("*"):
             if _age(path) > _STALE:
                 files.remove(path)
-        for path in (_root() / ".locks").glob("*"):
+        for path in (root / ".locks").glob("*"):
             files.remove(path)
 
 

@@ -1,4 +1,4 @@
-"""Finds the source of a checkpoint: a model directory, or a model of ModelScope at a revision."""
+"""Finds the source of a checkpoint: a model directory, or a model of a hub at a revision."""
 
 import os
 from collections.abc import Collection
@@ -10,15 +10,12 @@ from cosyjit.configuration import yaml_nodes
 from cosyjit.errors import SourceError
 from cosyjit.families import CONFIG_FILES, Component
 from cosyjit.fs import files
-from cosyjit.sources import addresses, modelscope, snapshots
+from cosyjit.sources import addresses, ids, snapshots
 from cosyjit.sources.snapshots import Snapshot
 from cosyjit.text import without_password
 from cosyjit.weights.weights_file import SAFETENSORS
 
-_HINT: Final = (
-    f"give a model directory, with one of {', '.join(CONFIG_FILES)} in it, "
-    "or a ModelScope id such as iic/CosyVoice-300M"
-)
+_HINT: Final = f"give a model directory, with one of {', '.join(CONFIG_FILES)} in it, or {ids.EXAMPLES}"
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,17 @@ def open_source(source: str | Path) -> Source:
     if addresses.is_address(str(source)):
         raise SourceError(f"{without_password(str(source))}: is an address; {_address_hint(str(source))}")
     missing = "does not exist" if str(source) == str(path) else f"the directory {path} does not exist"
-    model = modelscope.parse(str(source))
+    model = ids.parse(str(source))
     if model is None:
+        ids.check_scheme(str(source))
         raise SourceError(f"{source}: {missing}; {_HINT}")
     try:
         snapshot = snapshots.resolve(model)
     except SourceError as error:
+        if model.scheme:  # so that no directory is meant
+            raise
         reason = str(error).removeprefix(f"{model}: ")
-        raise type(error)(f"{source}: {missing}; as a ModelScope id: {reason}") from None
+        raise type(error)(f"{source}: {missing}; as a {ids.hub_of(model).TITLE} id: {reason}") from None
     return _from_hub(snapshot)
 
 
@@ -154,7 +154,7 @@ def reopen(name: str, *, ask: bool) -> Source:
     Raises:
         SourceError, OutputError: as `open_source`.
     """
-    model = modelscope.parse(name)
+    model = ids.parse(name)
     if model is None:
         return open_source(name)
     return _from_hub(snapshots.resolve(model, download=False) if ask else snapshots.last(model))
@@ -185,7 +185,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _from_hub(snapshot: Snapshot) -> Source:
-    alike = len({snapshot.file(name).sha256 for name in snapshot.configs}) == 1
+    alike = len({snapshot.file(name).digest for name in snapshot.configs}) == 1
     name = _only(snapshot.configs, snapshot, "among its files", alike=alike)
     snapshot.fetch([name])
     return _source_of(snapshot)

@@ -367,7 +367,7 @@ def test_what_is_no_source_or_no_single_place_is_one_line_as_well(tiny: Path, tm
     nowhere = export(str(tiny), publish="", return_state=True)
     one_place = export([str(tiny), str(tiny)], publish=str(tmp_path), return_state=True)
 
-    assert none.message == empty.message == "no source is given; name a model directory or a ModelScope id"
+    assert none.message == empty.message == "no source is given; name a model directory or the id of a model on a hub"
     told = "publish: is empty; name a directory, or give null to publish beside the checkpoint"
     assert nowhere.message == told
     assert one_place.message == f"{tmp_path}: is one directory for 2 sources; publish them one by one"

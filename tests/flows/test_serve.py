@@ -63,7 +63,7 @@ def test_a_model_has_the_parameters_of_the_flow(tiny: Path, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "no source is given; name a model directory or a ModelScope id"),
+        ([], "no source is given; name a model directory or the id of a model on a hub"),
         (["{tiny}", "{tiny}/nowhere"], "{tiny}/nowhere: does not exist; give a model directory"),
         (["{tiny}", "{other}"], "{other}: would be served as 'CosyVoice-tiny', as {tiny} is; serve it by a command of"),
         (["{tiny}", "{other}", "--name", "a"], "--name a: is for one source, and 2 are given"),

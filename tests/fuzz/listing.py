@@ -11,7 +11,7 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
 from cosyjit.sources import modelscope, snapshots
-from cosyjit.sources.modelscope import Model
+from cosyjit.sources.hub import Model
 from cosyjit.sources.snapshots import Snapshot
 from tests.support.mutations import mutator
 
@@ -55,10 +55,10 @@ def read(content: bytes) -> None:
     _CONNECTION.content = content
     found = modelscope.listing(_MODEL, snapshots.NAMES)
     snapshot = Snapshot(_MODEL, found.revision, found.endpoint, found.files)
-    root = os.path.realpath(snapshots._root())
+    root = os.path.realpath(snapshots._root(_MODEL))
     for each in snapshot.files:
         assert each.name in snapshots.NAMES
-        for path in (snapshot.directory, snapshot.path(each.name), snapshots._incoming(each)):
+        for path in (snapshot.directory, snapshot.path(each.name), snapshots._incoming(_MODEL, each)):
             assert os.path.realpath(path).startswith(f"{root}/"), path
         assert f"{snapshot} {each} {snapshot.uri(each.name)}".isprintable()
     snapshots._check_room(snapshot, snapshot.files)

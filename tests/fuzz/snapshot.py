@@ -8,7 +8,7 @@ from typing import Final
 from cosyjit import documents
 from cosyjit.fs import files
 from cosyjit.sources import snapshots
-from cosyjit.sources.modelscope import Model
+from cosyjit.sources.hub import Model
 from cosyjit.sources.source import Source
 from tests.support.mutations import mutator
 
@@ -44,10 +44,16 @@ def read(content: bytes) -> None:
 
 
 def _use(snapshot: snapshots.Snapshot) -> None:
-    root = os.path.realpath(snapshots._root())
+    root = os.path.realpath(snapshots._root(snapshot.model))
     for each in snapshot.files:
         source = Source(snapshot.directory, snapshot.directory / each.name, snapshot)
-        for path in (source.directory, source.home, source.file(each.name), source.config, snapshots._incoming(each)):
+        for path in (
+            source.directory,
+            source.home,
+            source.file(each.name),
+            source.config,
+            snapshots._incoming(snapshot.model, each),
+        ):
             assert os.path.realpath(path).startswith(f"{root}/"), path
         assert source.uri(each.name).isprintable()
         assert source.pinned.isprintable()

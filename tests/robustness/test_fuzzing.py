@@ -18,7 +18,7 @@ TARGETS: Final = sorted(path.stem for path in (ROOT / "tests" / "fuzz").glob("[!
 BOUNDS: Final = ("-timeout=60", "-max_len=4096", "-print_final_stats=1")
 
 
-COSTLY: Final = {"config", "listing", "record", "snapshot", "tokenizer"}
+COSTLY: Final = {"config", "hugging_face", "listing", "record", "snapshot", "tokenizer"}
 """Those of which an input takes a millisecond or more."""
 
 

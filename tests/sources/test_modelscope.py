@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from cosyjit.errors import CosyjitError, OutputError, SourceError, SourceUnavailableError
 from cosyjit.sources import snapshots
-from cosyjit.sources.modelscope import File, Listing, Model, download, listing, parse, url
+from cosyjit.sources.hub import File, Listing, Model
+from cosyjit.sources.ids import parse
+from cosyjit.sources.modelscope import download, listing, url
 from cosyjit.text import without_password
 from tests.support.files import sha256
 from tests.support.modelscope import MODEL, Hub, Kind, download_url, log_in
@@ -313,7 +315,8 @@ def packed(encoding: str, size: int = SPACES) -> bytes:
 PEAK = """
 import logging, resource, sys
 from cosyjit.errors import CosyjitError
-from cosyjit.sources.modelscope import File, Model, download, listing
+from cosyjit.sources.hub import File, Model
+from cosyjit.sources.modelscope import download, listing
 from pathlib import Path
 
 logging.getLogger("modelscope_hub").addHandler(logging.NullHandler())

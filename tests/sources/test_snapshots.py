@@ -14,7 +14,7 @@ import pytest
 
 from cosyjit.errors import OutputError, SourceError, SourceUnavailableError
 from cosyjit.fs import locks
-from cosyjit.sources.modelscope import Model
+from cosyjit.sources.hub import Model
 from cosyjit.sources.source import Source, open_source, reopen
 from tests.support.files import sha256
 from tests.support.modelscope import MODEL, Hub

@@ -19,13 +19,17 @@ from cosyjit.families import CONFIG_FILES, FAMILIES
 from cosyjit.fs import files
 from cosyjit.selection import select
 from cosyjit.sources import snapshots
-from cosyjit.sources.modelscope import File, Model, parse
+from cosyjit.sources.hub import File, Model
+from cosyjit.sources.ids import parse
 from cosyjit.sources.snapshots import Snapshot
 from cosyjit.sources.source import Source, open_source, reopen
 from cosyjit.text import plain
 from tests.support.modelscope import MODEL, Hub
 
-WAYS = "give a model directory, with one of {} in it, or a ModelScope id such as iic/CosyVoice-300M"
+WAYS = (
+    "give a model directory, with one of {} in it, or a ModelScope id such as iic/CosyVoice-300M, or a Hugging Face id "
+    "such as hf:FunAudioLLM/CosyVoice2-0.5B"
+)
 
 
 @pytest.fixture
@@ -234,7 +238,9 @@ SAID: Final[dict[str, Any]] = {
     "endpoint": "https://hub",
     "number": 1,
     "resolved": "2026-01-02T03:04:05+00:00",
-    "files": [file._asdict() for file in SNAPSHOT.files],
+    "files": [
+        {"name": name, "size": 5, "sha256": "0" * 64, "revision": "c" * 40} for name in ("llm.pt", "cosyvoice.yaml")
+    ],
 }
 
 

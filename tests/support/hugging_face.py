@@ -1,0 +1,548 @@
+"""A small Hugging Face on loopback: what its client asks for to list and to download a model's files, and what fails.
+
+    with Hub() as hub:
+        hub.publish("FunAudioLLM/CosyVoice2-0.5B", {"cosyvoice2.yaml": b"…", "llm.pt": Path("llm.pt")})
+        hub.use(monkeypatch)
+
+It answers as the real one does as far as its client looks: commits, git's ids of small files and digests of large ones,
+ranges, codes of errors in headers, and redirects of large files to another host.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from tests.support.files import sha256
+
+Kind = Literal["info", "refs", "tree", "paths", "resolve", "bytes"]
+
+MODEL: Final = "FunAudioLLM/CosyVoice-300M"
+
+_FOREIGN: Final = (
+    *("HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_OIDC_RESOURCE", "HF_XET_CACHE"),
+    *("HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_CACHE", "HUGGINGFACE_CO_STAGING", "TRANSFORMERS_OFFLINE"),
+    *("HF_HUB_DISABLE_IMPLICIT_TOKEN", "XDG_CACHE_HOME"),
+)
+"""What the environment of whoever runs the tests may say, and shall not."""
+
+LARGE: Final = (".bin", ".onnx", ".pt", ".safetensors", ".zip")
+"""The ends of the names of files that are in LFS."""
+
+
+class Request(NamedTuple):
+    """What the hub was asked for.
+
+    Attributes:
+        kind: "other" is anything else.
+        method: of HTTP.
+        model: the id.
+        revision: which one.
+        name: that of the file, or the path after all of these.
+        headers: all of them, by names in small letters.
+        body: what came with it.
+    """
+
+    kind: Kind | Literal["other"]
+    method: str
+    model: str
+    revision: str
+    name: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+class Blob(NamedTuple):
+    """A file in a commit."""
+
+    content: bytes
+    lfs: bool
+
+    @property
+    def oid(self) -> str:
+        """Git's id of what is committed: the file, or the pointer to it in LFS."""
+        return git_sha1(self.pointer if self.lfs else self.content)
+
+    @property
+    def pointer(self) -> bytes:
+        """What is committed of a file in LFS (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
+        lines = ("version https://git-lfs.github.com/spec/v1", f"oid sha256:{sha256(self.content)}")
+        return "\n".join([*lines, f"size {len(self.content)}", ""]).encode()
+
+    @property
+    def etag(self) -> str:
+        """What the client names the file by in its cache."""
+        return sha256(self.content) if self.lfs else self.oid
+
+
+def git_sha1(content: bytes) -> str:
+    """Git's id of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+@dataclass
+class Repository:
+    """A model: its commits with all their files, and the names of some of these."""
+
+    commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, revision: str) -> str | None:
+        """The commit of a branch, tag or commit."""
+        found = self.branches.get(revision) or self.tags.get(revision) or revision
+        return found if found in self.commits else None
+
+
+@dataclass
+class Failure:
+    """What is to go wrong, and how often.
+
+    Attributes:
+        kind: with which requests.
+        name: of which file; any for "".
+        times: how often, None for always.
+        status: of the answer; 0 where that begins as it should.
+        code: what `X-Error-Code` says.
+        headers: of the answer.
+        cut: how much of the body comes before the connection ends.
+        content: the body, in place of the right one.
+        until: what is waited for where the body is cut, which goes on then.
+        unsized: whether the body has no size, and ends with the connection.
+        endless: whether it never ends.
+        drip: the time between one byte of it and the next, in s.
+    """
+
+    kind: str
+    name: str = ""
+    times: int | None = 1
+    status: int = 0
+    code: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    content: bytes | None = None
+    until: threading.Event | None = None
+    unsized: bool = False
+    endless: bool = False
+    drip: float = 0.0
+
+
+@final
+class Hub:
+    """A hub, entered to run.
+
+    Attributes:
+        requests: all that it was asked for, in order.
+        token: what a client has to show for anything; nothing for "".
+        gated: the models whose files are for those alone whom `accepted` names by their tokens.
+        redirecting: whether the bytes of large files come from another host, as they do.
+        altered: changes an answer about a model before it is sent.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.token = ""
+        self.gated: set[str] = set()
+        self.accepted: set[str] = set()
+        self.redirecting = True
+        self.altered: Callable[[dict[str, Any]], object] = lambda info: None  # noqa: ARG005
+        self.repositories: dict[str, Repository] = {}
+        self.lock = threading.RLock()
+        self._failures: list[Failure] = []
+        self._commits = 0
+        self._port = 0
+        self._server: ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> "Hub":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Be there, again at the same address."""
+        server = _Server(self, self._port)
+        self._server, self._port = server, server.server_address[1]
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def elsewhere(self) -> str:
+        """Where large files are: the same server, under the name of another host."""
+        return f"http://localhost:{self._port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What lets the real client come here and nowhere else, without a word to anyone about who it is."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process, and those that it starts, ask this hub and no other.
+
+        The client reads the environment when it is imported, so what it has read is set as well.
+        """
+        for name in _FOREIGN:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in self.env.items():
+            monkeypatch.setenv(name, value)
+        from huggingface_hub import constants  # noqa: PLC0415  (an extra)
+
+        home = Path(os.environ["HOME"]) / ".cache" / "huggingface"
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "HF_HOME", str(home))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+
+    def publish(
+        self, model: str, files: Mapping[str, bytes | Path | None], revision: str = "main", *, lfs: bool | None = None
+    ) -> str:
+        """Commit files to a branch, None takes one away; the others stay as they are. Gives the commit.
+
+        Args:
+            model: the id; made where there is none.
+            files: their bytes, or where these are.
+            revision: the branch; made where there is none.
+            lfs: whether they are in LFS; by their names for None.
+        """
+        with self.lock:
+            known = self.repositories.setdefault(model, Repository())
+            tree = dict(known.commits.get(known.branches.get(revision, ""), {}))
+            for name, value in files.items():
+                content = value.read_bytes() if isinstance(value, Path) else value
+                if content is None:
+                    del tree[name]
+                else:
+                    tree[name] = Blob(content, name.endswith(LARGE) if lfs is None else lfs)
+            return self.commit(known, revision, tree)
+
+    def commit(self, repository: Repository, branch: str, tree: Mapping[str, Blob]) -> str:
+        """Let a branch have these files and no others from now on."""
+        with self.lock:
+            self._commits += 1
+            commit = hashlib.sha1(f"{self._commits}".encode(), usedforsecurity=False).hexdigest()
+            repository.commits[commit] = dict(tree)
+            repository.branches[branch] = commit
+            return commit
+
+    def tag(self, model: str, name: str, commit: str) -> None:
+        """Give a commit a name that stays."""
+        self.repositories[model].tags[name] = commit
+
+    def forget(self, model: str, commit: str) -> None:
+        """Have a commit no longer, as after its branch was written anew."""
+        del self.repositories[model].commits[commit]
+
+    def fail(self, kind: str, **what: Any) -> Failure:
+        """Let requests fail from now on; see `Failure`."""
+        failure = Failure(kind, **what)
+        self._failures.append(failure)
+        return failure
+
+    def down(self) -> None:
+        """Be there for nobody, without the wait that one who is not there at all is worth."""
+        kinds: tuple[Kind, ...] = ("info", "refs", "tree", "paths", "resolve")
+        self._failures = [Failure(kind, times=None, status=503, headers={"Retry-After": "0"}) for kind in kinds]
+
+    def mend(self) -> None:
+        """Let nothing fail any more."""
+        self._failures.clear()
+
+    @property
+    def downloads(self) -> list[str]:
+        """The names of the files that were downloaded, once for each request."""
+        return [each.name for each in self.requests if each.kind == "resolve" and each.method == "GET"]
+
+    @property
+    def ranges(self) -> list[str]:
+        """Which parts of files were asked for; "" for all of one."""
+        return [
+            each.headers.get("range", "") for each in self.requests if each.kind == "resolve" and each.method == "GET"
+        ]
+
+    def count(self, kind: str) -> int:
+        """How many requests of a kind there were."""
+        return sum(each.kind == kind for each in self.requests)
+
+    def failing(self, kind: str, name: str) -> Failure | None:
+        """What is to go wrong with a request, which counts as one of the times."""
+        with self.lock:
+            for failure in self._failures:
+                if failure.kind == kind and failure.name in {"", name} and failure.times != 0:
+                    failure.times = None if failure.times is None else failure.times - 1
+                    return failure
+            return None
+
+    def stored(self, digest: str) -> tuple[str, bytes] | None:
+        """A name and the bytes of a digest, in whatever commit of whatever model."""
+        for repository in self.repositories.values():
+            for tree in repository.commits.values():
+                for name, blob in tree.items():
+                    if blob.lfs and sha256(blob.content) == digest:
+                        return name, blob.content
+        return None
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, hub: Hub, port: int) -> None:
+        self.hub = hub
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed is no error here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> Hub:
+        assert isinstance(self.server, _Server)
+        return self.server.hub
+
+    def log_message(self, *_: object) -> None:
+        """`Hub.requests` is the log."""
+
+    def do_GET(self) -> None:
+        self.receive()
+
+    def do_HEAD(self) -> None:
+        self.receive()
+
+    def do_POST(self) -> None:
+        self.receive()
+
+    def receive(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        request = self.parsed(body)
+        self.hub.requests.append(request)
+        failure = self.hub.failing(request.kind, request.name)
+        if failure is not None and (failure.unsized or failure.endless or failure.drip):
+            self.send_strangely(failure)
+        elif failure is not None and failure.status:
+            headers = {**({"X-Error-Code": failure.code} if failure.code else {}), **failure.headers}
+            content = json.dumps({"error": "as the test wants it"}).encode()
+            self.send_body(failure.status, content if failure.content is None else failure.content, headers)
+        elif request.kind == "bytes":
+            _, content = self.hub.stored(request.name) or ("", b"")
+            self.send_content(content, {}, failure)
+        elif request.kind == "other":
+            self.answer_other(request)
+        elif failure is not None and request.kind != "resolve":
+            self.send_body(200, failure.content or b"", failure.headers)
+        else:
+            self.answer(request, failure)
+
+    def parsed(self, body: bytes) -> Request:
+        parts = urlsplit(self.path)
+        pieces = parts.path.lstrip("/").split("/")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        kind: Kind | Literal["other"] = "other"
+        model, revision, name = "", "", parts.path
+        if pieces[:2] == ["api", "models"] and len(pieces) >= 4:
+            model, rest = "/".join(pieces[2:4]), pieces[4:]
+            kinds: dict[str, Kind] = {"": "info", "revision": "info", "refs": "refs", "tree": "tree"}
+            kind = {**kinds, "paths-info": "paths"}.get(rest[0] if rest else "", "other")
+            if kind != "other":
+                revision, name = unquote(rest[1]) if len(rest) > 1 else "main", unquote("/".join(rest[2:]))
+        elif len(pieces) >= 5 and pieces[2] == "resolve":
+            kind, model, revision = "resolve", "/".join(pieces[:2]), unquote(pieces[3])
+            name = unquote("/".join(pieces[4:]))
+        elif pieces[0] == "bytes":
+            kind, name = "bytes", pieces[1]
+        return Request(kind, self.command, model, revision, name, headers, body)
+
+    def answer_other(self, request: Request) -> None:
+        self.send_failure(404, "", f"no {request.name} here")
+
+    def answer(self, request: Request, failure: Failure | None) -> None:
+        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+        repository = self.hub.repositories.get(request.model)
+        if repository is None or (self.hub.token and shown != self.hub.token):
+            # As on the real one, who is not logged in does not learn whether a model is private, or not there.
+            self.send_failure(404 if shown and shown == self.hub.token else 401, "RepoNotFound", "Repository not found")
+            return
+        commit = repository.commit(request.revision)
+        if request.kind == "refs":
+            self.send_json(200, self.refs(repository))
+        elif request.kind == "resolve" and request.model in self.hub.gated and shown not in self.hub.accepted:
+            self.send_failure(403 if shown else 401, "GatedRepo", "Access to this model is restricted")
+        elif commit is None:
+            self.send_failure(404, "RevisionNotFound", f"Invalid rev id: {request.revision}")
+        elif request.kind == "info":
+            self.send_json(200, self.info(request, commit, repository.commits[commit]))
+        elif request.kind == "tree":
+            self.send_json(200, self.entries(repository.commits[commit], request))
+        elif request.kind == "paths":
+            wanted = parse_qs(request.body.decode()).get("paths", [])
+            tree = repository.commits[commit]
+            self.send_json(200, [self.entry(name, tree[name]) for name in wanted if name in tree])
+        else:
+            self.send_file(commit, repository.commits[commit].get(request.name), failure)
+
+    def refs(self, repository: Repository) -> dict[str, Any]:
+        kinds = {"branches": ("heads", repository.branches), "tags": ("tags", repository.tags)}
+        named = {
+            kind: [
+                {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": commit} for name, commit in names.items()
+            ]
+            for kind, (folder, names) in kinds.items()
+        }
+        return {**named, "converts": []}
+
+    def info(self, request: Request, commit: str, tree: Mapping[str, Blob]) -> dict[str, Any]:
+        detailed = "blobs" in parse_qs(urlsplit(self.path).query)
+        info: dict[str, Any] = {
+            "_id": "0" * 24,
+            "id": request.model,
+            "modelId": request.model,
+            "author": request.model.split("/")[0],
+            "sha": commit,
+            "private": bool(self.hub.token),
+            "gated": "manual" if request.model in self.hub.gated else False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": [self.sibling(name, blob, detailed=detailed) for name, blob in sorted(tree.items())],
+        }
+        self.hub.altered(info)
+        return info
+
+    def sibling(self, name: str, blob: Blob, *, detailed: bool) -> dict[str, Any]:
+        if not detailed:
+            return {"rfilename": name}
+        found: dict[str, Any] = {"rfilename": name, "blobId": blob.oid, "size": len(blob.content)}
+        if blob.lfs:
+            found["lfs"] = {
+                "sha256": sha256(blob.content),
+                "size": len(blob.content),
+                "pointerSize": len(blob.pointer),
+            }
+        return found
+
+    def entry(self, name: str, blob: Blob) -> dict[str, Any]:
+        found: dict[str, Any] = {"type": "file", "oid": blob.oid, "size": len(blob.content), "path": name}
+        if blob.lfs:
+            found["lfs"] = {"oid": sha256(blob.content), "size": len(blob.content), "pointerSize": len(blob.pointer)}
+        return found
+
+    def entries(self, tree: Mapping[str, Blob], request: Request) -> list[dict[str, Any]]:
+        recursive = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true"
+        below = f"{request.name}/" if request.name else ""
+        files = {name: blob for name, blob in sorted(tree.items()) if name.startswith(below)}
+        folders = {name.rpartition("/")[0] for name in files if "/" in name.removeprefix(below)}
+        own = [
+            self.entry(name, blob)
+            for name, blob in files.items()
+            if recursive or name.rpartition("/")[0] not in folders
+        ]
+        return [*({"type": "directory", "oid": "0" * 40, "size": 0, "path": each} for each in sorted(folders)), *own]
+
+    def send_file(self, commit: str, blob: Blob | None, failure: Failure | None) -> None:
+        if blob is None:
+            self.send_failure(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
+            return
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
+        if blob.lfs:
+            headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.content))}
+        if blob.lfs and self.hub.redirecting and failure is None:
+            place = f"{self.hub.elsewhere}/bytes/{sha256(blob.content)}?X-Signature=0123456789abcdef"
+            self.send_body(302, b"", {**headers, "Location": place})
+        else:
+            self.send_content(blob.content, headers, failure)
+
+    def send_failure(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        codes = {"X-Error-Code": code, "X-Error-Message": message} if code else {}
+        self.send_json(status, {"error": message}, {**codes, **(headers or {})})
+
+    def send_json(self, status: int, body: object, headers: Mapping[str, str] | None = None) -> None:
+        self.send_body(status, json.dumps(body).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def send_body(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def send_strangely(self, failure: Failure) -> None:
+        """Answer with bytes that do not come as they should, until the client has had enough."""
+        content = failure.content or b" " * (1 << 20)
+        self.close_connection = True
+        self.send_response(failure.status or 200)
+        for name, value in failure.headers.items():
+            self.send_header(name, value)
+        if not failure.unsized:
+            self.send_header("Content-Length", str(1 << 40 if failure.endless else len(content)))
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                for first in range(0, len(content), 1 if failure.drip else len(content)):
+                    self.wfile.write(content[first : first + 1] if failure.drip else content)
+                    time.sleep(failure.drip)
+                if not failure.endless:
+                    return
+
+    def send_content(self, content: bytes, headers: Mapping[str, str], failure: Failure | None) -> None:
+        """Answer with bytes, or the part of them that is wanted."""
+        if failure is not None and failure.content is not None:
+            content = failure.content
+        size = len(content)
+        wanted = self.headers.get("Range", "").removeprefix("bytes=")
+        start, _, end = wanted.partition("-")
+        first, last = int(start or 0), int(end or size - 1)
+        if wanted and first >= size:
+            self.send_body(416, b"", {**headers, "Content-Range": f"bytes */{size}"})
+            return
+        self.send_response(206 if wanted else 200)
+        ranges = {"Content-Range": f"bytes {first}-{last}/{size}"} if wanted else {}
+        sizes = {"Content-Length": str(last + 1 - first)}
+        for name, value in {**headers, **ranges, **sizes, **(failure.headers if failure else {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        body = content[first : last + 1] if self.command != "HEAD" else b""
+        cut = len(body) if failure is None or failure.cut is None else failure.cut
+        self.wfile.write(body[:cut])
+        if cut < len(body):
+            self.wfile.flush()
+            if failure is not None and failure.until is not None:
+                failure.until.wait()
+                self.wfile.write(body[cut:])
+            else:
+                self.close_connection = True
