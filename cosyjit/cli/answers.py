@@ -43,7 +43,7 @@ def exit_status(error: BaseException) -> int:
 
 
 def error_document(error: BaseException, status: int) -> str:
-    """An error as JSON: of the kind of its class, or "UsageError" where options or arguments are not those known."""
+    """An error as JSON: of the kind of its class, or "UsageError" if options or arguments are not those known."""
     kind = type(error).__name__ if isinstance(error, CosyjitError) else "UsageError"
     return document(kind, one_line(str(error)), status)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 from cosyjit import __version__, pipeline, preflight, settings
-from cosyjit.cli import flags, service
+from cosyjit.cli import flags, looking, service
 from cosyjit.cli.answers import FAILED, TO_BUILD, Answer, error_document, exit_status, show_answers
 from cosyjit.cli.configuration_file import ConfigurationFile
 from cosyjit.cli.console import ConsoleHandler, show, show_json, show_script, stages, tell
@@ -268,6 +268,9 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     return 0
 
 
+app.command(looking.diff)
+
+
 @app.command
 def rollback(
     directory: Path,
@@ -467,6 +470,7 @@ def notify(
     return 0
 
 
+app.command(looking.doctor)
 app.command(service.serve)
 app.command(service.init)
 app.command(service.alert)

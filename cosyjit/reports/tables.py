@@ -14,22 +14,28 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
+from cosyjit.operations.diff import Diff, Difference
 from cosyjit.operations.status import Shown, Status
 from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
+from cosyjit.provenance.fingerprint import Change, tensor_words
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import Record
 from cosyjit.publishing.plans import OutdatedPlan
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
-from cosyjit.text import plain
+from cosyjit.text import listed, one_line, plain
 
 UNCUT: Final = 100_000
 """The width of a console that cuts and breaks no cell, in columns."""
+
+_FOUND: Final = 36
+"""How wide the column of what was found out is, in columns; longer text is broken there."""
 
 _NAMED: Final = 20
 """How many files of a collection are named for people."""
@@ -38,9 +44,9 @@ _WHOLE_SECONDS: Final = 10
 """From how many seconds on a time has no decimal."""
 
 _STYLES: Final = {
-    **dict.fromkeys(("built", "cached", "fresh", "current", "intact"), "green"),
-    **dict.fromkeys(("new", "stale", "unknown"), "yellow"),
-    **dict.fromkeys(("failed", "damaged", "missing"), "red"),
+    **dict.fromkeys(("built", "cached", "fresh", "current", "intact", "ok"), "green"),
+    **dict.fromkeys(("new", "stale", "unknown", "changed", "note"), "yellow"),
+    **dict.fromkeys(("failed", "damaged", "missing", "wrong"), "red"),
 }
 """The colours of states, on a terminal."""
 
@@ -202,6 +208,65 @@ def _changed(after: Publication, before: Publication | None) -> list[str]:
     return [name for name in {**known, **after.artifacts} if known.get(name) != after.artifacts.get(name)]
 
 
+def diff_table(diff: Diff) -> Table:
+    """A row for each name of two publications."""
+    table = _table("name", "state", numbers=("size before", "after"))
+    for each in diff.artifacts:
+        sizes = ("" if side is None else _size(side.size) for side in (each.before, each.after))
+        _add_row(table, each.name, each.state, *sizes)
+    return table
+
+
+def diff_lines(diff: Diff) -> list[str]:
+    """Which publications they are; and of each name that has changed what did, before and after."""
+    lines = [f"Publication {each.number} of {each.published}, from {each.source}" for each in (diff.before, diff.after)]
+    for each in diff.artifacts:
+        if each.state == "changed":
+            lines += [each.name, *(f"  {line}" for line in _difference_lines(each))]
+    if all(each.state == "same" for each in diff.artifacts):
+        lines.append("All artifacts are the same")
+    return lines
+
+
+def _difference_lines(difference: Difference) -> Iterator[str]:
+    measured = [each for each in difference.figures if each.name not in _TIMES]
+    pairs = [(each, each.shown) for each in (*difference.options, *difference.versions)]
+    for each, (before, after) in (*pairs, *((each, _numbers(each)) for each in measured)):
+        values = " -> ".join(map(_cut, filter(None, (before, after))))
+        yield f"{_cut(each.name)} {values}{'' if each.state == 'changed' else f' {each.state}'}"
+    if difference.before and difference.after and difference.before.sha256 == difference.after.sha256:
+        yield "The bytes are the same"
+    files = [f"file {each.name}" for each in difference.files]
+    tensors = [each._replace(name=_cut(each.name)) for each in difference.tensors]
+    yield from tensor_words(tensors, *(difference.count or (0, 0)))
+    yield from [f"{listed(files)} changed"] if files else []
+    yield from difference.problems
+
+
+_TIMES: Final = {"seconds", "verify_seconds"}
+"""How long builds took, which is another time each time."""
+
+_LONGEST: Final = 120
+"""How many characters of a name or value are shown to people; JSON has all of it."""
+
+
+def _cut(text: str) -> str:
+    return one_line(text, _LONGEST)
+
+
+def _numbers(change: Change) -> tuple[str, str]:
+    """The numbers before and after, with as many digits as tell them apart."""
+    for digits in range(6, 17):
+        before, after = (_number(each, digits) for each in (change.before, change.after))
+        if before != after:
+            return before, after
+    return str(change.before), str(change.after)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
 def lineage_lines(trace: Lineage) -> list[str]:
     """What an artifact was made from; what belongs to a line stands below it, two spaces further in."""
     record = trace.record
@@ -277,6 +342,41 @@ def garbage_summary(found: Sequence[Entry], *, removed: bool) -> str:
         if removed
         else f"{len(found)} files, {size}, would go; run again with --delete to remove them"
     )
+
+
+def findings_table(found: Sequence[Finding]) -> Table:
+    """A row for each finding; a part is named once."""
+    table = _table("part", "what", "state")
+    table.add_column("found", max_width=_FOUND, overflow="fold")
+    before = ""
+    for each in found:
+        _add_row(table, "" if each.part == before else each.part, each.name, each.state, _cut(_value(each)))
+        before = each.part
+    return table
+
+
+def findings_lines(found: Sequence[Finding]) -> list[str]:
+    """What the findings mean, and what to do, a line each; what is wrong comes last, and then how much that is."""
+    wrong = [each for each in found if each.state == "wrong"]
+    others = [each for each in found if each.state != "wrong"]
+    count = f"{len(wrong)} wrong" if wrong else "Nothing is wrong"
+    return [*advice_lines(others), *advice_lines(wrong), count]
+
+
+def advice_lines(found: Sequence[Finding]) -> list[str]:
+    """The advice of each finding that has some, a line each."""
+    return [f"{each.part}, {each.name}: {each.advice}" for each in found if each.advice]
+
+
+def _value(finding: Finding) -> str:
+    value = finding.value
+    if finding.unit == "bytes" and isinstance(value, int):
+        return decimal(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _component_and_precision(target: Target) -> tuple[str, str]:
