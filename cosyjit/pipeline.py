@@ -71,8 +71,7 @@ class Outcome:
 Progress = Callable[[Target, str], None]
 """Is told each target and the name of the stage that it enters: waiting; load, script, save, verify, built; or cached.
 
-All targets wait before the first of them is worked on. Where numbers become 0 in a cast, "cast: …" says how many; and
-where a target fails, "failed: …" why."""
+All targets wait before the first is worked on. "cast: …" says how many numbers become 0, and "failed: …" why it did."""
 
 
 def make(
