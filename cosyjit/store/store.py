@@ -121,14 +121,22 @@ class Store(Location):
         Raises:
             StoreError: there is nothing, or something else, or it cannot be read.
         """
-        with self._reached():
-            found = self._storage.names()
-            is_new = found == set() if self.local else any(self._storage.uploads())
-        if not is_new and not (found or set()) & {*FORMS, *LOCKS}:
+        if not self.is_there():
             raise StoreError(
                 f"{self}: there is no store; name the one that was exported into, with --store or COSYJIT_STORE, "
                 "or export into this one first"
             )
+
+    def is_there(self) -> bool:
+        """Whether there is a store, or a directory that may become one.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        with self._reached():
+            found = self._storage.names()
+            is_new = found == set() if self.local else any(self._storage.uploads())
+        return is_new or bool((found or set()) & {*FORMS, *LOCKS})
 
     # Documents.
 
