@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cosyjit.errors import BuildError, CosyjitError, InputError
     from cosyjit.operations.copy_store import Copied, copy_store
     from cosyjit.operations.gc import gc
+    from cosyjit.operations.push import Pushed, push
     from cosyjit.operations.status import Shown, Status, status
     from cosyjit.operations.verify import Fault, verify_directory, verify_store
     from cosyjit.pipeline import Export, Exported, Outcome, export, export_each
@@ -48,6 +49,7 @@ __all__ = [
     "Publication",
     "Published",
     "PublishedDirectory",
+    "Pushed",
     "Record",
     "Shown",
     "Status",
@@ -63,6 +65,7 @@ __all__ = [
     "obstacles",
     "outdated_plans",
     "plan",
+    "push",
     "rollback",
     "status",
     "verify_directory",
@@ -76,6 +79,7 @@ _HOMES = {
     "operations.copy_store": ("Copied", "copy_store"),
     "errors": ("BuildError", "CosyjitError", "InputError"),
     "operations.gc": ("gc",),
+    "operations.push": ("Pushed", "push"),
     "operations.status": ("Shown", "Status", "status"),
     "pipeline": ("Export", "Exported", "Outcome", "export", "export_each"),
     "planning.plan": ("Planned", "plan"),
