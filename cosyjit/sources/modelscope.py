@@ -1,6 +1,7 @@
 """Lists and downloads the files of models of ModelScope, through its own client: see `hub.Hub`."""
 
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,6 +138,14 @@ def download(model: Model, file: File, directory: Path) -> Path:
                     f"lists it ({file.size:,} bytes, SHA-256 {file.sha256}), also when it is downloaded again; "
                     "try again later, or tell the model's owner"
                 ) from None
+
+
+def endpoint() -> str:
+    """The URL of the hub that would be asked, without credentials. No client is made: it would write into the home."""
+    from modelscope_hub import HubConfig  # noqa: PLC0415  (see above)
+
+    given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")
+    return without_password(HubConfig.normalize_endpoint(given))
 
 
 def url(endpoint: str, model: Model, file: File) -> str:
