@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cosyjit.operations.copy_store import Copied, copy_store
     from cosyjit.operations.diff import Diff, Difference, diff
     from cosyjit.operations.gc import gc
+    from cosyjit.operations.push import Pushed, push
     from cosyjit.operations.status import Shown, Status, status
     from cosyjit.operations.verify import Fault, verify_directory, verify_store
     from cosyjit.pipeline import Export, Exported, Outcome, export, export_each
@@ -53,6 +54,7 @@ __all__ = [
     "Publication",
     "Published",
     "PublishedDirectory",
+    "Pushed",
     "Record",
     "Shown",
     "Status",
@@ -69,6 +71,7 @@ __all__ = [
     "obstacles",
     "outdated_plans",
     "plan",
+    "push",
     "rollback",
     "status",
     "verify_directory",
@@ -83,6 +86,7 @@ _HOMES = {
     "errors": ("BuildError", "CosyjitError", "InputError"),
     "operations.diff": ("Diff", "Difference", "diff"),
     "operations.gc": ("gc",),
+    "operations.push": ("Pushed", "push"),
     "operations.status": ("Shown", "Status", "status"),
     "pipeline": ("Export", "Exported", "Outcome", "export", "export_each"),
     "planning.plan": ("Planned", "plan"),

@@ -4,6 +4,7 @@
     ├── InputError                     the input cannot be exported as it is; nothing was written
     │   ├── SourceError                a source that is not a model directory, and not a model of a hub
     │   │   └── SourceUnavailableError a model hub that cannot be reached now, or is busy
+    │   │       └── RepositoryChangedError a repository of a hub that others push to at the same time
     │   ├── ConfigError                a configuration that is not YAML, or cannot be resolved as data
     │   │   └── UnsupportedOptionError an option of an encoder or estimator that is unknown, missing or unsupported
     │   ├── CheckpointError            a weights file that is missing or damaged, or holds more than tensors
@@ -17,7 +18,7 @@
     │   │   └── RecordError            a record or manifest that is damaged
     │   │       ├── LaterSchemaError   a record or manifest that a later version of cosyjit wrote
     │   │       └── SignatureError     a record without a signature by one of the required keys
-    │   ├── PublicationError           nothing is published in a directory, or under a number
+    │   ├── PublicationError           nothing is published in a directory, or under a number, or not as it was
     │   └── ServerError                a Prefect server that is missing or too old, or refuses access
     ├── TransientError                 an error that may pass by itself: the second parent of "unavailable" errors
     ├── ResourceError                  the system does not give the memory or processes that builds need
@@ -111,6 +112,10 @@ class SourceUnavailableError(SourceError, TransientError):
     """A model hub that cannot be reached now, or is busy."""
 
 
+class RepositoryChangedError(SourceUnavailableError):
+    """A repository of a hub that others push to at the same time."""
+
+
 class ConfigError(InputError):
     """A configuration that is not YAML, or cannot be resolved as data."""
 
@@ -202,7 +207,7 @@ class SignatureError(RecordError):
 
 
 class PublicationError(InputError):
-    """Nothing is published in a directory, or under a number."""
+    """Nothing is published in a directory, or under a number; or a directory does not show it as it was published."""
 
 
 class ServerError(InputError):

@@ -20,6 +20,7 @@ from cosyjit.errors import CosyjitError, OutputError, SelectionError, ServerErro
 from cosyjit.fs.files import absolute
 from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
+from cosyjit.operations import push as pushing
 from cosyjit.operations import status as inspection
 from cosyjit.operations.verify import is_store, verify_directory, verify_store
 from cosyjit.planning import plan as planning
@@ -415,6 +416,44 @@ def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False)
     else:
         show(*tables.copied_lines(copied), errors=tables.fault_lines(copied.left_out))
     return FAILED if copied.left_out else 0
+
+
+@app.command
+def push(
+    directory: Path,
+    *,
+    to: str,
+    replace: Annotated[bool, Parameter(negative="")] = False,
+    store: _Store = None,
+    require_signature: _Required = None,
+    json: _Json = False,
+) -> int:
+    """Push what a directory shows, with cosyjit.json and the records of its artifacts, to a repository of a hub.
+
+    Only what is not there yet is uploaded, and all of it becomes visible by one commit. A push that was cut goes on
+    where it was. What was pushed there before and is not shown any more is removed; the files of others stay.
+
+    Parameters
+    ----------
+    directory
+        The directory of the publication.
+    to
+        A ModelScope id, such as owner/name or owner/name@branch, or a Hugging Face id, such as hf:owner/name. The
+        repository and the branch have to exist.
+    replace
+        Replace files of others that have the names of published ones, and remove those that are in their way.
+    store, json
+        As for export.
+    require_signature
+        Push only artifacts that one of the public keys in this file has signed.
+    """
+    opened = Store(store, require=require_signature)
+    done = pushing.push(directory, to, store=opened, replace=replace)
+    if json:
+        show_json(as_json.pushed(done))
+    else:
+        show(*tables.pushed_lines(done))
+    return 0
 
 
 @app.command

@@ -16,7 +16,7 @@ from cosyjit.fs.waits import Wait
 from cosyjit.planning.plan import find_targets
 from cosyjit.planning.target import Target
 from cosyjit.processes.memory import reservations_directory, reserved
-from cosyjit.provenance import graphs, record
+from cosyjit.provenance import beside, graphs, record
 from cosyjit.provenance.fingerprint import differences
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
@@ -49,6 +49,8 @@ as an ONNX file, which are no more signed than their weights."""
 def verify_directory(directory: str | Path, *, store: Store | None = None, deep: bool = False) -> list[Fault]:
     """Read all files that a directory shows and compare their digests; check signatures if the store requires them.
 
+    Records that stand beside the files, as in a directory that was downloaded from a hub, count as those of the store.
+
     Args:
         directory: where it is published.
         store: the one that it was published from; that of this user for None.
@@ -62,6 +64,7 @@ def verify_directory(directory: str | Path, *, store: Store | None = None, deep:
     published = PublishedDirectory(directory, store)
     live, checked = published.check(reread=True)
     faults = [Fault(str(published.path / each.name), each.condition) for each in checked if each.condition != "intact"]
+    faults += _beside(published, live)
     faults += _unsigned(published, live)
     if deep:
         faults += _unlike(published, live)
@@ -111,18 +114,30 @@ def _unsigned(directory: PublishedDirectory, live: Publication) -> Iterator[Faul
         if os.path.lexists(directory.path / name):
             yield Fault(str(directory.path / name), "does not belong to the publication, and no signed record names it")
     for name, each in live.artifacts.items():
-        problem = _lacks_signature(directory.store, name, each)
+        problem = _lacks_signature(directory, name, each)
         if problem:
             yield Fault(str(directory.path / name), problem)
 
 
-def _lacks_signature(store: Store, name: str, artifact: Published) -> str | None:
+def _lacks_signature(directory: PublishedDirectory, name: str, artifact: Published) -> str | None:
+    if directory.store.trusted is None:
+        return None
     try:
-        record.check_signed(store, name, artifact.sha256, artifact.size, artifact.fingerprint)
+        beside.find(directory.store, directory.path, name, artifact.sha256, artifact.size, artifact.fingerprint)
     except RecordError as error:
         log_cause(error)
         return str(error)
     return None
+
+
+def _beside(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:
+    """The records beside the files that are damaged, or not theirs."""
+    for name, each in live.artifacts.items():
+        try:
+            beside.check(directory.path, name, each.sha256, each.size, each.fingerprint)
+        except RecordError as error:  # noqa: PERF203  (each is a fault of its own)
+            log_cause(error)
+            yield Fault(str(directory.path / beside.name_of(each.fingerprint)), str(error))
 
 
 def is_store(place: str) -> bool:

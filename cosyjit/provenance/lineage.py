@@ -13,7 +13,7 @@ from cosyjit.errors import RecordError, SelectionError, SignatureError, line
 from cosyjit.fs.files import absolute
 from cosyjit.fs.hashing import sha256_of, sha256_of_folder
 from cosyjit.onnx.metadata import BEGINNING, metadata
-from cosyjit.provenance import record, statements
+from cosyjit.provenance import beside, record, statements
 from cosyjit.provenance.fingerprint import key_of
 from cosyjit.provenance.record import Record
 from cosyjit.store.store import Store
@@ -49,7 +49,7 @@ class Lineage(NamedTuple):
 
 
 def lineage(artifact: str | Path, *, store: Store | None = None) -> Lineage:
-    """Find out what an artifact was made from.
+    """Find out what an artifact was made from: by its record in the store, or else by the one that stands beside it.
 
     Args:
         artifact: the path of an artifact, a zip, a folder or an ONNX file; its SHA-256; or the key of its fingerprint.
@@ -63,12 +63,15 @@ def lineage(artifact: str | Path, *, store: Store | None = None) -> Lineage:
     """
     store, path = store or Store(), absolute(Path(artifact))
     if not _is_file(path):
-        recorded = _find(store, _digest_of_folder(path) or str(artifact))
+        digest = _digest_of_folder(path)
+        other = None if digest is None else beside.of_digest(path.parent, digest, store.trusted)
+        recorded = (other if other and not store.is_there() else _find(store, digest or str(artifact))) or other
         if recorded is None:
             raise SelectionError(f"{artifact}: {_problem(path, store)}; {_ARTIFACTS}")
         return Lineage(recorded)
     embedded = _embedded(path)
-    recorded = record.load(store, embedded["fingerprint"])
+    key = embedded["fingerprint"]
+    recorded = record.load(store, key) or beside.load(path.parent, key, store.trusted)
     if recorded is None and store.trusted is not None:
         raise SignatureError(f"{path}: has no record in {store}, and {store.trusted.path} requires a signature")
     return Lineage(recorded, embedded, _sha256(path))

@@ -10,6 +10,7 @@ from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
 from cosyjit.operations.diff import Diff, Difference
+from cosyjit.operations.push import Pushed
 from cosyjit.operations.status import Status
 from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
@@ -141,6 +142,21 @@ def copied(done: Copied) -> str:
             "copied": [{"name": each.name, "bytes": each.size} for each in done.copied],
             "present": list(done.present),
             "left_out": [each._asdict() for each in done.left_out],
+        }
+    )
+
+
+def pushed(done: Pushed) -> str:
+    """One object: the publication, where it was pushed to, and what became of each file there."""
+    return _indented(
+        {
+            "publication": _publication_object(done.publication),
+            "repository": done.repository,
+            "endpoint": done.endpoint,
+            "commit": done.commit,
+            "uploaded": [{"name": name, "bytes": size} for name, size in done.uploaded.items()],
+            "present": list(done.present),
+            "removed": list(done.removed),
         }
     )
 

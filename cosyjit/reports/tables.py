@@ -18,6 +18,7 @@ from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
 from cosyjit.operations.diff import Diff, Difference
+from cosyjit.operations.push import Pushed
 from cosyjit.operations.status import Shown, Status
 from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
@@ -311,6 +312,16 @@ def copied_lines(done: Copied) -> list[str]:
     return [
         *fault_lines(done.left_out),
         f"{copied}; {len(done.present)} were there already, {len(done.left_out)} left out",
+    ]
+
+
+def pushed_lines(done: Pushed) -> list[str]:
+    """What was removed, a line each, and where the publication is."""
+    uploaded = f"{len(done.uploaded)} files uploaded, {decimal(sum(done.uploaded.values()))}"
+    commit = f"{done.repository}: commit {done.commit} has publication {done.publication.number}"
+    return [
+        *(f"{name}: removed, since it is not shown any more" for name in done.removed),
+        f"{commit}; {uploaded}; {len(done.present)} were there already",
     ]
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from cosyjit.errors import SourceError
@@ -34,6 +34,13 @@ BRANCH: Final = "main"
 _LOG: Final = logging.getLogger("cosyjit")
 
 
+class Entries(NamedTuple):
+    """All files of a model at a revision: its commit, and the entries of the list by their names."""
+
+    commit: str
+    files: Mapping[str, Mapping[str, Any]]
+
+
 def listing(model: Model, names: Collection[str]) -> Listing:
     """The named files that a model has at a revision, by one request; see `hub.Hub`.
 
@@ -41,12 +48,27 @@ def listing(model: Model, names: Collection[str]) -> Listing:
     branch moves in the meantime. Of a file in LFS the hub lists the SHA-256, of any other Git's id.
     """
     client = connect(model)
+    return read_listing(client, _asked(client), names)
+
+
+def entries(client: Client) -> Entries:
+    """All files of a client's model, by one request.
+
+    Raises:
+        SourceUnavailableError: the hub cannot be reached, or is busy.
+        SourceError: there is no such model or revision, or access is refused.
+    """
+    return _read_entries(client, _asked(client))
+
+
+def _asked(client: Client) -> bytes:
+    """What the hub answers about the files of a client's model."""
+    model = client.model
     try:
         asked = quote(model.revision or BRANCH, safe="")
-        content = patiently(client, lambda: client.listed(f"/api/models/{model.id}/revision/{asked}?blobs=true"))
+        return patiently(client, lambda: client.listed(f"/api/models/{model.id}/revision/{asked}?blobs=true"))
     except NoRevisionError:
-        raise _no_revision(client) from None
-    return read_listing(client, content, names)
+        raise no_revision(client) from None
 
 
 def read_listing(client: Client, content: bytes, names: Collection[str]) -> Listing:
@@ -55,14 +77,19 @@ def read_listing(client: Client, content: bytes, names: Collection[str]) -> List
     Raises:
         SourceError: it is not that of a hub, or lists a file without its digest.
     """
+    found = _read_entries(client, content)
+    files = tuple(_file(client.model, name, found.files[name], found.commit) for name in names if name in found.files)
+    return Listing(found.commit, without_password(client.endpoint), files)
+
+
+def _read_entries(client: Client, content: bytes) -> Entries:
+    """The entries that an answer has."""
     info = client.parsed(content)
     commit = info.get("sha") if isinstance(info, dict) else None
     siblings = info.get("siblings") if isinstance(info, dict) else None
     if not is_revision(commit) or not isinstance(siblings, list):
         raise incompatible_error(client, "no commit and no files in its answer")
-    entries = {each.get("rfilename"): each for each in siblings if isinstance(each, dict) and _is_text(each)}
-    files = tuple(_file(client.model, name, entries[name], commit) for name in names if name in entries)
-    return Listing(commit, without_password(client.endpoint), files)
+    return Entries(commit, {each["rfilename"]: each for each in siblings if isinstance(each, dict) and _is_text(each)})
 
 
 def _is_text(entry: Mapping[str, Any]) -> bool:
@@ -83,7 +110,7 @@ def _file(model: Model, name: str, entry: Mapping[str, Any], commit: str) -> Fil
     return File(name, size, digest, commit) if digits == 64 else File(name, size, "", commit, digest)  # noqa: PLR2004
 
 
-def _no_revision(client: Client) -> SourceError:
+def no_revision(client: Client) -> SourceError:
     """The error of a revision that a model does not have."""
     model, found = client.model, None
     with suppress(NoRevisionError):  # of a list that needs none

@@ -91,7 +91,7 @@ class OtherBytesError(Exception):
 _OURS: Final = (CosyjitError, PassingError, NoRevisionError, OtherBytesError)
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """What a hub answers: its status, its headers, and the bytes as they arrive."""
 
     status: int
@@ -195,7 +195,7 @@ class Client:
             raise hub.disk_error(str(self.model), error) from None
 
     @contextmanager
-    def _answered(self, address: str, more: Mapping[str, str]) -> Iterator[_Answer]:
+    def _answered(self, address: str, more: Mapping[str, str]) -> Iterator[Answer]:
         """The answer to a request that the hub does not refuse.
 
         Raises:
@@ -206,14 +206,15 @@ class Client:
         """
         try:
             with _followed(address, {**self.headers, **more}) as answer:
-                self._check(answer)
+                self.check(answer)
                 yield answer
         except _OURS:
             raise
         except Exception as error:
-            raise self._translated(error) from error
+            raise self.translated(error) from error
 
-    def _check(self, answer: _Answer) -> None:
+    def check(self, answer: Answer) -> None:
+        """Raise what the status of an answer means, unless that is well; see `_answered`."""
         status, headers = answer.status, answer.headers
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if status in _BUSY:
@@ -250,7 +251,7 @@ class Client:
             )
         return f"{self.host} refuses the request (HTTP {status}); see whether the id is right"
 
-    def _translated(self, error: Exception) -> Exception:
+    def translated(self, error: BaseException) -> Exception:
         """What an error of a session means."""
         names = {each.__name__ for each in type(error).__mro__}
         if names & _OF_SETTINGS:
@@ -319,7 +320,7 @@ _FOREIGN_TOKEN: Final = "Invalid credentials in Authorization header"  # noqa: S
 
 
 @contextmanager
-def _followed(address: str, headers: Mapping[str, str]) -> Iterator[_Answer]:
+def _followed(address: str, headers: Mapping[str, str]) -> Iterator[Answer]:
     """The answer to a request, after redirections; a token goes to the host alone that is asked first."""
     with ExitStack() as stack:
         for _ in range(_HOPS):
@@ -340,7 +341,7 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
 
 
 @contextmanager
-def _requested(address: str, headers: Mapping[str, str]) -> Iterator[_Answer]:
+def _requested(address: str, headers: Mapping[str, str]) -> Iterator[Answer]:
     """The answer to one request, of which nothing is read but its head."""
     from huggingface_hub import get_session  # noqa: PLC0415  (see `hub`)
 
@@ -348,12 +349,12 @@ def _requested(address: str, headers: Mapping[str, str]) -> Iterator[_Answer]:
     how: dict[str, Any] = {"headers": dict(headers), "timeout": client_constants().HF_HUB_DOWNLOAD_TIMEOUT}
     if callable(getattr(session, "stream", None)):
         with session.stream("GET", address, follow_redirects=False, **how) as response:
-            yield _Answer(response.status_code, response.headers, response.iter_raw())
+            yield Answer(response.status_code, response.headers, response.iter_raw())
     else:  # that of requests, which has a flag of this name
         with closing(session.get(address, allow_redirects=False, stream=True, **how)) as response:
             read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 from 2.1 on
             blocks = iter(lambda: read(_BLOCK, decode_content=False), b"")
-            yield _Answer(response.status_code, response.headers, blocks)
+            yield Answer(response.status_code, response.headers, blocks)
 
 
 def _paced(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -383,7 +384,7 @@ def _pause(asked: str) -> float:
     return min(float(asked), _LONGEST_PAUSE) if re.fullmatch("[0-9]{1,6}", asked) else 0.0
 
 
-def _settings_error(error: Exception, what: str) -> SourceError:
+def _settings_error(error: BaseException, what: str) -> SourceError:
     """The error of a client whose settings do not allow any request."""
     return SourceError(
         f"{what}: the settings of the Hugging Face client cannot be used ({type(error).__name__}); correct HF_ENDPOINT "

@@ -1,4 +1,4 @@
-"""A small Hugging Face on loopback: what its client asks for to list and to download a model's files, and what fails.
+"""A small Hugging Face on loopback: what its client asks for to list, download and push files, and what fails.
 
     with Hub() as hub:
         hub.publish("FunAudioLLM/CosyVoice2-0.5B", {"cosyvoice2.yaml": b"…", "llm.pt": Path("llm.pt")})
@@ -8,6 +8,7 @@ It answers as the real one does as far as its client looks: commits, git's ids o
 ranges, codes of errors in headers, and redirects of large files to another host.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -18,14 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, final
+from typing import Any, Final, Literal, NamedTuple, final, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from tests.support.files import sha256
 
-Kind = Literal["info", "refs", "tree", "paths", "resolve", "bytes"]
+Kind = Literal["info", "refs", "tree", "paths", "resolve", "bytes", "preupload", "batch", "upload", "commit"]
 
 MODEL: Final = "FunAudioLLM/CosyVoice-300M"
 
@@ -115,7 +116,7 @@ class Failure:
         status: of the answer; 0 where that begins as it should.
         code: what `X-Error-Code` says.
         headers: of the answer.
-        cut: how much of the body comes before the connection ends.
+        cut: how much of the body comes before the connection ends; of an upload, how much of that is taken.
         content: the body, in place of the right one.
         until: what is waited for where the body is cut, which goes on then.
         unsized: whether the body has no size, and ends with the connection.
@@ -145,13 +146,20 @@ class Hub:
         requests: all that it was asked for, in order.
         token: what a client has to show for anything; nothing for "".
         gated: the models whose files are for those alone whom `accepted` names by their tokens.
+        writer: what a client has to show to push; nothing for "".
+        uploads: the files that were uploaded, by their SHA-256, whether a commit has them or not.
+        meanwhile: called with each request before it is answered.
+        large: the ends of the names of files that it wants in LFS.
         redirecting: whether the bytes of large files come from another host, as they do.
         altered: changes an answer about a model before it is sent.
     """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.token = ""
+        self.token = self.writer = ""
+        self.uploads: dict[str, bytes] = {}
+        self.meanwhile: Callable[[Request], object] = lambda request: None  # noqa: ARG005
+        self.large: tuple[str, ...] = LARGE
         self.gated: set[str] = set()
         self.accepted: set[str] = set()
         self.redirecting = True
@@ -198,6 +206,7 @@ class Hub:
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",  # whose servers are not here
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }
@@ -220,6 +229,7 @@ class Hub:
         )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HOME", str(home))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
@@ -256,6 +266,34 @@ class Hub:
             repository.branches[branch] = commit
             return commit
 
+    def files(self, model: str, revision: str = "main") -> dict[str, bytes]:
+        """What a branch, tag or commit has."""
+        known = self.repositories[model]
+        return {name: blob.content for name, blob in known.commits[known.commit(revision) or ""].items()}
+
+    def push(self, model: str, branch: str, lines: list[dict[str, Any]]) -> str | None:
+        """Make a commit as a client wants it; None if the branch is not where it thought."""
+        with self.lock:
+            known = self.repositories[model]
+            tree = dict(known.commits[known.branches[branch]])
+            for line in lines:
+                value = line["value"]
+                if (
+                    line["key"] == "header"
+                    and value.get("parentCommit", known.branches[branch]) != known.branches[branch]
+                ):
+                    return None
+                if line["key"] == "deletedFile":
+                    del tree[value["path"]]
+                elif line["key"] == "file":
+                    tree[value["path"]] = Blob(base64.b64decode(value["content"], validate=True), lfs=False)
+                elif line["key"] == "lfsFile":
+                    content = self.uploads.get(value["oid"])
+                    found = (self.stored(value["oid"]) or ("", None))[1] if content is None else content
+                    assert found is not None, "a commit of what was never uploaded"
+                    tree[value["path"]] = Blob(found, lfs=True)
+            return self.commit(known, branch, tree)
+
     def tag(self, model: str, name: str, commit: str) -> None:
         """Give a commit a name that stays."""
         self.repositories[model].tags[name] = commit
@@ -272,7 +310,7 @@ class Hub:
 
     def down(self) -> None:
         """Be there for nobody, without the wait that one who is not there at all is worth."""
-        kinds: tuple[Kind, ...] = ("info", "refs", "tree", "paths", "resolve")
+        kinds: tuple[Kind, ...] = get_args(Kind)
         self._failures = [Failure(kind, times=None, status=503, headers={"Retry-After": "0"}) for kind in kinds]
 
     def mend(self) -> None:
@@ -346,10 +384,28 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.receive()
 
+    def do_PUT(self) -> None:
+        request = self.parsed(b"")
+        self.hub.requests.append(request)
+        self.hub.meanwhile(request)
+        failure = self.hub.failing(request.kind, request.name)
+        size = int(request.headers["content-length"])
+        content = self.rfile.read(size if failure is None or failure.cut is None else failure.cut)
+        if failure is not None and failure.until is not None:
+            failure.until.wait()
+        if len(content) < size:
+            self.close_connection = True
+        elif sha256(content) != request.name:
+            self.send_failure(400, "", "other bytes than were announced")
+        else:
+            self.hub.uploads[request.name] = content
+            self.send_body(200, b"", {})
+
     def receive(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = self.parsed(body)
         self.hub.requests.append(request)
+        self.hub.meanwhile(request)
         failure = self.hub.failing(request.kind, request.name)
         if failure is not None and (failure.unsized or failure.endless or failure.drip):
             self.send_strangely(failure)
@@ -376,7 +432,8 @@ class _Handler(BaseHTTPRequestHandler):
         if pieces[:2] == ["api", "models"] and len(pieces) >= 4:
             model, rest = "/".join(pieces[2:4]), pieces[4:]
             kinds: dict[str, Kind] = {"": "info", "revision": "info", "refs": "refs", "tree": "tree"}
-            kind = {**kinds, "paths-info": "paths"}.get(rest[0] if rest else "", "other")
+            more: dict[str, Kind] = {"paths-info": "paths", "preupload": "preupload", "commit": "commit"}
+            kind = {**kinds, **more}.get(rest[0] if rest else "", "other")
             if kind != "other":
                 revision, name = unquote(rest[1]) if len(rest) > 1 else "main", unquote("/".join(rest[2:]))
         elif len(pieces) >= 5 and pieces[2] == "resolve":
@@ -384,6 +441,10 @@ class _Handler(BaseHTTPRequestHandler):
             name = unquote("/".join(pieces[4:]))
         elif pieces[0] == "bytes":
             kind, name = "bytes", pieces[1]
+        elif pieces[0] == "uploads":
+            kind, name = "upload", pieces[1]
+        elif pieces[2:] == ["info", "lfs", "objects", "batch"]:
+            kind, model, name = "batch", f"{pieces[0]}/{pieces[1].removesuffix('.git')}", ""
         return Request(kind, self.command, model, revision, name, headers, body)
 
     def answer_other(self, request: Request) -> None:
@@ -395,6 +456,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None or (self.hub.token and shown != self.hub.token):
             # As on the real one, who is not logged in does not learn whether a model is private, or not there.
             self.send_failure(404 if shown and shown == self.hub.token else 401, "RepoNotFound", "Repository not found")
+            return
+        if request.kind in {"preupload", "batch", "commit"}:
+            self.answer_writer(request, repository, shown)
             return
         commit = repository.commit(request.revision)
         if request.kind == "refs":
@@ -413,6 +477,37 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_json(200, [self.entry(name, tree[name]) for name in wanted if name in tree])
         else:
             self.send_file(commit, repository.commits[commit].get(request.name), failure)
+
+    def answer_writer(self, request: Request, repository: Repository, shown: str) -> None:
+        if self.hub.writer and shown != self.hub.writer:
+            self.send_failure(403 if shown else 401, "", "no permission")
+        elif request.kind == "batch":
+            self.send_json(200, {"objects": [self.place(each) for each in json.loads(request.body)["objects"]]})
+        elif request.revision not in repository.branches:
+            self.send_failure(404, "RevisionNotFound", f"Invalid rev id: {request.revision}")
+        elif request.kind == "preupload":
+            self.send_json(200, {"files": [self.mode(each) for each in json.loads(request.body)["files"]]})
+        else:
+            lines = [json.loads(line) for line in request.body.splitlines()]
+            commit = self.hub.push(request.model, request.revision, lines)
+            if commit is None:
+                self.send_failure(412, "", "A commit has happened since. Please refresh and try again.")
+            else:
+                url = f"{self.hub.endpoint}/{request.model}/commit/{commit}"
+                self.send_json(200, {"success": True, "commitOid": commit, "commitUrl": url})
+
+    def mode(self, file: Mapping[str, Any]) -> dict[str, Any]:
+        """How a file is to be pushed."""
+        large = file["path"].endswith(self.hub.large) or file["size"] > 10_000_000
+        return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+
+    def place(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Where a file is to be uploaded, unless it is there."""
+        digest = wanted["oid"]
+        known = {"oid": digest, "size": wanted["size"]}
+        if digest in self.hub.uploads or self.hub.stored(digest) is not None:
+            return known
+        return {**known, "actions": {"upload": {"href": f"{self.hub.elsewhere}/uploads/{digest}?X-Signature=s3cret"}}}
 
     def refs(self, repository: Repository) -> dict[str, Any]:
         kinds = {"branches": ("heads", repository.branches), "tags": ("tags", repository.tags)}

@@ -1,4 +1,4 @@
-"""A small ModelScope on loopback: what its client asks for to list and to download a model's files, and what fails.
+"""A small ModelScope on loopback: what its client asks for to list, download and push a model's files, and what fails.
 
     with Hub() as hub:
         hub.publish("iic/CosyVoice-300M", {"cosyvoice.yaml": b"…", "llm.pt": Path("llm.pt")})
@@ -8,6 +8,7 @@ It answers as the real one does as far as its client looks: commits of its own f
 bodies, redirects to where large files are.
 """
 
+import base64
 import hashlib
 import json
 import logging
@@ -17,14 +18,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, final
+from typing import Any, Final, Literal, NamedTuple, final, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from tests.support.files import sha256
 
-Kind = Literal["listing", "download", "revisions"]
+Kind = Literal["listing", "download", "revisions", "batch", "upload", "commit"]
 
 MODEL: Final = "iic/CosyVoice-300M"
 
@@ -43,7 +44,7 @@ class Request(NamedTuple):
         kind: "other" is anything that the client has no business to ask for.
         model: the id.
         revision: which one.
-        name: that of the file.
+        name: that of the file; of an upload, its SHA-256.
         headers: all of them, by names in small letters.
     """
 
@@ -72,7 +73,7 @@ class Failure:
         times: how often, None for always.
         status: of the answer; 0 where that begins as it should.
         headers: of the answer.
-        cut: how much of the body comes before the connection ends.
+        cut: how much of the body comes before the connection ends; of an upload, how much of that is taken.
         content: the body, in place of the right one.
         until: what is waited for where the body is cut, which goes on then.
     """
@@ -108,13 +109,18 @@ class Hub:
     Attributes:
         requests: all that it was asked for, in order.
         token: what a client has to show; nothing for "".
+        writer: what a client has to show to push; nothing for "".
+        uploads: the files that were uploaded, by their SHA-256, whether a commit has them or not.
+        meanwhile: called with each request before it is answered.
         redirecting: whether bytes come from another place, as those of large files do.
         altered: changes an entry of a listing before it is sent.
     """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.token = ""
+        self.token = self.writer = ""
+        self.uploads: dict[str, bytes] = {}
+        self.meanwhile: Callable[[Request], object] = lambda request: None  # noqa: ARG005
         self.redirecting = False
         self.altered: Callable[[dict[str, Any]], object] = lambda entry: None  # noqa: ARG005
         self._failures: list[Failure] = []
@@ -194,7 +200,7 @@ class Hub:
 
     def down(self) -> None:
         """Be there for nobody, without the wait that one who is not there at all is worth."""
-        kinds: tuple[Kind, ...] = ("listing", "download", "revisions")
+        kinds: tuple[Kind, ...] = get_args(Kind)
         self._failures = [Failure(kind, times=None, status=503, headers={"Retry-After": "0"}) for kind in kinds]
 
     def mend(self) -> None:
@@ -227,6 +233,23 @@ class Hub:
     def tree(self, model: str, revision: str) -> dict[str, Blob] | None:
         """The files at a branch, tag or commit; None if there is no such one."""
         return self._trees.get(model, {}).get(self._names.get(model, {}).get(revision, revision))
+
+    def files(self, model: str, revision: str = "master") -> dict[str, bytes]:
+        """What a branch, tag or commit has."""
+        return {name: blob.content for name, blob in (self.tree(model, revision) or {}).items()}
+
+    def push(self, model: str, branch: str, actions: list[dict[str, Any]]) -> None:
+        """Make a commit as a client wants it."""
+        changes: dict[str, bytes | None] = {}
+        for action in actions:
+            if action["action"] == "delete":
+                changes[action["path"]] = None
+            elif action["type"] == "lfs":
+                changes[action["path"]] = self.uploads.get(action["sha256"]) or self.stored(action["sha256"])
+                assert changes[action["path"]] is not None, "a commit of what was never uploaded"
+            else:
+                changes[action["path"]] = base64.b64decode(action["content"], validate=True)
+        self.publish(model, changes, branch)
 
     def stored(self, digest: str) -> bytes | None:
         """The bytes of a digest, in whatever commit of whatever model."""
@@ -288,7 +311,70 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.answer(request)
 
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path).removeprefix("/api/v1/repos/models/").split("/")
+        model, (what, *rest) = "/".join(path[:2]), path[2:]
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        kinds: dict[str, Kind] = {"info": "batch", "commit": "commit"}
+        request = Request(kinds.get(what, "other"), model, "/".join(rest) if what == "commit" else "", "", headers)
+        body = json.loads(self.rfile.read(int(headers["content-length"])))
+        if not self.is_taken(request):
+            return
+        if request.kind == "batch":
+            self.send_data({"objects": [self.place(each["oid"]) for each in body["objects"]]})
+        elif request.kind == "commit" and self.hub.tree(model, request.revision) is not None:
+            self.hub.push(model, request.revision, body["actions"])
+            self.send_data({})
+        else:
+            self.send_failure(404, "record not found")
+
+    def do_PUT(self) -> None:
+        digest = urlsplit(self.path).path.removeprefix("/uploads/")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request("upload", "", "", digest, headers)
+        if not self.is_taken(request):
+            return
+        failure = self.hub.failing("upload", digest)
+        size = int(headers["content-length"])
+        content = self.rfile.read(size if failure is None or failure.cut is None else failure.cut)
+        if failure is not None and failure.until is not None:
+            failure.until.wait()
+        if len(content) < size:
+            self.close_connection = True
+        elif sha256(content) != digest:
+            self.send_failure(400, "other bytes than were announced")
+        else:
+            self.hub.uploads[digest] = content
+            self.send_body(200, b"", {})
+
+    def is_taken(self, request: Request) -> bool:
+        """Whether one who wants to push may; else the answer is sent."""
+        self.hub.requests.append(request)
+        self.hub.meanwhile(request)
+        failure = None if request.kind == "upload" else self.hub.failing(request.kind, request.name)
+        shown = request.headers.get("authorization")
+        if failure is not None and failure.content is not None:
+            self.send_body(failure.status, failure.content, failure.headers)
+        elif failure is not None:
+            self.send_failure(failure.status, "as the test wants it", failure.headers)
+        elif self.hub.writer and shown != f"Bearer {self.hub.writer}":
+            self.send_failure(401 if shown is None else 403, "no permission")
+        else:
+            return True
+        self.close_connection = True  # what was sent is not read
+        return False
+
+    def place(self, digest: str) -> dict[str, Any]:
+        """Where a file is to be uploaded, unless it is there."""
+        if digest in self.hub.uploads or self.hub.stored(digest) is not None:
+            return {"oid": digest}
+        return {
+            "oid": digest,
+            "actions": {"upload": {"href": f"{self.hub.endpoint}/uploads/{digest}?signature=s3cret"}},
+        }
+
     def answer(self, request: Request) -> None:
+        self.hub.meanwhile(request)
         kind = request.kind
         failure = self.hub.failing(kind, request.name)
         tree, names = self.hub.tree(request.model, request.revision), self.hub.names(request.model)
