@@ -13,6 +13,8 @@ TYPE_CHECKING = False  # that of typing: the command line takes signals before a
 if TYPE_CHECKING:
     from cosyjit.building.artifact import Artifact
     from cosyjit.building.build import build
+    from cosyjit.building.make import Outcome
+    from cosyjit.building.preflight import obstacles, outdated_plans
     from cosyjit.errors import BuildError, CosyjitError, InputError
     from cosyjit.operations.copy_store import Copied, copy_store
     from cosyjit.operations.diff import Diff, Difference, diff
@@ -20,10 +22,9 @@ if TYPE_CHECKING:
     from cosyjit.operations.push import Pushed, push
     from cosyjit.operations.status import Shown, Status, status
     from cosyjit.operations.verify import Fault, verify_directory, verify_store
-    from cosyjit.pipeline import Export, Exported, Outcome, export, export_each
+    from cosyjit.pipeline import Export, Exported, export, export_each
     from cosyjit.planning.plan import Planned, plan
     from cosyjit.planning.target import Target
-    from cosyjit.preflight import obstacles, outdated_plans
     from cosyjit.provenance.fingerprint import Change
     from cosyjit.provenance.lineage import Lineage, lineage
     from cosyjit.provenance.record import Record
@@ -82,16 +83,17 @@ _HOMES = {
     "operations.verify": ("Fault", "verify_directory", "verify_store"),
     "building.artifact": ("Artifact",),
     "building.build": ("build",),
+    "building.make": ("Outcome",),
+    "building.preflight": ("obstacles", "outdated_plans"),
     "operations.copy_store": ("Copied", "copy_store"),
     "errors": ("BuildError", "CosyjitError", "InputError"),
     "operations.diff": ("Diff", "Difference", "diff"),
     "operations.gc": ("gc",),
     "operations.push": ("Pushed", "push"),
     "operations.status": ("Shown", "Status", "status"),
-    "pipeline": ("Export", "Exported", "Outcome", "export", "export_each"),
+    "pipeline": ("Export", "Exported", "export", "export_each"),
     "planning.plan": ("Planned", "plan"),
     "planning.target": ("Target",),
-    "preflight": ("obstacles", "outdated_plans"),
     "publishing.plans": ("OlderPlan", "OutdatedPlan"),
     "publishing.publication": ("Publication", "Published"),
     "publishing.directory": ("PublishedDirectory", "history", "rollback"),

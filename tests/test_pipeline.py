@@ -18,10 +18,11 @@ from typing import Final
 import pytest
 
 from cosyjit import InputError, Outcome, Planned, Store, Target, export, history, plan
+from cosyjit.building.make import make
 from cosyjit.errors import StoreError
 from cosyjit.operations.gc import gc
 from cosyjit.operations.verify import verify_store
-from cosyjit.pipeline import Export, make
+from cosyjit.pipeline import Export
 from cosyjit.provenance.record import EMBEDDED_NAME, embedded_provenance, load
 from tests.support.checkpoints import retrain, rewrite
 from tests.support.files import flip

@@ -11,16 +11,25 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
-from cosyjit import __version__, pipeline, preflight, settings
-from cosyjit.cli import flags, looking, service
+from cosyjit import __version__, pipeline, settings
+from cosyjit.building import preflight
+from cosyjit.cli import copying, flags, looking, service
 from cosyjit.cli.answers import FAILED, TO_BUILD, Answer, error_document, exit_status, show_answers
 from cosyjit.cli.configuration_file import ConfigurationFile
 from cosyjit.cli.console import ConsoleHandler, show, show_json, show_script, stages, tell
+from cosyjit.cli.options import (
+    JsonOption,
+    NamesOption,
+    RequireSignatureOption,
+    SignOption,
+    SourceArgument,
+    SourcesArgument,
+    StoreOption,
+    WaitOption,
+)
 from cosyjit.errors import CosyjitError, OutputError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
-from cosyjit.operations import copy_store as copying
 from cosyjit.operations import gc as collection
-from cosyjit.operations import push as pushing
 from cosyjit.operations import status as inspection
 from cosyjit.operations.verify import is_store, verify_directory, verify_store
 from cosyjit.planning import plan as planning
@@ -48,32 +57,22 @@ app = App(
 )
 
 
-_Store = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
-_Sign = Annotated[Path | None, Parameter(name="--sign", env_var=settings.SIGN)]
-_Required = Annotated[Path | None, Parameter(name="--require-signature", env_var=settings.REQUIRE_SIGNATURE)]
-_Wait = Annotated[float | None, Parameter(name="--wait", env_var=settings.WAIT)]
-_Json = Annotated[bool, Parameter(name="--json", negative="")]
-_Names = Annotated[list[str] | None, Parameter(negative="")]
-_Source = Annotated[str, Parameter(name=["--source", "--model-dir", "--model_dir"])]
-_Sources = Annotated[list[str], Parameter(name=["--source", "--model-dir", "--model_dir"], negative="")]
-
-
 @app.command
 def export(
-    source: _Sources,
+    source: SourcesArgument,
     *,
-    component: _Names = None,
-    precision: _Names = None,
+    component: NamesOption = None,
+    precision: NamesOption = None,
     publish: Path | None = None,
-    store: _Store = None,
+    store: StoreOption = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     build: Annotated[bool, Parameter(name="--build", negative="--no-build")] = True,
     link: Annotated[bool, Parameter(negative="")] = False,
     replace: Annotated[bool, Parameter(negative="")] = False,
-    sign: _Sign = None,
-    require_signature: _Required = None,
-    wait: _Wait = None,
-    json: _Json = False,
+    sign: SignOption = None,
+    require_signature: RequireSignatureOption = None,
+    wait: WaitOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Build what has changed in a model directory, or in several, and publish it.
 
@@ -154,18 +153,18 @@ def export(
 
 @app.command
 def plan(
-    source: _Sources,
+    source: SourcesArgument,
     *,
-    component: _Names = None,
-    precision: _Names = None,
+    component: NamesOption = None,
+    precision: NamesOption = None,
     publish: Path | None = None,
-    store: _Store = None,
+    store: StoreOption = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     replace: Annotated[bool, Parameter(negative="")] = False,
-    sign: _Sign = None,
-    require_signature: _Required = None,
+    sign: SignOption = None,
+    require_signature: RequireSignatureOption = None,
     exit_code: Annotated[bool, Parameter(negative="")] = False,
-    json: _Json = False,
+    json: JsonOption = False,
 ) -> int:
     """Show what an export would build, and why, and what in the directory it would refuse to replace, or put aside.
 
@@ -211,8 +210,8 @@ def status(
     directory: Annotated[list[str], Parameter(negative="")],
     *,
     check_source: Annotated[bool, Parameter(negative="")] = False,
-    store: _Store = None,
-    json: _Json = False,
+    store: StoreOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Show what is published in a directory, or in several, what it was made from, and whether it is as it should be.
 
@@ -247,7 +246,7 @@ def status(
 
 
 @app.command
-def history(directory: Path, *, last: int | None = None, store: _Store = None, json: _Json = False) -> int:
+def history(directory: Path, *, last: int | None = None, store: StoreOption = None, json: JsonOption = False) -> int:
     """List the publications of a directory, the latest first.
 
     Parameters
@@ -277,10 +276,10 @@ def rollback(
     directory: Path,
     *,
     to: int | None = None,
-    store: _Store = None,
-    require_signature: _Required = None,
-    wait: _Wait = None,
-    json: _Json = False,
+    store: StoreOption = None,
+    require_signature: RequireSignatureOption = None,
+    wait: WaitOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Publish an earlier set again, from the store. Nothing is built.
 
@@ -306,9 +305,9 @@ def verify(
     place: str | None = None,
     *,
     deep: Annotated[bool, Parameter(negative="")] = False,
-    store: _Store = None,
-    require_signature: _Required = None,
-    json: _Json = False,
+    store: StoreOption = None,
+    require_signature: RequireSignatureOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Read the published files of a directory, or a whole store, and check their digests and signatures.
 
@@ -360,9 +359,9 @@ def gc(
     keep: int = collection.KEEP,
     older_than: Annotated[timedelta, Parameter(converter=_age)] = timedelta(seconds=collection.OLDER_THAN),
     delete: Annotated[bool, Parameter(negative="")] = False,
-    store: _Store = None,
-    wait: _Wait = None,
-    json: _Json = False,
+    store: StoreOption = None,
+    wait: WaitOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Show the files of the store that no recent publication refers to; with --delete, remove them.
 
@@ -392,72 +391,18 @@ def gc(
     return 0
 
 
-@app.command
-def copy_store(source: str, to: str, *, wait: _Wait = None, json: _Json = False) -> int:
-    """Copy a store to another place, such as a bucket, with all that was published from it.
-
-    The exit status is 0 if everything was copied; otherwise the files that were left out, such as damaged ones, are
-    listed, and it is 1. Files that the other store already has are not copied again.
-
-    Parameters
-    ----------
-    source
-        The store to copy: a directory or an fsspec URL.
-    to
-        The store to copy it to. To use it afterwards, name it with --store or COSYJIT_STORE.
-    wait
-        As for export.
-    json
-        Print one JSON object and nothing else.
-    """
-    copied = copying.copy_store(Store(source, wait=wait), Store(to, wait=wait))
-    if json:
-        show_json(as_json.copied(copied))
-    else:
-        show(*tables.copied_lines(copied), errors=tables.fault_lines(copied.left_out))
-    return FAILED if copied.left_out else 0
+app.command(copying.copy_store)
+app.command(copying.push)
 
 
 @app.command
-def push(
-    directory: Path,
+def lineage(
+    artifact: str,
     *,
-    to: str,
-    replace: Annotated[bool, Parameter(negative="")] = False,
-    store: _Store = None,
-    require_signature: _Required = None,
-    json: _Json = False,
+    store: StoreOption = None,
+    require_signature: RequireSignatureOption = None,
+    json: JsonOption = False,
 ) -> int:
-    """Push what a directory shows, with cosyjit.json and the records of its artifacts, to a repository of a hub.
-
-    Only what is not there yet is uploaded, and all of it becomes visible by one commit. A push that was cut goes on
-    where it was. What was pushed there before and is not shown any more is removed; the files of others stay.
-
-    Parameters
-    ----------
-    directory
-        The directory of the publication.
-    to
-        A ModelScope id, such as owner/name or owner/name@branch, or a Hugging Face id, such as hf:owner/name. The
-        repository and the branch have to exist.
-    replace
-        Replace files of others that have the names of published ones, and remove those that are in their way.
-    store, json
-        As for export.
-    require_signature
-        Push only artifacts that one of the public keys in this file has signed.
-    """
-    opened = Store(store, require=require_signature)
-    done = pushing.push(directory, to, store=opened, replace=replace)
-    if json:
-        show_json(as_json.pushed(done))
-    else:
-        show(*tables.pushed_lines(done))
-    return 0
-
-
-@app.command
-def lineage(artifact: str, *, store: _Store = None, require_signature: _Required = None, json: _Json = False) -> int:
     """Show what an artifact was made from.
 
     The exit status is 1 if the bytes of a file differ from those in the record of its fingerprint.
@@ -481,7 +426,10 @@ def lineage(artifact: str, *, store: _Store = None, require_signature: _Required
 
 @app.command
 def notify(
-    source: _Source, *, server: Annotated[str | None, Parameter(env_var=settings.SERVER)] = None, json: _Json = False
+    source: SourceArgument,
+    *,
+    server: Annotated[str | None, Parameter(env_var=settings.SERVER)] = None,
+    json: JsonOption = False,
 ) -> int:
     """Tell a Prefect server that a checkpoint was updated. Deployments that wait for this event export it.
 
@@ -523,7 +471,7 @@ def synth(
     size: str = "tiny",
     seed: int = 0,
     force: Annotated[bool, Parameter(negative="")] = False,
-    json: _Json = False,
+    json: JsonOption = False,
 ) -> int:
     """Write a complete model directory with random weights, for trying things out.
 

@@ -1,21 +1,14 @@
 """The commands that look and say what they see: what changed, and what a report of a problem should hold."""
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from cosyjit import settings
 from cosyjit.cli import configuration_file
 from cosyjit.cli.answers import FAILED
 from cosyjit.cli.console import show, show_json
+from cosyjit.cli.options import JsonOption, RequireSignatureOption, StoreOption
 from cosyjit.operations import diff as comparing
 from cosyjit.reports import as_json, tables
 from cosyjit.store.store import Store
-
-_Store = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
-_Required = Annotated[Path | None, Parameter(name="--require-signature", env_var=settings.REQUIRE_SIGNATURE)]
-_Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
 def diff(
@@ -23,9 +16,9 @@ def diff(
     before: int | None = None,
     after: int | None = None,
     *,
-    store: _Store = None,
-    require_signature: _Required = None,
-    json: _Json = False,
+    store: StoreOption = None,
+    require_signature: RequireSignatureOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Show what changed between two publications of a directory, and why.
 
@@ -56,7 +49,7 @@ def diff(
     return 0 if found.complete else FAILED
 
 
-def doctor(*parts: str, store: _Store = None, json: _Json = False) -> int:
+def doctor(*parts: str, store: StoreOption = None, json: JsonOption = False) -> int:
     """Show what a report of a problem should hold: versions, machine, store, servers and settings.
 
     Nothing is changed, and no password, token or key is shown. It takes some seconds, in which processes import torch

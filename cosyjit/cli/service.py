@@ -10,18 +10,16 @@ from cyclopts import Parameter
 
 from cosyjit import settings
 from cosyjit.cli.console import show, show_json
+from cosyjit.cli.options import JsonOption, NamesOption
 from cosyjit.errors import SelectionError, line
 from cosyjit.flows.templates import write_templates
 from cosyjit.reports import as_json
 
-_Names = Annotated[list[str] | None, Parameter(negative="")]
-_Json = Annotated[bool, Parameter(name="--json", negative="")]
-
 
 def serve(
     *sources: str,
-    component: _Names = None,
-    precision: _Names = None,
+    component: NamesOption = None,
+    precision: NamesOption = None,
     publish: Path | None = None,
     replace: Annotated[bool, Parameter(negative="")] = False,
     cron: str | None = None,
@@ -68,7 +66,7 @@ def serve(
     )
 
 
-def init(directory: Path, *, json: _Json = False) -> None:
+def init(directory: Path, *, json: JsonOption = False) -> None:
     """Write prefect.yaml, with deployments for `prefect deploy`, and automations.yaml, with notices of runs.
 
     They are for workers that have cosyjit installed, and yours to change. Nothing in the directory is replaced.
@@ -90,8 +88,8 @@ def init(directory: Path, *, json: _Json = False) -> None:
 def alert(
     *,
     webhook: Annotated[str | None, Parameter(env_var=settings.WEBHOOK)] = None,
-    on: _Names = None,
-    json: _Json = False,
+    on: NamesOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Let the Prefect server call a webhook for each run of the deployments that failed, and that built something.
 

@@ -32,10 +32,11 @@ from pydantic import Field
 from rich.filesize import decimal
 
 from cosyjit import pipeline, settings
+from cosyjit.building.make import Outcome, make
 from cosyjit.errors import BuildError, CosyjitError, SelectionError, TransientError, line, log_cause, trace
 from cosyjit.families import FAMILIES, PRECISIONS
 from cosyjit.operations.trends import trends
-from cosyjit.pipeline import Export, Outcome
+from cosyjit.pipeline import Export
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
 from cosyjit.prefect_api import check_version
@@ -247,7 +248,7 @@ def build(work: _Work) -> State[Outcome]:
     run = {"prefect_flow_run": str(runtime.flow_run.id), "prefect_task_run": str(runtime.task_run.id)}
     # On a worker of Dask's the flow's process is another one, which holds the store itself.
     with _explained(), store.in_use(joining=True) if directory is None else nullcontext():
-        outcome = pipeline.make(
+        outcome = make(
             planned,
             store,
             directory,

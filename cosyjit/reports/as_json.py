@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cosyjit.building.make import Outcome
 from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
@@ -13,7 +14,6 @@ from cosyjit.operations.diff import Diff, Difference
 from cosyjit.operations.push import Pushed
 from cosyjit.operations.status import Status
 from cosyjit.operations.verify import Fault
-from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
 from cosyjit.provenance.lineage import Lineage

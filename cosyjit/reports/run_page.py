@@ -6,8 +6,8 @@ from typing import Final
 
 from rich.filesize import decimal
 
+from cosyjit.building.make import Outcome
 from cosyjit.operations.trends import Point
-from cosyjit.pipeline import Outcome
 from cosyjit.provenance.record import Record
 from cosyjit.reports.charts import Chart, as_image, svg
 from cosyjit.reports.tables import closing_lines, counts, largest_error

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from cosyjit.building.make import Outcome
 from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
@@ -21,7 +22,6 @@ from cosyjit.operations.diff import Diff, Difference
 from cosyjit.operations.push import Pushed
 from cosyjit.operations.status import Shown, Status
 from cosyjit.operations.verify import Fault
-from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
 from cosyjit.provenance.fingerprint import Change, tensor_words

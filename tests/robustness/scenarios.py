@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cosyjit import pipeline
+from cosyjit import Outcome, pipeline
 from cosyjit.building import zips
 from cosyjit.building.artifact import Built
 from cosyjit.errors import BuildError
@@ -78,7 +78,7 @@ class Place(NamedTuple):
             artifacts = {name: artifact_of(content) for name, content in contents.items()}
             PublishedDirectory(self.directory, store).publish(artifacts, "/model", replace=replace)
 
-    def export_source(self) -> list[pipeline.Outcome]:
+    def export_source(self) -> list[Outcome]:
         """Export an encoder of the model directory in two precisions, by builds that are played back."""
         return pipeline.export(self.source, components=["flow.encoder"], publish=self.directory, store=self.store)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from cosyjit import Outcome, Planned, Store, documents, export, history, plan
+from cosyjit.building.make import make
 from cosyjit.errors import CheckpointError, ConfigError
 from cosyjit.operations.verify import verify_store
-from cosyjit.pipeline import make
 from cosyjit.planning.plan import find_targets
 from cosyjit.provenance import record
 from cosyjit.publishing.directory import PublishedDirectory
