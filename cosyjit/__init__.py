@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cosyjit.building.build import build
     from cosyjit.errors import BuildError, CosyjitError, InputError
     from cosyjit.operations.copy_store import Copied, copy_store
+    from cosyjit.operations.diff import Diff, Difference, diff
     from cosyjit.operations.gc import gc
     from cosyjit.operations.status import Shown, Status, status
     from cosyjit.operations.verify import Fault, verify_directory, verify_store
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cosyjit.planning.plan import Planned, plan
     from cosyjit.planning.target import Target
     from cosyjit.preflight import obstacles, outdated_plans
+    from cosyjit.provenance.fingerprint import Change
     from cosyjit.provenance.lineage import Lineage, lineage
     from cosyjit.provenance.record import Record
     from cosyjit.publishing.directory import PublishedDirectory, history, rollback
@@ -34,8 +36,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "BuildError",
+    "Change",
     "Copied",
     "CosyjitError",
+    "Diff",
+    "Difference",
     "Export",
     "Exported",
     "Fault",
@@ -55,6 +60,7 @@ __all__ = [
     "Target",
     "build",
     "copy_store",
+    "diff",
     "export",
     "export_each",
     "gc",
@@ -75,6 +81,7 @@ _HOMES = {
     "building.build": ("build",),
     "operations.copy_store": ("Copied", "copy_store"),
     "errors": ("BuildError", "CosyjitError", "InputError"),
+    "operations.diff": ("Diff", "Difference", "diff"),
     "operations.gc": ("gc",),
     "operations.status": ("Shown", "Status", "status"),
     "pipeline": ("Export", "Exported", "Outcome", "export", "export_each"),
@@ -84,6 +91,7 @@ _HOMES = {
     "publishing.plans": ("OlderPlan", "OutdatedPlan"),
     "publishing.publication": ("Publication", "Published"),
     "publishing.directory": ("PublishedDirectory", "history", "rollback"),
+    "provenance.fingerprint": ("Change",),
     "provenance.lineage": ("Lineage", "lineage"),
     "provenance.record": ("Record",),
     "store.store": ("Store",),

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
 
+from cosyjit import telemetry
 from cosyjit.building.build import build
 from cosyjit.documents import now
 from cosyjit.errors import (
@@ -105,42 +107,56 @@ def make(
     """
     scope = scope or worker.CancelScope()
     begun = time.perf_counter()
-    target = planned.target
-    found = planned.record
+    target, found = planned.target, planned.record
     if found is None and not build:
         raise _not_built_error(planned, store)
-    if found is None:
-        with _SLOTS.taken(scope), store.build_lock(target.fingerprint.key, waiting=scope.check):
-            if "forced" not in planned.reasons:
-                found = compare_one(store, target, exporting=True).record  # another may have built it meanwhile
-            state: Literal["built", "cached"] = "cached" if found else "built"
-            if found is None:
-                check_signer([target], store)
-                wait = Wait("memory", store.wait, scope.check)
-                with reserved(reservations_directory(), target.memory_bytes, memory, wait=wait):
-                    graph = None if "forced" in planned.reasons else graphs.load(store, target.fingerprint)
-                    found = _make(localize(target, store), store, graph, progress, run or {}, scope)
-    else:
-        state = "cached"
-    if state == "cached" and progress is not None:
-        progress("cached")
-    remember(store, target)
-    try:
-        if directory is None:
-            with Path(os.devnull).open("wb") as nowhere:  # to check it: the publishing machine must find it intact
-                for digest in found.objects:
-                    store.fetch(digest, nowhere)
+    with telemetry.Stages(f"build {target.name}", _labels(target), _details(planned), progress) as stages:
+        if found is None:
+            stages.enter("wait")
+            with _SLOTS.taken(scope), store.build_lock(target.fingerprint.key, waiting=scope.check):
+                if "forced" not in planned.reasons:
+                    found = compare_one(store, target, exporting=True).record  # another may have built it meanwhile
+                state: Literal["built", "cached"] = "cached" if found else "built"
+                if found is None:
+                    check_signer([target], store)
+                    wait = Wait("memory", store.wait, scope.check)
+                    with reserved(reservations_directory(), target.memory_bytes, memory, wait=wait):
+                        stages.enter("start")
+                        graph = None if "forced" in planned.reasons else graphs.load(store, target.fingerprint)
+                        found = _make(localize(target, store), store, graph, stages, run or {}, scope)
         else:
-            directory.stage(published(target, found), link=link)
-    except StoreError:
-        if state == "built" or store.check_all_or_set_aside(found.objects) == "intact":
-            raise
-        # The object was intact when it was planned, and is not now: build it.
-        again = Planned(target, "stale", ("object missing or damaged",))
-        return make(
-            again, store, directory, link=link, memory=memory, progress=progress, run=run, scope=scope, build=build
-        )
-    return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
+            state = "cached"
+        if state == "cached":
+            stages.tell("cached")
+        stages.set({"state": state})
+        remember(store, target)
+        stages.enter("copy")
+        try:
+            if directory is None:
+                with Path(os.devnull).open("wb") as nowhere:  # to check it: the publishing machine must find it intact
+                    for digest in found.objects:
+                        store.fetch(digest, nowhere)
+            else:
+                directory.stage(published(target, found), link=link)
+        except StoreError:
+            if state == "built" or store.check_all_or_set_aside(found.objects) == "intact":
+                raise
+            # The object was intact when it was planned, and is not now: build it.
+            stages.leave()
+            again = Planned(target, "stale", ("object missing or damaged",))
+            return make(
+                again, store, directory, link=link, memory=memory, progress=progress, run=run, scope=scope, build=build
+            )
+        return Outcome(target, state, planned.reasons, found, time.perf_counter() - begun)
+
+
+def _labels(target: Target) -> telemetry.Attributes:
+    return {"component": target.component.name, "precision": target.precision.name}
+
+
+def _details(planned: Planned) -> telemetry.Attributes:
+    target = planned.target
+    return {"source": target.source.pinned, "fingerprint": target.fingerprint.key, "reasons": planned.reasons}
 
 
 def _not_built_error(planned: Planned, store: Store) -> BuildError:
@@ -152,7 +168,7 @@ def _make(
     target: Target,
     store: Store,
     graph: Graph | None,
-    progress: worker.Progress | None,
+    stages: telemetry.Stages,
     run: Mapping[str, str],
     scope: worker.CancelScope,
 ) -> Record:
@@ -160,7 +176,8 @@ def _make(
     started = now()
     with ThreadPoolExecutor(1) as pool, store.staging() as work:
         materials = pool.submit(_materials, target, store)
-        artifact = build(target, work, progress, scope, graph)
+        artifact = build(target, work, stages.tell, scope, graph)
+        stages.enter("store")
         made = Record(
             name=target.file_name,
             sha256=artifact.sha256,
@@ -279,15 +296,16 @@ class Export:
             InputError: see `export`.
         """
         source, components, precisions = self._wanted
-        self.planned = plan(
-            source,
-            components,
-            precisions,
-            store=self.store,
-            force=self._force,
-            exporting=True,
-            build=self.build,
-        )
+        with telemetry.Stage("plan"):
+            self.planned = plan(
+                source,
+                components,
+                precisions,
+                store=self.store,
+                force=self._force,
+                exporting=True,
+                build=self.build,
+            )
         self.directory = publication_directory(self.planned, self._publish, self.store)
         return self.planned
 
@@ -312,9 +330,10 @@ class Export:
         if not self.build and any(each.record is None for each in self.planned):
             self._pending = {each.target: _Known(self._unpublished(each)) for each in self.planned}
             return
-        for error in obstacles_in(self.planned, self.directory, replace=self._replace, exporting=True):
-            raise error
-        self.directory.prepare()
+        with telemetry.Stage("begin"):
+            for error in obstacles_in(self.planned, self.directory, replace=self._replace, exporting=True):
+                raise error
+            self.directory.prepare()
         self._staging = True
         by_size = sorted(self.planned, key=lambda each: -each.target.weight_bytes)
         largest = {each.target.component: each for each in reversed(by_size)}
@@ -354,18 +373,23 @@ class Export:
     def _published(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         artifacts = {each.target.file_name: published(each.target, each.record) for each in outcomes if each.record}
         source = outcomes[0].target.source.name
-        self.directory.publish(artifacts, source, link=self._link, replace=self._replace)
+        with telemetry.Stage("publish"):
+            self.directory.publish(artifacts, source, link=self._link, replace=self._replace)
         return [replace(each, path=self.directory.path / each.target.file_name) for each in outcomes]
 
 
 def _outcome(target: Target, pending: Pending) -> Outcome:
     try:
-        return pending.result()
-    except ResourceError:  # which does not concern one target alone
-        raise
-    except Exception as error:  # noqa: BLE001  (one target's failure is not the others')
+        outcome = pending.result()
+    except Exception as error:
+        telemetry.count({**_labels(target), "state": "failed"}, error)
+        if isinstance(error, ResourceError):  # which does not concern one target alone
+            raise
         log_cause(error)
         return Outcome(target, "failed", error=line(error))
+    figures = outcome.record.figures if outcome.record and outcome.state == "built" else None
+    telemetry.count({**_labels(target), "state": outcome.state}, figures=figures)
+    return outcome
 
 
 def check_sources(sources: Sequence[str | Path], publish: str | Path | None = None) -> None:
@@ -474,6 +498,7 @@ def export_each(
         StoreError: the store cannot be used.
     """
     with ExitStack() as held:
+        held.enter_context(telemetry.Span("export", {"source": [*map(str, sources)]}))
         works = held.enter_context(
             exports(
                 sources,
@@ -491,7 +516,8 @@ def export_each(
         parts = [_Part(work, held.enter_context(worker.CancelScope())) for work in works]
 
         def submit(part: _Part, each: Planned) -> Pending:
-            return pool.submit(
+            context = copy_context()  # so that its spans are below those of this thread
+            call = partial(
                 make,
                 each,
                 part.work.store,
@@ -502,6 +528,7 @@ def export_each(
                 scope=part.scope,
                 build=build,
             )
+            return pool.submit(lambda: context.run(call))
 
         try:
             for part in parts:

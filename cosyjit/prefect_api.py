@@ -18,9 +18,6 @@ UPDATED: Final = "cosyjit.checkpoint.updated"
 OLDEST: Final = (3, 8)
 """The oldest release of Prefect whose servers support the flow and its deployments."""
 
-_TIMEOUT: Final = 10
-"""In seconds."""
-
 _RETRIES: Final = Retry(
     total=None,
     connect=0,
@@ -42,11 +39,13 @@ class Server(NamedTuple):
         url: that of its API, such as http://127.0.0.1:4200/api.
         user: "name:password", if the server requires it.
         key: an API key, if the server requires one.
+        timeout: how long to wait for an answer, in s.
     """
 
     url: str
     user: str | None = None
     key: str | None = None
+    timeout: float = 10
 
     def notify(self, source: str, family: str) -> None:
         """Send the event that a checkpoint was updated.
@@ -84,7 +83,15 @@ class Server(NamedTuple):
         Raises:
             ServerError: the server is missing or too old, or refuses access.
         """
-        check_version(self.shown, self._call("GET", "admin/version").text.strip('"\n'))
+        check_version(self.shown, self.version())
+
+    def version(self) -> str:
+        """What the server says that its version is.
+
+        Raises:
+            ServerError: the server is missing, or refuses access.
+        """
+        return self._call("GET", "admin/version").text.strip('"\n')
 
     @property
     def shown(self) -> str:
@@ -100,7 +107,12 @@ class Server(NamedTuple):
                 for scheme in ("http://", "https://"):
                     session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
                 response = session.request(
-                    method, f"{self.url.rstrip('/')}/{path}", headers=headers, auth=user, timeout=_TIMEOUT, **content
+                    method,
+                    f"{self.url.rstrip('/')}/{path}",
+                    headers=headers,
+                    auth=user,
+                    timeout=self.timeout,
+                    **content,
                 )
             response.raise_for_status()
         except requests.HTTPError as error:
@@ -113,7 +125,7 @@ class Server(NamedTuple):
             raise ServerError(f"{self.shown}: answers {status} {error.response.reason}; {hint}") from None
         except (requests.RequestException, ValueError) as error:
             raise ServerError(
-                f"{self.shown}: {_reason(error)}; start it (`prefect server start`), or name one"
+                f"{self.shown}: {_reason(error, self.timeout)}; start it (`prefect server start`), or name one"
             ) from None
         return response
 
@@ -138,9 +150,9 @@ def check_version(url: str, version: str) -> None:
         )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, timeout: float) -> str:
     if isinstance(error, requests.Timeout):
-        return f"no answer within {_TIMEOUT} s"
+        return f"no answer within {timeout:g} s"
     if isinstance(error, requests.exceptions.SSLError):
         found = re.search(r"\[SSL[^\]]*\] ([^(']+)", str(error))
         return (

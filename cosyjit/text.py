@@ -85,6 +85,11 @@ _SHORTEST: Final = 4
 """In characters: a shorter value of such a variable is a setting, or nothing that could be kept secret."""
 
 
+def is_secret(variable: str) -> bool:
+    """Whether the name of an environment variable says that its value is a secret."""
+    return _SECRET_VARIABLE.search(variable) is not None
+
+
 def without_secrets(text: str, environment: Mapping[str, str]) -> str:
     """A text of several lines, such as a traceback, without passwords, tokens and the headers that carry them.
 
@@ -92,7 +97,7 @@ def without_secrets(text: str, environment: Mapping[str, str]) -> str:
         environment: whose variables with names such as `AWS_SECRET_ACCESS_KEY` have values that are not shown either.
     """
     for name, value in environment.items():
-        if _SECRET_VARIABLE.search(name) and len(value.strip()) >= _SHORTEST:
+        if is_secret(name) and len(value.strip()) >= _SHORTEST:
             text = text.replace(value.strip(), "…")
     for pattern, shown in _SECRETS:
         text = re.sub(pattern, shown, text)

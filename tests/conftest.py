@@ -21,6 +21,7 @@ from tests.support.file_changes import need_stamps
 from tests.support.processes import Run, run_here
 from tests.support.s3 import Server, Service
 from tests.support.stores import unique_url
+from tests.support.telemetry import Told
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks it when it is imported
 # A shell lets what it starts in the background ignore this, and the processes under test would inherit that.
@@ -158,6 +159,19 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
         return Path(shutil.copytree(directory, tmp_path / directory.name))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def _told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def told(_told: Told) -> Iterator[Told]:
+    """What OpenTelemetry is told in this process."""
+    _told.clear()
+    yield _told
+    _told.clear()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ FLOWS: Final = ROOT / "flows"
 ROOMS: Final = (
     {"text"},
     {"errors"},
-    {"documents", "families", "settings"},
+    {"documents", "families", "settings", "telemetry"},
     {"encoders", "fs", "metrics", "selection"},
     {"estimators"},
     {"processes", "prefect_api"},
@@ -33,7 +33,7 @@ ROOMS: Final = (
     {"planning"},
     {"building"},
     {"preflight"},
-    {"operations", "pipeline"},
+    {"operations", "doctor", "pipeline"},
     {"reports"},
     {"flows"},
     {"cli"},
@@ -65,6 +65,7 @@ OTHERS: Final = {
             "onnx.gate",
             "synth.synth",
             "synth.shapes",
+            "doctor.with_torch",
             "encoders",
         ),
         *(f"estimators.{name}" for name in ("dit", "layers", "registry", "solver", "unet")),
@@ -75,8 +76,9 @@ OTHERS: Final = {
     "vllm": {"vllm.model", "vllm.plugin"},
     "tokenizers": {"hf.gate"},
     "fsspec": {"store.backends"},
+    "packaging": {"doctor.versions"},
     "modelscope_hub": {"sources.modelscope"},
-    "requests": {"sources.responses", "sources.modelscope", "prefect_api"},
+    "requests": {"sources.responses", "sources.modelscope", "prefect_api", "doctor.servers"},
     "urllib3": {"sources.responses", "prefect_api"},
     "xxhash": {
         *("fs.digests", "weights.tensor_digests", "provenance.fingerprint", "provenance.latest"),
@@ -85,19 +87,23 @@ OTHERS: Final = {
     "hyperpyyaml": {"configuration.config"},
     "ruamel": {"configuration.config", "configuration.yaml_subset", "configuration.yaml_nodes", "flows.alerts"},
     "cryptography": {"store.signing"},
-    "cyclopts": {"cli.app", "cli.configuration_file", "cli.service"},
+    "cyclopts": {"cli.app", "cli.configuration_file", "cli.looking", "cli.service"},
     "rich": {"reports.tables", "reports.run_page", "cli.answers", "cli.console", "flows.export"},
-    "prefect": {"flows.export", "flows.serve", "flows.servers", "flows.alerts"},
+    "prefect": {"flows.export", "flows.serve", "flows.servers", "flows.alerts", "flows.look"},
     "pydantic": {"flows.export", "flows.alerts"},
     "prefect_dask": {"flows.export"},
+    "opentelemetry": {"telemetry"},
 }
 """What is imported from elsewhere, and by which modules."""
 
 PUBLIC: Final = [
     "Artifact",
     "BuildError",
+    "Change",
     "Copied",
     "CosyjitError",
+    "Diff",
+    "Difference",
     "Export",
     "Exported",
     "Fault",
@@ -117,6 +123,7 @@ PUBLIC: Final = [
     "Target",
     "build",
     "copy_store",
+    "diff",
     "export",
     "export_each",
     "gc",
@@ -249,7 +256,7 @@ def test_importing_imports_neither_torch_nor_prefect(module: str) -> None:
     imported = {name.split(".")[0] for name in out.split()}
     assert err == ""
     assert module in out.split()
-    assert imported & {"torch", "prefect", "numpy"} == set()
+    assert imported & {"torch", "prefect", "numpy", "opentelemetry"} == set()
 
 
 def test_nothing_is_printed_but_by_the_command_line() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 from cosyjit import __version__, pipeline, preflight, settings
-from cosyjit.cli import service
+from cosyjit.cli import looking, service
 from cosyjit.cli.answers import FAILED, Answer, exit_status, show_answers
 from cosyjit.cli.configuration_file import ConfigurationFile
 from cosyjit.cli.console import ConsoleHandler, show, show_json, stages, tell
@@ -242,6 +242,9 @@ def history(directory: Path, *, last: int | None = None, store: _Store = None, j
     return 0
 
 
+app.command(looking.diff)
+
+
 @app.command
 def rollback(
     directory: Path,
@@ -428,6 +431,7 @@ def notify(source: _Source, *, server: Annotated[str | None, Parameter(env_var=s
     return 0
 
 
+app.command(looking.doctor)
 app.command(service.serve)
 app.command(service.init)
 app.command(service.alert)

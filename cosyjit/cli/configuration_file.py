@@ -98,6 +98,16 @@ class ConfigurationFile:
                     argument.append(token)
 
 
+def used() -> Path | None:
+    """The file of the current directory; None if there is none.
+
+    Raises:
+        SelectionError: it cannot be read, or is not TOML.
+    """
+    found = _find(lambda _: None)
+    return None if found is None else found.path
+
+
 def _names(root: App) -> list[str]:
     return [name for name in root if not name.startswith("-")]
 

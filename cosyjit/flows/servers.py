@@ -29,9 +29,15 @@ _LOOK: Final = 0.2
 _GRACE: Final = 20
 """In s, which a server has to end in order."""
 
-_LEASES: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
-"""Where a server notes which runs are under way. One that is killed and has noted it in its memory alone, as Prefect's
-own default is, takes them to be under way for ever, and the next runs of their deployments wait for ever."""
+_DEFAULTS: Final = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Under opentelemetry-instrument, it would tell of each request and each look at its clock.
+    "OTEL_SDK_DISABLED": "true",
+}
+"""The variables of a server where the environment has no others.
+
+The first says where it notes which runs are under way. One that is killed and has noted it in its memory alone, as
+Prefect's own default is, takes them to be under way for ever, and the next runs of their deployments wait for ever."""
 
 _ERROR: Final = re.compile(r"[\w.]+(?:Error|Exception)\b")
 """How the last line of a traceback begins. What a server says after it does not tell why it ended."""
@@ -52,17 +58,22 @@ def named_server() -> Server | None:
     Raises:
         ServerError: the server is missing or too old, or refuses access.
     """
-    url = get_current_settings().api.url
-    if not url:
-        return None
-    server = _with_credentials(url)
-    server.check()
+    server = configured_server()
+    if server is not None:
+        server.check()
     return server
+
+
+def configured_server() -> Server | None:
+    """As `named_server`, but nothing is asked of it."""
+    url = get_current_settings().api.url
+    return _with_credentials(url) if url else None
 
 
 def _with_credentials(url: str) -> Server:
     api = get_current_settings().api
-    return Server(url, *(None if each is None else each.get_secret_value() for each in (api.auth_string, api.key)))
+    user, key = (None if each is None else each.get_secret_value() for each in (api.auth_string, api.key))
+    return Server(url, user, key)
 
 
 class OwnServer:
@@ -96,7 +107,7 @@ class OwnServer:
         # A session of its own: Ctrl-C is for the command, which may still have something to tell the server.
         process = subprocess.Popen(
             [sys.executable, "-c", _START, str(os.getpid()), str(self._port)],
-            env={_LEASES: "prefect.server.concurrency.lease_storage.filesystem", **os.environ},
+            env=_DEFAULTS | os.environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -61,6 +61,21 @@ def replacing(path: Path, *, sync: bool = False, at: int | None = None) -> Itera
         sync_directory(path.parent)
 
 
+@contextmanager
+def unnamed(directory: Path) -> Iterator[FileIO]:
+    """A file in a directory without a name there: nothing is left of it, even where the process is killed.
+
+    Raises:
+        OSError: it cannot be made; EOPNOTSUPP where the file system does not have such files.
+    """
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except IsADirectoryError:  # what a kernel says that does not know of them
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(directory)) from None
+    with FileIO(fd, "r+") as file:
+        yield file
+
+
 def replace_link(path: Path, make: Callable[[Path], None]) -> None:
     """Put a link at a path in one step, in place of a file or link that is there; a link that fails leaves nothing.
 

@@ -7,15 +7,16 @@ build is always admitted, however much it needs.
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from cosyjit.fs import files, locks
 from cosyjit.fs.waits import Wait, holders
+from cosyjit.processes import groups
 
-_SHARE: Final = 0.75
+SHARE: Final = 0.75
 """The part of a machine's memory that builds may take by default."""
 
 _LIMITS: Final = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}
@@ -25,7 +26,7 @@ _LIMITS: Final = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}
 def installed(root: Path = Path("/")) -> int:
     """The memory of this machine in bytes, or the limit of this process's control groups if that is lower.
 
-    A container, a systemd unit or a batch job is such a group, or is in one; limits of the groups above count as well.
+    Limits of the groups above count as well.
 
     Args:
         root: where /proc and the file systems of control groups are.
@@ -35,42 +36,10 @@ def installed(root: Path = Path("/")) -> int:
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """The limits of the control groups that this process is in, in bytes; see the manual page cgroups(7)."""
-    for kind, group, mount in _groups(root):
-        place = root / mount.relative_to("/")
-        for each in (group, *group.parents):
-            with suppress(OSError, ValueError):  # the topmost group has no limit; "max" is none
-                yield int((place / each / _LIMITS[kind]).read_text(encoding="ascii"))
-
-
-def _groups(root: Path) -> Iterator[tuple[str, Path, Path]]:
-    """The control groups of this process that limit memory: their kind, their path, and where they are mounted."""
-    own = _own_groups(_lines(root / "proc/self/cgroup"))
-    for line in _lines(root / "proc/self/mountinfo"):
-        mount, _, system = line.partition(" - ")
-        (_, _, _, above, point, *_), (kind, _, options) = mount.split(" "), system.split(" ")
-        if kind in own and (kind == "cgroup2" or "memory" in options.split(",")):
-            # Where a container sees its own group alone, the path to it from outside leads nowhere.
-            group = own[kind].relative_to(above) if own[kind].is_relative_to(above) else Path()
-            yield kind, group, Path(point)
-
-
-def _own_groups(lines: Sequence[str]) -> dict[str, Path]:
-    """The control groups of this process that may limit memory, by the type of file system."""
-    groups = {}
-    for line in lines:
-        number, controllers, group = line.split(":", 2)
-        if number == "0":
-            groups["cgroup2"] = Path(group)
-        elif "memory" in controllers.split(","):
-            groups["cgroup"] = Path(group)
-    return groups
-
-
-def _lines(path: Path) -> list[str]:
-    with suppress(OSError):
-        return os.fsdecode(path.read_bytes()).splitlines()
-    return []
+    """The limits of the control groups that this process is in, in bytes."""
+    for kind, place in groups.directories("memory", root):
+        with suppress(OSError, ValueError):  # the topmost group has no limit; "max" is none
+            yield int((place / _LIMITS[kind]).read_text(encoding="ascii"))
 
 
 def reservations_directory() -> Path:
@@ -103,7 +72,7 @@ def reserved(directory: Path, size: int, limit: int | None = None, *, wait: Wait
         BusyError: other processes did not leave enough within that time.
     """
     wait = wait or Wait("memory")
-    limit = limit or int(_SHARE * installed())
+    limit = limit or int(SHARE * installed())
     with ExitStack() as held:
         with suppress(OSError):  # nothing can be written there: nobody has to wait
             files.make_private(directory)

@@ -223,7 +223,8 @@ from cosyjit.processes.worker import serve
 serve(int(fd), int(errors))
 """
 """What the server runs. It takes over the caller's `sys.path`, because that of `python -c` begins with the working
-directory, which may belong to a stranger."""
+directory, which may belong to a stranger. PYTHONPATH is not for it: a `sitecustomize` found by that, such as the one of
+`opentelemetry-instrument`, would start threads in it."""
 
 
 _ENVIRONMENT: Final = {
@@ -321,7 +322,7 @@ class _Servers:
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
-                    env={**os.environ, **_ENVIRONMENT},
+                    env={name: os.environ[name] for name in os.environ if name != "PYTHONPATH"} | _ENVIRONMENT,
                     start_new_session=True,
                 )
             except (OSError, MemoryError) as error:

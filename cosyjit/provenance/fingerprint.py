@@ -1,11 +1,11 @@
 """Fingerprints: what decides the bytes of an artifact, and the key of that."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import xxhash
 
@@ -153,44 +153,93 @@ def _plain_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     return {"!map": sorted(([plain(key), plain(item)] for key, item in value.items()), key=canonical)}
 
 
-def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """In words, how the fingerprint of now differs from that of before."""
+class Change(NamedTuple):
+    """A value that is not the same before and after.
+
+    Attributes:
+        name: what has the value: a tensor, an option, a package, a figure or a file.
+        state: "added", "removed" or "changed".
+        before, after: the value as JSON has it; None where there is none.
+    """
+
+    name: str
+    state: Literal["added", "removed", "changed"]
+    before: Any = None
+    after: Any = None
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """The values as text; "" where there is none. A string and another value that look the same are JSON."""
+        words = _word(self.before), _word(self.after)
+        if self.state == "changed":
+            return words if words[0] != words[1] else (json.dumps(self.before), json.dumps(self.after))
+        return ("", words[1]) if self.state == "added" else (words[0], "")
+
+    def __str__(self) -> str:
+        before, after = self.shown
+        return (
+            f"{self.name} {before} -> {after}"
+            if self.state == "changed"
+            else f"{self.name} {before}{after} {self.state}"
+        )
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], label: str = "") -> list[Change]:
+    """How named values of now differ from those of before.
+
+    Args:
+        label: what the names in the changes begin with.
+    """
+    found = []
+    for name in {**before, **now}:
+        named = f"{label}{name}"
+        if name not in now:
+            found.append(Change(named, "removed", before=before[name]))
+        elif name not in before:
+            found.append(Change(named, "added", after=now[name]))
+        elif canonical(before[name]) != canonical(now[name]):
+            found.append(Change(named, "changed", before[name], now[name]))
+    return found
+
+
+def option_changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
+    """How what two artifacts are differs, beside tensors and code: class, options, precision, device and recipe."""
+    was, given = before.config, now.config
     return [
-        *_tensors(before.tensors, now.tensors),
-        *_values("", {"class": before.config["class"]}, {"class": now.config["class"]}),
-        *_values("", before.config["options"], now.config["options"]),
-        *_values("component: ", before.config.get("overrides", {}), now.config.get("overrides", {})),
-        *_values("", {"precision": before.precision}, {"precision": now.precision}),
-        *_values("", {"device": before.device}, {"device": now.device}),
-        *_values("recipe: ", before.recipe, now.recipe),
-        *_values("", {"encoder code": before.encoders}, {"encoder code": now.encoders}),
-        *_values("", {"torch": before.torch}, {"torch": now.torch}),
+        *changes({"class": was["class"]}, {"class": given["class"]}),
+        *changes(was["options"], given["options"]),
+        *changes(was.get("overrides", {}), given.get("overrides", {}), "component: "),
+        *changes({"precision": before.precision}, {"precision": now.precision}),
+        *changes({"device": before.device}, {"device": now.device}),
+        *changes(before.recipe, now.recipe, "recipe: "),
     ]
 
 
-def _tensors(before: Mapping[str, TensorDigest], now: Mapping[str, TensorDigest]) -> Iterator[str]:
-    changed = [name for name in now if name in before and now[name] != before[name]]
-    kinds = {
-        f"of {len(now)} tensors changed": changed,
-        f"of {len(now)} tensors added": [name for name in now if name not in before],
-        f"of {len(before)} tensors removed": [name for name in before if name not in now],
-    }
-    for kind, names in kinds.items():
+def code_changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
+    """How the code that two artifacts are made by differs."""
+    return changes(
+        {"encoder code": before.encoders, "torch": before.torch}, {"encoder code": now.encoders, "torch": now.torch}
+    )
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """In words, how the fingerprint of now differs from that of before."""
+    tensors = changes(before.tensors, now.tensors)
+    others = [*option_changes(before, now), *code_changes(before, now)]
+    return [*tensor_words(tensors, len(before.tensors), len(now.tensors)), *map(str, others)]
+
+
+def tensor_words(found: Sequence[Change], before: int, now: int) -> Iterator[str]:
+    """In words, how tensors changed.
+
+    Args:
+        found: the changes.
+        before, now: how many tensors there were, and are.
+    """
+    for state, count in (("changed", now), ("added", now), ("removed", before)):
+        names = [each.name for each in found if each.state == state]
         if names:
-            yield f"{len(names)} {kind}: {listed(names)}"
-
-
-def _values(label: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in {**before, **now}:
-        if name not in now:
-            yield f"{label}{name} {_word(before[name])} removed"
-        elif name not in before:
-            yield f"{label}{name} {_word(now[name])} added"
-        elif canonical(before[name]) != canonical(now[name]):
-            words = [_word(before[name]), _word(now[name])]
-            if words[0] == words[1]:  # a string and a value that look the same
-                words = [json.dumps(before[name]), json.dumps(now[name])]
-            yield f"{label}{name} {words[0]} -> {words[1]}"
+            yield f"{len(names)} of {count} tensors {state}: {listed(names)}"
 
 
 def _word(value: Any) -> str:

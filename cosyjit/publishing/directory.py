@@ -372,24 +372,13 @@ class PublishedDirectory:
         self.store.check_there()
         with self.store.in_use(), self._layout.writing(wait=self.store.wait):
             live = self.require_live()
-            earlier = self._earlier(live, to)
+            number = to if to is not None else (live.restores or live.number) - 1
+            earlier = publication.numbered(self.store, live, number, self.path)
             self._check_signed(earlier.artifacts)
             still = {name: each for name, each in earlier.artifacts.items() if live.artifacts.get(name) == each}
             self._copy_into_store(still)
             after = _following(live, earlier.source, earlier.artifacts, earlier.restores or earlier.number)
             return self._switch(live, after, earlier.artifacts.values())
-
-    def _earlier(self, live: Publication, to: int | None) -> Publication:
-        """The publication of a number, among the live one and those before it; see `rollback`."""
-        number = to if to is not None else (live.restores or live.number) - 1
-        oldest = live
-        for each in publication.chain(self.store, live):  # no further than to it: a history may be long
-            if each.number == number:
-                return each
-            oldest = each
-        raise PublicationError(
-            f"{self.path}: there is no publication {number} to go back to; kept are {oldest.number} to {live.number}"
-        )
 
     def _switch(
         self,

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import xxhash
 
 from cosyjit import documents
+from cosyjit.errors import PublicationError
 from cosyjit.fs.hashing import sha256_of_folder
 from cosyjit.store.store import FORMS, Store
 
@@ -259,3 +260,20 @@ def chain(store: Store, publication: Publication | None) -> Iterator[Publication
     while publication is not None:
         yield publication
         publication = before(store, publication)
+
+
+def numbered(store: Store, last: Publication, number: int, where: Path) -> Publication:
+    """The publication of a number, among the last one and those before it as far back as the store has them.
+
+    Args:
+        where: the directory that shows them, for the message.
+
+    Raises:
+        PublicationError: there is none of that number, or it is not kept.
+    """
+    oldest = last
+    for each in chain(store, last):  # no further than to it: a history may be long
+        if each.number == number:
+            return each
+        oldest = each
+    raise PublicationError(f"{where}: there is no publication {number}; kept are {oldest.number} to {last.number}")

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
+from cosyjit.operations.diff import Diff, Difference
 from cosyjit.operations.status import Status
 from cosyjit.operations.verify import Fault
 from cosyjit.pipeline import Outcome
@@ -88,6 +91,33 @@ def _publication_object(publication: Publication) -> dict[str, Any]:
     return {"identity": publication.identity, **json.loads(publication.content)}
 
 
+def diff(found: Diff) -> str:
+    """One object: the two publications, and what became of each name; `docs/looking.md` describes it."""
+    return _indented(
+        {
+            "before": _side_object(found.before),
+            "after": _side_object(found.after),
+            "artifacts": [_difference_object(each) for each in found.artifacts],
+        }
+    )
+
+
+def _side_object(side: Publication) -> dict[str, Any]:
+    return {"number": side.number, "identity": side.identity, "published": side.published, "source": side.source}
+
+
+def _difference_object(difference: Difference) -> dict[str, Any]:
+    groups = ("tensors", "options", "versions", "figures", "files")
+    return {
+        "name": difference.name,
+        "state": difference.state,
+        "before": difference.before.document if difference.before else None,
+        "after": difference.after.document if difference.after else None,
+        **{group: [each._asdict() for each in getattr(difference, group)] for group in groups},
+        "problems": list(difference.problems),
+    }
+
+
 def lineage(trace: Lineage) -> str:
     """The record as it is kept, or what the artifact says of itself if the store has none."""
     return _indented(trace.record.statement if trace.record else trace.embedded)
@@ -129,6 +159,12 @@ def several(kind: str, documents: Sequence[tuple[str, str]]) -> str:
     """
     plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
     return _indented({plural: [{kind: name, **json.loads(document)} for name, document in documents]})
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """One object, `{"well": true, "findings": [...]}`; `docs/looking.md` describes it."""
+    wrong = any(each.state == "wrong" for each in found)
+    return _indented({"well": not wrong, "findings": [asdict(each) for each in found]})
 
 
 def _indented(document: Any) -> str:

@@ -3,27 +3,30 @@
 Lines are as they are: who shows them passes them through the function of `cosyjit.text` that his medium has.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from cosyjit.doctor.finding import Finding
 from cosyjit.errors import InputError
 from cosyjit.operations.copy_store import Copied
+from cosyjit.operations.diff import Diff, Difference
 from cosyjit.operations.status import Status
 from cosyjit.pipeline import Outcome
 from cosyjit.planning.plan import Planned
 from cosyjit.planning.target import Target
+from cosyjit.provenance.fingerprint import Change, tensor_words
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import Record
 from cosyjit.publishing.plans import OutdatedPlan
 from cosyjit.publishing.publication import Publication
 from cosyjit.store.backends import Entry
-from cosyjit.text import plain
+from cosyjit.text import listed, one_line, plain
 
 _NAMED: Final = 20
 """How many files of a collection are named for people."""
@@ -168,6 +171,72 @@ def history_table(publications: Sequence[Publication], earlier: Publication | No
     return table
 
 
+def diff_table(diff: Diff) -> Table:
+    """A row for each name of two publications."""
+    table = Table("name", "state")
+    table.add_column("bytes before", justify="right")
+    table.add_column("after", justify="right")
+    for each in diff.artifacts:
+        sizes = ("" if side is None else decimal(side.size) for side in (each.before, each.after))
+        _add_row(table, each.name, each.state, *sizes)
+    return table
+
+
+def diff_details(diff: Diff) -> list[RenderableType]:
+    """Which publications they are; and of each name that has changed a table of what did, and lines below it."""
+    shown: list[RenderableType] = [
+        f"Publication {each.number} of {each.published}, from {each.source}" for each in (diff.before, diff.after)
+    ]
+    for each in diff.artifacts:
+        if each.state == "changed":
+            shown += [each.name, *_difference_parts(each)]
+    if all(each.state == "same" for each in diff.artifacts):
+        shown.append("All artifacts are the same")
+    return shown
+
+
+def _difference_parts(difference: Difference) -> Iterator[RenderableType]:
+    table = Table("what", "before", "after")
+    for each in (*difference.options, *difference.versions):
+        _add_row(table, *map(_cut, (each.name, *each.shown)))
+    for each in difference.figures:
+        if each.name not in _TIMES:
+            _add_row(table, _cut(each.name), *_numbers(each))
+    if table.row_count:
+        yield table
+    if difference.before and difference.after and difference.before.sha256 == difference.after.sha256:
+        yield "The bytes are the same"
+    files = [f"file {each.name}" for each in difference.files]
+    tensors = [each._replace(name=_cut(each.name)) for each in difference.tensors]
+    yield from tensor_words(tensors, *(difference.count or (0, 0)))
+    yield from [f"{listed(files)} changed"] if files else []
+    yield from difference.problems
+
+
+_TIMES: Final = {"seconds", "verify_seconds"}
+"""How long builds took, which is another time each time."""
+
+_LONGEST: Final = 120
+"""How many characters of a name or value are shown to people; JSON has all of it."""
+
+
+def _cut(text: str) -> str:
+    return one_line(text, _LONGEST)
+
+
+def _numbers(change: Change) -> tuple[str, str]:
+    """The numbers before and after, with as many digits as tell them apart."""
+    for digits in range(6, 17):
+        before, after = (_number(each, digits) for each in (change.before, change.after))
+        if before != after:
+            return before, after
+    return str(change.before), str(change.after)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
 def lineage_tree(trace: Lineage) -> Tree:
     """What an artifact was made from, as a tree."""
     record = trace.record
@@ -234,6 +303,36 @@ def garbage_summary(found: Sequence[Entry], *, removed: bool) -> str:
         if removed
         else f"{len(found)} files, {size}, would go; run again with --delete to remove them"
     )
+
+
+def findings_table(found: Sequence[Finding]) -> Table:
+    """A row for each finding; a part is named once."""
+    table = Table("part", "what", "state", "found")
+    before = ""
+    for each in found:
+        _add_row(table, "" if each.part == before else each.part, each.name, each.state, _cut(_value(each)))
+        before = each.part
+    return table
+
+
+def findings_lines(found: Sequence[Finding]) -> list[str]:
+    """What the findings mean, and what to do, a line each; what is wrong comes last."""
+    said = [each for each in found if each.advice]
+    ordered = [each for wrong in (False, True) for each in said if (each.state == "wrong") == wrong]
+    wrong = sum(each.state == "wrong" for each in found)
+    count = f"{wrong} wrong" if wrong else "Nothing is wrong"
+    return [*(f"{each.part}, {each.name}: {each.advice}" for each in ordered), count]
+
+
+def _value(finding: Finding) -> str:
+    value = finding.value
+    if finding.unit == "bytes" and isinstance(value, int):
+        return decimal(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _component_and_precision(target: Target) -> tuple[str, str]:

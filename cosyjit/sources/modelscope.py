@@ -7,6 +7,7 @@ its errors, since the texts of these quote requests and answers.
 
 import errno
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -215,6 +216,14 @@ def received(directory: Path) -> int:
         return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     except OSError:
         return 0
+
+
+def endpoint() -> str:
+    """The URL of the hub that would be asked, without credentials. No client is made: it would write into the home."""
+    from modelscope_hub import HubConfig  # noqa: PLC0415  (see above)
+
+    given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")
+    return without_password(HubConfig.normalize_endpoint(given))
 
 
 def url(endpoint: str, model: Model, file: File) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -92,6 +93,14 @@ class Storage(ABC):
         """Set the time of a file to now if it was not changed for so many seconds, where that can be done."""
         self.open(name).close()
 
+    def try_write(self) -> None:
+        """Try whether a file could be written, and leave nothing.
+
+        Raises:
+            UnsupportedOperation: that cannot be tried without leaving something.
+        """
+        raise UnsupportedOperation("a trial would leave something")
+
     def uploads(self) -> Iterator[Entry]:
         """The uploads of files that are not complete, which are not entries; `remove` knows these names as well."""
         yield from ()
@@ -99,6 +108,9 @@ class Storage(ABC):
 
 _LARGEST: Final = 64 << 20
 """In bytes, the largest document that is read: more than any of cosyjit's own."""
+
+_BLOCK: Final = 4096
+"""In bytes, what a trial writes: what a full disk has no room for."""
 
 _UPLOAD: Final = "?uploadId="
 """What is between a file's name and the identifier of an upload of it."""
@@ -159,6 +171,16 @@ class Local(Storage):
 
     def modified(self, name: str) -> float:
         return self.below.stat(name).st_mtime
+
+    def try_write(self) -> None:
+        try:
+            with files.unnamed(files.nearest_directory(self.root)) as file:
+                file.write(bytes(_BLOCK))
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            super().try_write()
 
 
 class Remote(Storage):
@@ -327,6 +349,12 @@ class S3(Remote):
             for each in answer.get("Uploads", []):  # a thousand at most; the next time returns others
                 name = f"{each['Key'].removeprefix(self._prefix)}{_UPLOAD}{each['UploadId']}"
                 yield Entry(name, 0, each["Initiated"].timestamp())
+
+    def try_write(self) -> None:
+        with self._asked():  # an upload that is given up leaves nothing, not even a version of an object
+            key = f"{self._prefix}tmp/{uuid.uuid4().hex}"
+            begun = self._system.call_s3("create_multipart_upload", Bucket=self._bucket, Key=key)
+            self._system.abort_mpu(self._bucket, key, begun["UploadId"])
 
     def remove(self, name: str) -> None:
         name, _, upload = name.partition(_UPLOAD)

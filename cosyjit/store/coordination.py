@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import Final, cast
 
@@ -93,6 +94,22 @@ class Location:
     def is_private(self) -> bool:
         """Whether this is a directory that nobody but this user can write to."""
         return self.local is not None and files.is_private(self.local)
+
+    def try_write(self) -> bool:
+        """Try whether files could be written here; nothing is left, and no directory is made.
+
+        Returns:
+            Whether that could be tried.
+
+        Raises:
+            StoreError: they could not be written.
+        """
+        with self._reached():
+            try:
+                self._storage.try_write()
+            except UnsupportedOperation:
+                return False
+        return True
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

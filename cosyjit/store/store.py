@@ -115,16 +115,24 @@ class Store(Location):
         require = self.trusted.path if self.trusted else None
         return partial(Store, self.root, sign=sign, require=require, wait=self.wait), ()
 
+    def is_there(self) -> bool:
+        """Whether there is a store: files of one, or an empty directory.
+
+        Raises:
+            StoreError: there is something else, or it cannot be read.
+        """
+        with self._reached():
+            found = self._storage.names()
+            is_new = found == set() if self.local else any(self._storage.uploads())
+        return is_new or bool((found or set()) & {*FORMS, *LOCKS})
+
     def check_there(self) -> None:
         """Make sure that there is a store, so that a file which is not found was never kept.
 
         Raises:
             StoreError: there is nothing, or something else, or it cannot be read.
         """
-        with self._reached():
-            found = self._storage.names()
-            is_new = found == set() if self.local else any(self._storage.uploads())
-        if not is_new and not (found or set()) & {*FORMS, *LOCKS}:
+        if not self.is_there():
             raise StoreError(
                 f"{self}: there is no store; name the one that was exported into, with --store or COSYJIT_STORE, "
                 "or export into this one first"

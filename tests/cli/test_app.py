@@ -459,7 +459,7 @@ def test_a_rollback_to_what_there_is_not_is_refused(published: Path, run: Run) -
         assert run("rollback", published, *arguments) == (
             2,
             "",
-            f"cosyjit: {published}: there is no publication {number} to go back to; kept are 1 to 1\n",
+            f"cosyjit: {published}: there is no publication {number}; kept are 1 to 1\n",
         )
     assert snapshot(published) == before
 
@@ -473,7 +473,7 @@ def test_a_rollback_to_what_was_collected_is_refused_and_what_is_published_stays
         assert run("rollback", published, *arguments) == (
             2,
             "",
-            f"cosyjit: {published}: there is no publication 1 to go back to; kept are 2 to 2\n",
+            f"cosyjit: {published}: there is no publication 1; kept are 2 to 2\n",
         )
     assert shown(published) == before
     assert run("status", published).status == 0

@@ -50,6 +50,7 @@ from tests.support.http import Asked, answering
 from tests.support.keys import pair
 from tests.support.modelscope import MODEL, Hub
 from tests.support.processes import wait_for
+from tests.support.telemetry import Told
 
 TARGETS = [
     f"{component}.{precision}"
@@ -165,6 +166,26 @@ def test_a_second_run_shows_every_task_as_cached_and_publishes_nothing_new(
     assert {run.state_type for run in task_runs(again)} == {StateType.COMPLETED}
     assert edges(again) == {edge for name in TARGETS for edge in [("plan", name), (name, "publish")]}
     assert [each.number for each in history(tmp_path, store=Store())] == [1]
+
+
+@pytest.mark.slow
+def test_spans_of_a_run_are_below_those_of_its_tasks(
+    tiny: Path, tmp_path: Path, stock: Callable[..., None], told: Told
+) -> None:
+    stock(tiny, ["flow.encoder"], ["fp16"])
+    told.clear()
+    run(tiny, components=["flow.encoder"], precisions=["fp16"], publish=str(tmp_path))
+    names = {span.context.span_id: span.name for span in told.spans}
+    above = {span.name: names[span.parent.span_id].split()[0] for span in told.own() if span.parent}
+    assert above == {
+        "plan": "plan",
+        "begin": "plan",
+        "build flow.encoder.fp16": "flow.encoder.fp16",
+        "copy": "build",
+        "publish": "publish",
+    }
+    assert len({span.context.trace_id for span in told.spans}) == 1
+    assert [each.attributes["state"] for each in told.measured()["cosyjit.targets"]] == ["cached"]
 
 
 @pytest.mark.slow

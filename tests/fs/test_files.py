@@ -188,3 +188,16 @@ def test_a_shortage_is_said_in_numbers(tmp_path: Path) -> None:
     assert found is not None
     assert found.startswith("4,611,686,018,427 MB are to be written and ")
     assert found.endswith(" MB are free")
+
+
+def test_a_file_without_a_name_leaves_nothing_and_is_not_made_where_none_can_be(tmp_path: Path) -> None:
+    with files.unnamed(tmp_path) as file:
+        file.write(b"content")
+        file.seek(0)
+        assert file.read() == b"content"
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError), files.unnamed(tmp_path / "nowhere"):
+        pass
+    with pytest.raises(OSError, match="not supported") as refused, files.unnamed(Path("/proc")):
+        pass
+    assert refused.value.errno == errno.EOPNOTSUPP

@@ -375,6 +375,18 @@ def test_scopes_that_are_cancelled_amid_many_calls_leave_no_process_and_no_file(
 
 
 @pytest.mark.slow
+# What opentelemetry-instrument puts there starts threads, with which the server could not fork.
+def test_the_server_does_not_run_what_customizes_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(ran)!r}, 'a').write('once')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = "from cosyjit.processes import worker; from tests.support.processes import give; print(worker.run(give, 1))"
+    with start(code) as process:
+        assert process.communicate(timeout=600) == ("1\n", "")
+    assert ran.read_text() == "once"
+
+
+@pytest.mark.slow
 # README's own install brings no numpy; which of the commands' processes torch warns in depends on its release.
 def test_no_command_tells_that_numpy_is_not_installed(tmp_path: Path) -> None:
     package = tmp_path / "path" / "numpy" / "__init__.py"

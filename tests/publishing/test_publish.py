@@ -576,7 +576,7 @@ def test_repeated_rollbacks_walk_back_to_the_first(store: Store, directory: Path
         assert seen(directory)[NAME] == content
     as_it_was = snapshot(directory)
     message = one_line(PublicationError, lambda: PublishedDirectory(directory, store).rollback())
-    assert message == f"{directory}: there is no publication 0 to go back to; kept are 1 to 5"
+    assert message == f"{directory}: there is no publication 0; kept are 1 to 5"
     assert snapshot(directory) == as_it_was
 
 
@@ -646,7 +646,7 @@ def test_a_rollback_to_what_never_was_is_refused(store: Store, directory: Path, 
     versions(store, directory, 2)
     as_it_was = snapshot(directory)
     message = one_line(PublicationError, lambda: PublishedDirectory(directory, store).rollback(number))
-    assert message == f"{directory}: there is no publication {number} to go back to; kept are 1 to 2"
+    assert message == f"{directory}: there is no publication {number}; kept are 1 to 2"
     assert snapshot(directory) == as_it_was
 
 
@@ -655,7 +655,7 @@ def test_a_rollback_to_what_was_collected_is_refused(store: Store, directory: Pa
     gc.gc(store, keep=2, older_than=0, delete=True)
     as_it_was = snapshot(directory)
     message = one_line(PublicationError, lambda: PublishedDirectory(directory, store).rollback(1))
-    assert message == f"{directory}: there is no publication 1 to go back to; kept are 3 to 4"
+    assert message == f"{directory}: there is no publication 1; kept are 3 to 4"
     assert snapshot(directory) == as_it_was
     PublishedDirectory(directory, store).rollback()
     assert seen(directory)[NAME] == b"3"

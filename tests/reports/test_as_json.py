@@ -2,7 +2,8 @@
 
 import json
 
-from cosyjit import Fault, Shown, Status
+from cosyjit import Change, Diff, Difference, Fault, Published, Shown, Status
+from cosyjit.doctor.finding import Finding
 from cosyjit.errors import OutputError
 from cosyjit.operations.copy_store import Copied
 from cosyjit.provenance.lineage import Lineage
@@ -121,6 +122,58 @@ def test_a_history_has_each_publication_with_its_artifacts() -> None:
     assert [each["identity"] for each in found] == [each.identity for each in chain]
     assert [(each["number"], each["restores"]) for each in found] == [(3, 1), (2, None), (1, None)]
     assert found[1]["artifacts"]["b.zip"] == {"sha256": "3" * 64, "bytes": 5, "fingerprint": "k" * 32}
+
+
+def test_a_diff_has_its_publications_and_each_name_with_lists_of_changes() -> None:
+    before, after = Published("1" * 64, 5, "k" * 32), Published("2" * 64, 6, "l" * 32, {"f": "3" * 64})
+    tensor = {"dtype": "float32", "shape": (2, 3), "digest": "0" * 32}
+    found = Diff(
+        publication(1, a="1"),
+        publication(2, a="2"),
+        (
+            Difference(
+                "a.zip",
+                "changed",
+                before,
+                after,
+                (1, 1),
+                tensors=(Change(MARKUP, "changed", None, tensor),),
+                problems=(MARKUP,),
+            ),
+            Difference("b.zip", "added", None, after),
+        ),
+    )
+    nothing: dict[str, list[object]] = {"tensors": [], "options": [], "versions": [], "figures": [], "files": []}
+    told = json.loads(as_json.diff(found))
+    assert told["before"] == {
+        "number": 1,
+        "identity": found.before.identity,
+        "published": "2026-01-01",
+        "source": f"/{MARKUP}",
+    }
+    assert told["after"]["number"] == 2
+    shown = {"sha256": "2" * 64, "bytes": 6, "fingerprint": "l" * 32, "files": {"f": "3" * 64}}
+    assert told["artifacts"] == [
+        {
+            "name": "a.zip",
+            "state": "changed",
+            "before": {"sha256": "1" * 64, "bytes": 5, "fingerprint": "k" * 32},
+            "after": shown,
+            **nothing,
+            "tensors": [
+                {"name": MARKUP, "state": "changed", "before": None, "after": {**tensor, "shape": [2, 3]}},
+            ],
+            "problems": [MARKUP],
+        },
+        {"name": "b.zip", "state": "added", "before": None, "after": shown, **nothing, "problems": []},
+    ]
+
+
+def test_findings_are_objects_and_say_whether_all_is_well() -> None:
+    found = Finding("store", "free", 5, "note", MARKUP, "bytes")
+    shown = {"part": "store", "name": "free", "value": 5, "state": "note", "advice": MARKUP, "unit": "bytes"}
+    assert json.loads(as_json.findings([found])) == {"well": True, "findings": [shown]}
+    assert json.loads(as_json.findings([Finding("a", "b", None, "wrong")]))["well"] is False
 
 
 def test_a_lineage_is_the_record_or_else_what_the_file_says_of_itself() -> None:

@@ -3,11 +3,13 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
-from cosyjit import Outcome, Publication, Shown, Status
+from cosyjit import Change, Diff, Difference, Outcome, Publication, Published, Shown, Status
+from cosyjit.doctor.finding import Finding
 from cosyjit.errors import OutputError
 from cosyjit.provenance.lineage import Lineage
 from cosyjit.provenance.record import embedded_provenance
@@ -119,6 +121,111 @@ def test_a_history_tells_what_each_publication_changed_and_restored() -> None:
         ["1", "2026-01-01", "1", "a.zip", f"/{MARKUP}"],
     ]
     assert cells(tables.history_table(chain[:1], chain[1])) == cells(tables.history_table(chain))[:3]
+
+
+def difference(**values: Any) -> Difference:
+    """A name that has changed."""
+    before, after = (Published(digit * 64, size, "k" * 32) for digit, size in (("1", 4_007_654), ("2", 4_007_655)))
+    return Difference("a.zip", "changed", before, after, **values)
+
+
+def test_a_diff_has_each_name_and_of_what_changed_the_values_before_and_after() -> None:
+    changed = difference(
+        count=(4, 5),
+        tensors=(
+            *(Change(f"{MARKUP}{number}", "changed", {}, {}) for number in range(4)),
+            Change("new" + 200 * "x", "added", after={}),
+        ),
+        options=(
+            Change("units", "changed", 1, "1"),
+            Change(MARKUP, "removed", None),
+            Change("long", "added", None, 900 * "y"),
+        ),
+        versions=(Change("torch", "changed", "2.13.0", "2.14.0"),),
+        figures=(
+            Change("bytes", "changed", 4_007_654, 4_007_655),
+            Change("absolute_error", "changed", 0.0123456789, 0.0123456788),
+            Change("cosine", "changed", 0.99987654, 0.5),
+            Change("step_seconds", "added", after=0.00123),
+            Change("seconds", "changed", 1.0, 2.0),
+        ),
+        files=tuple(Change(name, "changed", "1", "2") for name in "abcd"),
+        problems=("publication 1: its record is damaged",),
+    )
+    same = Difference("b.zip", "same", changed.before, changed.before)
+    gone = Difference("c.zip", "removed", changed.before, None)
+    found = Diff(publication(1, a="1"), publication(2, a="2"), (changed, same, gone))
+    assert cells(tables.diff_table(found)) == [
+        ["name", "state", "bytes before", "after"],
+        ["a.zip", "changed", "4.0 MB", "4.0 MB"],
+        ["b.zip", "same", "4.0 MB", "4.0 MB"],
+        ["c.zip", "removed", "4.0 MB", ""],
+    ]
+    first, second, name, table, *lines = tables.diff_details(found)
+    assert (first, second, name) == (
+        f"Publication 1 of 2026-01-01, from /{MARKUP}",
+        f"Publication 2 of 2026-01-02, from /{MARKUP}",
+        "a.zip",
+    )
+    assert not isinstance(table, str)
+    rows = [row for row in cells(table) if row[0]]
+    assert rows[:-5] == [
+        ["what", "before", "after"],
+        ["units", "1", '"1"'],
+        [MARKUP, "null", ""],
+        ["long", "", rows[3][2]],
+    ]
+    assert rows[-5:] == [
+        ["torch", "2.13.0", "2.14.0"],
+        ["bytes", "4,007,654", "4,007,655"],
+        ["absolute_error", "0.0123456789", "0.0123456788"],
+        ["cosine", "0.999877", "0.5"],
+        ["step_seconds", "", "0.00123"],
+    ]
+    assert lines == [
+        f"4 of 5 tensors changed: {MARKUP}0, {MARKUP}1, {MARKUP}2, …",
+        f"1 of 5 tensors added: new{117 * 'x'}…",
+        "file a, file b, file c, … changed",
+        "publication 1: its record is damaged",
+    ]
+
+
+def test_a_diff_says_where_other_inputs_gave_the_same_bytes() -> None:
+    before, after = (Published("1" * 64, 5, key * 32) for key in "ab")
+    changed = Difference("vllm", "changed", before, after, versions=(Change("torch", "changed", "1", "2"),))
+    *_, last = tables.diff_details(Diff(publication(1, a="1"), publication(2, a="2"), (changed,)))
+    assert last == "The bytes are the same"
+
+
+def test_a_diff_of_a_set_with_itself_says_that_nothing_changed() -> None:
+    one = publication(1, a="1")
+    known = Published("1" * 64, 5, "k" * 32)
+    *_, last = tables.diff_details(Diff(one, one, (Difference("a.zip", "same", known, known),)))
+    assert last == "All artifacts are the same"
+
+
+def test_findings_are_rows_by_part_and_what_is_wrong_is_told_last() -> None:
+    found = [
+        Finding("store", "place", MARKUP, "wrong", f"{MARKUP}: mend it"),
+        Finding("store", "free", 4_000_000, "note", "is little", "bytes"),
+        Finding("torch", "GPUs", []),
+        Finding("torch", "flags", ["a", "b"]),
+        Finding("torch", "there", value=True),
+        Finding("torch", "none", None),
+        Finding("torch", "count", 2),
+    ]
+    assert cells(tables.findings_table(found)) == [
+        ["part", "what", "state", "found"],
+        ["store", "place", "wrong", MARKUP],
+        ["", "free", "note", "4.0 MB"],
+        ["torch", "GPUs", "ok", "none"],
+        ["", "flags", "ok", "a, b"],
+        ["", "there", "ok", "yes"],
+        ["", "none", "ok", "none"],
+        ["", "count", "ok", "2"],
+    ]
+    assert tables.findings_lines(found) == ["store, free: is little", f"store, place: {MARKUP}: mend it", "1 wrong"]
+    assert tables.findings_lines(found[2:]) == ["Nothing is wrong"]
 
 
 def test_a_lineage_names_all_that_the_record_does() -> None:

@@ -29,7 +29,8 @@ def answering(answer: Callable[[Asked], tuple[int, bytes]]) -> Iterator[tuple[st
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            one = Asked(self.command, self.path, dict(self.headers), json.loads(body) if body else None)
+            is_json = body and self.headers.get("Content-Type") != "application/x-protobuf"
+            one = Asked(self.command, self.path, dict(self.headers), json.loads(body) if is_json else body or None)
             asked.append(one)
             status, content = answer(one)
             self.send_response(status)

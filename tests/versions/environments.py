@@ -13,7 +13,7 @@ from uv import find_uv_bin
 from tests.support.processes import ROOT
 from tests.versions.stand_ins import add_stand_ins
 
-EXTRAS: Final = ("s3", "dask", "signing", "onnx", "hf", "dev")
+EXTRAS: Final = ("s3", "dask", "signing", "onnx", "hf", "otel", "dev")
 """All but vllm, which demands one release of torch."""
 
 PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
