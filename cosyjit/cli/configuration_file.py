@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import timedelta
 from fnmatch import fnmatch
 from functools import partial
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
@@ -117,7 +118,7 @@ def _options(arguments: ArgumentCollection) -> dict[str, Argument]:
 
 def _is_option(argument: Argument) -> bool:
     """Whether an argument is given by its name alone; others say what a command is about."""
-    return argument.field_info.kind is argument.field_info.KEYWORD_ONLY
+    return argument.field_info.kind is Parameter.KEYWORD_ONLY
 
 
 def _checked(found: _Found, known: Mapping[str, Mapping[str, Argument]]) -> dict[str, dict[str, Any]]:

@@ -262,6 +262,20 @@ def test_components_and_precisions_can_be_chosen(tiny: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_without_builds_what_the_store_has_is_published_and_what_it_lacks_is_named(
+    tiny: Path, tmp_path: Path, store: Store, stock: Callable[..., None]
+) -> None:
+    stock(tiny, ["flow.encoder"], ["fp16"])
+    state = run(tiny, components=["flow.*"], precisions=["fp16", "b*"], publish=str(tmp_path), build=False)
+
+    why = f"is not in {store} (new), and --no-build builds nothing; export it into that store without it"
+    assert state.message == f"1 of 2 targets failed: flow.encoder.bf16: {why}"
+    assert (target_runs(state), listing(tmp_path)) == ([], [])
+    state = run(tiny, components=["flow.*"], precisions=["fp16"], publish=str(tmp_path), build=False)
+    assert (state.message, listing(tmp_path)) == ("1 cached", ["flow.encoder.fp16.zip"])
+
+
+@pytest.mark.slow
 def test_the_estimator_is_exported_where_it_is_asked_for(tiny2: Path, tmp_path: Path) -> None:
     name = "flow.decoder.estimator"
     (tmp_path / f"{name}.fp16.mygpu.plan").write_bytes(b"plan")
@@ -366,10 +380,12 @@ def test_what_is_no_source_or_no_single_place_is_one_line_as_well(tiny: Path, tm
     empty = export([str(tiny), ""], return_state=True)
     nowhere = export(str(tiny), publish="", return_state=True)
     one_place = export([str(tiny), str(tiny)], publish=str(tmp_path), return_state=True)
+    twice = export([str(tiny), str(tiny)], return_state=True)
 
     assert none.message == empty.message == "no source is given; name a model directory or the id of a model on a hub"
     told = "publish: is empty; name a directory, or give null to publish beside the checkpoint"
     assert nowhere.message == told
+    assert twice.message == f"{tiny}: is given twice; name it once"
     assert one_place.message == f"{tmp_path}: is one directory for 2 sources; publish them one by one"
     assert listing(tmp_path) == []
 

@@ -68,7 +68,8 @@ def test_the_file_holds_a_deployment_for_each_family_with_all_that_they_need(ser
         assert deployment["entrypoint"] == "flows/export.py:export"
         assert deployment["description"]
         assert deployment["tags"] == ["cosyjit", family]
-        assert set(deployment["parameters"]) == {"source", "components", "precisions", "publish", "force", "replace"}
+        choices = {"source", "components", "precisions", "publish"}
+        assert set(deployment["parameters"]) == {*choices, "force", "replace", "build"}
         assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
         assert deployment["global_concurrency_limit"]["limit"] == 1
         (schedule,) = deployment["schedules"]
