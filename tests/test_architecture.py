@@ -87,7 +87,7 @@ OTHERS: Final = {
     "hyperpyyaml": {"configuration.config"},
     "ruamel": {"configuration.config", "configuration.yaml_subset", "configuration.yaml_nodes", "flows.alerts"},
     "cryptography": {"store.signing"},
-    "cyclopts": {"cli.app", "cli.configuration_file", "cli.looking", "cli.service", "cli.copying", "cli.options"},
+    "cyclopts": {"cli.app", "cli.configuration_file", "cli.copying", "cli.options", "cli.service"},
     "rich": {"reports.tables", "reports.run_page", "cli.answers", "cli.console", "flows.export"},
     "prefect": {"flows.export", "flows.serve", "flows.servers", "flows.alerts", "flows.look"},
     "pydantic": {"flows.export", "flows.alerts"},
