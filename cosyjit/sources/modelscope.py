@@ -142,7 +142,7 @@ def download(model: Model, file: File, directory: Path) -> Path:
 
 def endpoint() -> str:
     """The URL of the hub that would be asked, without credentials. No client is made: it would write into the home."""
-    from modelscope_hub import HubConfig  # noqa: PLC0415  (see above)
+    from modelscope_hub import HubConfig  # noqa: PLC0415  (see `hub`)
 
     given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")
     return without_password(HubConfig.normalize_endpoint(given))
