@@ -479,6 +479,29 @@ def test_nothing_is_uploaded_over_a_connection_that_is_not_encrypted(
             push(directory, OWN, store=store)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [({"uploadMode": "regular"}, "wants .* in the commit itself"), ({"shouldIgnore": True}, f"ignores {ZIP}")],
+)
+def test_a_hub_that_wants_a_large_file_in_a_commit_or_ignores_it_gets_nothing(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], problem: str
+) -> None:
+    publish(store, directory, LARGE * 70, folder=False)
+
+    def alter(found: dict[str, Any]) -> None:
+        if found.get("path") == ZIP:
+            found.update(answer)
+
+    with hugging_face.Hub() as hub:
+        hub.use(monkeypatch)
+        hub.publish(OWN, OTHERS)
+        hub.altered = alter
+        with pytest.raises(SourceError, match=problem):
+            push(directory, f"hf:{OWN}", store=store)
+        assert hub.files(OWN) == OTHERS
+
+
 # What is downloaded.
 
 

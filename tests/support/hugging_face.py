@@ -499,7 +499,9 @@ class _Handler(BaseHTTPRequestHandler):
     def mode(self, file: Mapping[str, Any]) -> dict[str, Any]:
         """How a file is to be pushed."""
         large = file["path"].endswith(self.hub.large) or file["size"] > 10_000_000
-        return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        found = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        self.hub.altered(found)
+        return found
 
     def place(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Where a file is to be uploaded, unless it is there."""
