@@ -23,6 +23,7 @@ from cosyjit.errors import (
 from cosyjit.hubs.hugging_face import HuggingFace
 from cosyjit.hubs.modelscope import ModelScope
 from cosyjit.hubs.repository import Contents, File, Held, Repository
+from cosyjit.processes.interrupts import note_changes
 from cosyjit.provenance import beside
 from cosyjit.publishing import publication
 from cosyjit.publishing.directory import PublishedDirectory
@@ -260,5 +261,6 @@ def _names(published: Publication) -> Iterator[str]:
 def _commit(repository: Repository, changes: _Changes, live: Publication, found: Contents) -> str:
     if not any(changes):
         return found.commit
+    note_changes("the hub shows all of the publication or nothing of it; push again, and it goes on")
     message = f"cosyjit: publication {live.number} ({live.identity}) from {one_line(plain(live.source), _LONGEST)}"
     return repository.commit(changes.added, changes.removed, message, found)

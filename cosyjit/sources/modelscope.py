@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_plus
 
@@ -28,6 +28,9 @@ FOLDER: Final = "modelscope"
 BRANCH: Final = "master"
 """The revision that the hub uses by default."""
 
+_FOLDER_TYPE: Final = "tree"
+"""What the hub lists a folder as."""
+
 _LOG: Final = logging.getLogger("cosyjit")
 
 
@@ -35,8 +38,8 @@ def listing(model: Model, names: Collection[str]) -> Listing:
     """The named files that a model has at a revision, as the hub lists them now.
 
     Each file has the commit that last changed it, and is downloaded at that commit. So the bytes are those that were
-    listed, even if the branch moves in the meantime. The commit of the listing is that of the newest change in the
-    model's top directory. (If the history has merges, the tree of that commit may have older versions of other files.
+    listed, even if the branch moves in the meantime. The commit of the listing is that of the newest change
+    that it shows. (If the history has merges, the tree of that commit may have older versions of other files.
     This is why each file has its own commit.) If the hub does not name commits, the requested revision is used.
 
     Raises:
@@ -50,12 +53,26 @@ def listing(model: Model, names: Collection[str]) -> Listing:
         endpoint = api.legacy.endpoint
         asked = model.revision or BRANCH
         try:
-            entries = api.legacy.list_repo_files(model.id, "model", revision=asked, recursive=False)
+            entries = _entries(api, model, asked, names)
         except NotExistError:
             raise _unknown(api, model) from None
-        by_name = {entry.get("Path"): entry for entry in entries if entry.get("Type") != "tree"}
+        by_name = {entry.get("Path"): entry for entry in entries if entry.get("Type") != _FOLDER_TYPE}
         files = tuple(_file(model, name, by_name[name], asked) for name in names if name in by_name)
         return Listing(newest(entries) or asked, without_password(endpoint), files)
+
+
+def _entries(api: "HubApi", model: Model, revision: str, names: Collection[str]) -> list[Mapping[str, Any]]:
+    """What is in the model's top directory, and in the folders there in which one of the names is.
+
+    A listing of all that is below a directory would be cut by the hub at a number of files, whatever these are.
+    """
+    found = partial(api.legacy.list_repo_files, model.id, "model", revision=revision, recursive=False)
+    entries: list[Mapping[str, Any]] = found()
+    folders = {str(PurePosixPath(name).parent) for name in names}
+    present = [each.get("Path") for each in entries if each.get("Type") == _FOLDER_TYPE]
+    for folder in sorted(folders.intersection(path for path in present if isinstance(path, str))):
+        entries += found(root=folder)
+    return entries
 
 
 def newest(entries: Sequence[Mapping[str, Any]]) -> str | None:

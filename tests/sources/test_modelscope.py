@@ -162,6 +162,25 @@ def test_each_file_has_its_size_digest_and_commit(hub: Hub) -> None:
     assert [each.kind for each in hub.requests] == ["listing", "listing"]
 
 
+def test_of_folders_those_are_listed_that_have_files_of_need(hub: Hub) -> None:
+    names = ["llm.pt", "CosyVoice-BlankEN/config.json", "absent/vocab.json"]
+    contents = {
+        "llm.pt": CONTENT,
+        "CosyVoice-BlankEN/config.json": b"{}",
+        "CosyVoice-BlankEN/deep/x": b"",
+        "asset/a": b"",
+    }
+    hub.publish(MODEL, {**contents, "llm": b"not a folder"})
+    hub.requests.clear()
+    found = listing(ASKED, names)
+    assert [each.name for each in found.files] == names[:2]
+    assert file("CosyVoice-BlankEN/config.json", found).sha256 == sha256(b"{}")
+    assert [(each.kind, each.name, each.recursive) for each in hub.requests] == [
+        ("listing", "", False),
+        ("listing", "CosyVoice-BlankEN", False),
+    ]
+
+
 def test_the_commit_of_the_whole_is_that_of_the_newest_change_to_anything(hub: Hub) -> None:
     before = listing(ASKED, NAMES)
     after = hub.publish(MODEL, {"README.md": b"read me again"})

@@ -14,10 +14,10 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, NamedTuple, final, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -44,8 +44,9 @@ class Request(NamedTuple):
         kind: "other" is anything that the client has no business to ask for.
         model: the id.
         revision: which one.
-        name: that of the file; of an upload, its SHA-256.
+        name: that of the file; of a listing, the folder; of an upload, its SHA-256.
         headers: all of them, by names in small letters.
+        recursive: whether a listing is of all that is below the folder.
     """
 
     kind: Kind | Literal["bytes", "other"]
@@ -53,6 +54,7 @@ class Request(NamedTuple):
     revision: str
     name: str
     headers: Mapping[str, str]
+    recursive: bool = False
 
 
 class Blob(NamedTuple):
@@ -300,8 +302,9 @@ class _Handler(BaseHTTPRequestHandler):
             kinds.get(what, "other") if stored is None else "bytes",
             model,
             query.get("Revision", ""),
-            query.get("FilePath", ""),
+            query.get("FilePath", "") or query.get("Root", ""),
             headers,
+            query.get("Recursive") == "True",
         )
         self.hub.requests.append(request)
         if stored is not None:
@@ -392,7 +395,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif tree is None or (kind == "download" and request.name not in tree):
             self.send_failure(404, "record not found")
         elif kind == "listing":
-            self.send_data({"Files": [self.entry(name, blob) for name, blob in sorted(tree.items())]})
+            self.send_data({"Files": list(self.listed(tree, request.name, recursive=request.recursive))})
         elif self.hub.redirecting:
             self.send_response(302)
             elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")
@@ -401,6 +404,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
         else:
             self.send_content(tree[request.name].content, failure)
+
+    def listed(self, tree: Mapping[str, Blob], folder: str, *, recursive: bool) -> Iterator[dict[str, Any]]:
+        """The entries below a folder or, of these, the ones in it."""
+        top = PurePosixPath(folder)
+        below = {PurePosixPath(name): blob for name, blob in sorted(tree.items())}
+        for path, blob in below.items():
+            if top not in path.parents:
+                continue
+            if recursive or path.parent == top:
+                yield self.entry(str(path), blob)
+        folders = {parent for path in below for parent in path.parents if top in parent.parents}
+        for each in sorted(folders if recursive else {each for each in folders if each.parent == top}):
+            newest = max((blob for path, blob in below.items() if each in path.parents), key=lambda blob: blob.date)
+            yield {**self.entry(str(each), newest), "Type": "tree", "Sha256": "", "Size": 0}
 
     def entry(self, name: str, blob: Blob) -> dict[str, Any]:
         entry: dict[str, Any] = {
