@@ -71,3 +71,14 @@ def _shown(token: Token) -> str:
 def length(sentence: str) -> int:
     """How many words a sentence has."""
     return len([word for word in sentence.split() if re.search(r"\w", word)])
+
+
+def code_of(text: str) -> list[str]:
+    """The pieces of code in a text."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The rows of a page's tables, heads included, as their cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and not re.fullmatch(r"[|\s:-]+", line)]
+    return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
