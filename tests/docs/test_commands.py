@@ -52,6 +52,14 @@ NOT_RUN: Final = {
     ],
     "docs/containers.md": ["docker build", "docker run", "prefect work-pool get-default-base-job-template"],
     "docs/hf.md": ["vllm serve hf_merged"],
+    "docs/looking.md": ["cosyjit doctor", "cosyjit doctor --json"],  # they ask the real hubs
+    "docs/metrics.md": [  # tests/test_telemetry.py has exporters of its own
+        "pip install 'cosyjit[otel]'",
+        "cosyjit synth CosyVoice-tiny",
+        "opentelemetry-instrument --traces_exporter console",
+        "export OTEL_SERVICE_NAME=cosyjit",
+        "opentelemetry-instrument cosyjit export CosyVoice-tiny",
+    ],
     "docs/prefect.md": [
         "cosyjit serve /models/CosyVoice-300M",  # tests/flows/test_installed.py serves another one
         "cosyjit notify /models/CosyVoice-300M",
