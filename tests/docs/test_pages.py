@@ -12,7 +12,7 @@ from cosyjit import errors
 from cosyjit.cli.answers import BAD_INPUT, FAILED
 from cosyjit.cli.app import app
 from cosyjit.errors import BuildError, CosyjitError, ResourceError, TransientError
-from tests.support.pages import LATER, PAGES, blocks_of, code_of, length, name_of, rows_of, sentences
+from tests.support.pages import PAGES, blocks_of, code_of, length, name_of, rows_of, sentences
 from tests.support.processes import ROOT
 
 ENGLISH: Final = ROOT / "README.md"
@@ -23,7 +23,7 @@ LONGEST: Final = 25
 LANGUAGES: Final = {"sh", "python", "console", "text", "json", "yaml", "toml", "mermaid"}
 """What blocks of code may be: `sh` and `python` are run by tests/docs/test_commands.py."""
 
-pages = pytest.mark.parametrize("page", [page for page in PAGES if page not in LATER], ids=name_of)
+pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 readmes = pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=name_of)
 
 

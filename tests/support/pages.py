@@ -13,9 +13,6 @@ from tests.support.processes import ROOT
 
 PAGES: Final = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
-LATER: Final = {ROOT / "docs" / f"{name}.md" for name in ("command-line", "hubs")}
-"""Pages that are written while this is; they come to these rules when all of them are there."""
-
 _END: Final = re.compile(r"(?<=[.!?])[)\"”]?\s+")
 _ABBREVIATIONS: Final = re.compile(r"\b(e\.g|i\.e|vs)\. ")
 
