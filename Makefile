@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow stress versions fuzz check bench clean
+.PHONY: demo test test-slow stress versions fuzz check bench docs clean
 
 # A tiny checkpoint from a seed, exported twice by the Prefect flow with a server of its own: six built, six cached.
 demo: $(INSTALLED)
@@ -66,10 +66,26 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.onnx $(BENCH)
 	$(BIN)/python -m benchmarks.store $(BENCH)
 
+# The pages as a site in build/site, which fails at a broken link. npm brings mermaid, which draws the diagrams, by its digest.
+DOCUMENTED := $(VENV)/.docs
+MERMAID := 11.12.0
+MERMAID_SHA256 := 07e37dfa97b337ccc85365d57eddf99b9706f09db3b59b260d0333b23b343c4b
+docs: $(DOCUMENTED)
+	NO_MKDOCS_2_WARNING=1 MERMAID=$(abspath $(VENV))/share/mermaid.min.js $(BIN)/mkdocs build
+
 clean:
 	rm -rf build $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[s3,dask,signing,onnx,hf,hub,otel,dev]'
+	touch $@
+
+$(DOCUMENTED): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	mkdir -p $(VENV)/share
+	npm pack --silent --pack-destination $(VENV)/share mermaid@$(MERMAID)
+	tar -xzOf $(VENV)/share/mermaid-$(MERMAID).tgz package/dist/mermaid.min.js > $(VENV)/share/mermaid.min.js
+	rm $(VENV)/share/mermaid-$(MERMAID).tgz
+	echo "$(MERMAID_SHA256)  $(VENV)/share/mermaid.min.js" | sha256sum --check --quiet
 	touch $@
