@@ -66,12 +66,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.onnx $(BENCH)
 	$(BIN)/python -m benchmarks.store $(BENCH)
 
-# The pages as a site in build/site, which fails at a broken link. npm brings mermaid, which draws the diagrams, by its digest.
+# The pages as a site in build/site, which fails at a broken link.
 DOCUMENTED := $(VENV)/.docs
-MERMAID := 11.12.0
-MERMAID_SHA256 := 07e37dfa97b337ccc85365d57eddf99b9706f09db3b59b260d0333b23b343c4b
 docs: $(DOCUMENTED)
-	NO_MKDOCS_2_WARNING=1 MERMAID=$(abspath $(VENV))/share/mermaid.min.js $(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf build $(VENV)
@@ -83,9 +81,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(DOCUMENTED): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	mkdir -p $(VENV)/share
-	npm pack --silent --pack-destination $(VENV)/share mermaid@$(MERMAID)
-	tar -xzOf $(VENV)/share/mermaid-$(MERMAID).tgz package/dist/mermaid.min.js > $(VENV)/share/mermaid.min.js
-	rm $(VENV)/share/mermaid-$(MERMAID).tgz
-	echo "$(MERMAID_SHA256)  $(VENV)/share/mermaid.min.js" | sha256sum --check --quiet
 	touch $@

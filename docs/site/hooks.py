@@ -1,9 +1,7 @@
-"""What mkdocs does beside its own: it takes the pages of the root into the site, and mermaid where a diagram is."""
+"""What mkdocs does beside its own: it takes the pages of the root into the site."""
 
-import os
 import re
-import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,8 +14,6 @@ PAGES: Final = {
     **{name: name for name in ("README.zh-CN.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE")},
 }
 """The files of the root that become pages, and their names in the site. They link to each other as files do."""
-
-SCRIPT: Final = "assets/javascripts/mermaid.min.js"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,16 +35,3 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"]({PAGES.get(from_root, from_root.removeprefix('docs/'))}{anchor})"
 
     return re.sub(r"\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)", moved, markdown)
-
-
-def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:  # noqa: ARG001
-    """Load mermaid from the site, before the theme would from elsewhere. It is large, so only where it is used."""
-    if '<pre class="mermaid">' not in output:
-        return output
-    up = "../" * (len(PurePosixPath(page.file.dest_uri).parts) - 1)
-    return output.replace("</head>", f'<script src="{up}{SCRIPT}"></script></head>', 1)
-
-
-def on_post_build(config: MkDocsConfig) -> None:
-    """Put mermaid into the site."""
-    shutil.copyfile(os.environ["MERMAID"], Path(config.site_dir) / SCRIPT)

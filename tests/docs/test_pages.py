@@ -20,7 +20,7 @@ CHINESE: Final = ROOT / "README.zh-CN.md"
 LONGEST: Final = 25
 """The most words of a sentence."""
 
-LANGUAGES: Final = {"sh", "python", "console", "text", "json", "yaml", "toml", "mermaid"}
+LANGUAGES: Final = {"sh", "python", "console", "text", "json", "yaml", "toml"}
 """What blocks of code may be: `sh` and `python` are run by tests/docs/test_commands.py."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
