@@ -80,12 +80,12 @@ def test_other_weights_of_a_proven_graph_are_written_without_scripting(directory
     stages: list[str] = []
     figures = exported(directory, progress=lambda _, stage: stages.append(stage))
     assert figures["of_graph"] == 1
-    assert stages == ["load", "save", "verify", "built"]
+    assert stages == ["waiting", "load", "save", "verify", "built"]
     assert figures["cosine"] > 0.9999
     quick = (directory / "llm.text_encoder.fp16.zip").read_bytes()
     stages.clear()
     assert exported(directory, force=True, progress=lambda _, stage: stages.append(stage))["of_graph"] == 0
-    assert stages == ["load", "script", "save", "verify", "built"]
+    assert stages == ["waiting", "load", "script", "save", "verify", "built"]
     assert (directory / "llm.text_encoder.fp16.zip").read_bytes() == quick
     assert verify_store(store) == []
 
@@ -279,7 +279,7 @@ def test_a_graph_that_does_not_give_the_encoder_is_made_anew(
     edit(store, name, fault)
     stages: list[str] = []
     assert exported(directory, progress=lambda _, stage: stages.append(stage))["of_graph"] == 0
-    assert stages == ["load", "save", "verify", "load", "script", "save", "verify", "built"]
+    assert stages == ["waiting", "load", "save", "verify", "load", "script", "save", "verify", "built"]
     assert graph_in(store, name) == graph_in_content(whole)
 
 
@@ -288,11 +288,11 @@ def test_a_graph_whose_zip_ends_the_process_is_made_anew(directory: Path) -> Non
 
     def kill(_: Target, stage: str) -> None:
         stages.append(stage)
-        if stages == ["load", "save", "verify"]:
+        if stages == ["waiting", "load", "save", "verify"]:
             os.kill(max(builders(os.getpid())), signal.SIGKILL)
 
     assert exported(directory, progress=kill)["of_graph"] == 0
-    assert stages == ["load", "save", "verify", "load", "script", "save", "verify", "built"]
+    assert stages == ["waiting", "load", "save", "verify", "load", "script", "save", "verify", "built"]
 
 
 def graph_in(store: Store, name: str) -> Graph:

@@ -193,7 +193,7 @@ def test_without_a_record_there_is_the_size_and_what_the_record_is(
     assert ours.figures == (Change("bytes", "changed", 6, 10),)
     ran = run("diff", directory, "--store", store.root)
     assert (ran.status, ran.err) == (1, "")
-    assert ours.problems[0] in ran.out.splitlines()
+    assert f"  {ours.problems[0]}" in ran.out.splitlines()
 
 
 def test_a_record_of_bytes_that_were_built_again_tells_of_its_fingerprint_alone(
@@ -303,6 +303,6 @@ def test_the_history_in_a_bucket_is_compared(directory: Path, s3: Service, run: 
     publish(store, directory, {NAME: before}, {NAME: after})
     ran = run("diff", directory, "--store", store.root)
     assert (ran.status, ran.err) == (0, "")
-    assert "1 of 2 tensors changed: embed.weight" in ran.out.splitlines()
+    assert "  1 of 2 tensors changed: embed.weight" in ran.out.splitlines()
     store.remove(record.name_of(before.fingerprint))
     assert run("diff", directory, "--store", store.root).status == 1

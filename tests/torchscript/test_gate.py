@@ -456,7 +456,7 @@ def test_a_checkpoint_with_a_nan_is_named_as_the_cause_before_anything_is_script
     assert outcome.error == (
         f"64 numbers of 1 tensors are NaN or infinite (encoders.1.feed_forward.w_1.weight); {UNSOUND}"
     )
-    assert stages == ["load"]
+    assert stages == ["waiting", "load", f"failed: {outcome.error}"]
 
 
 # What hardly shows, and what no comparison of numbers shows.
@@ -919,7 +919,7 @@ def test_weights_that_overflow_fail_before_anything_is_scripted(tiny: Path, copy
     assert failed.error == (
         "1 numbers of 1 tensors overflow in float16 (encoders.1.feed_forward.w_1.weight); export bf16 or fp32 instead"
     )
-    assert (failed.state, told) == ("failed", ["load"])
+    assert (failed.state, told) == ("failed", ["waiting", "load", f"failed: {failed.error}"])
     assert load(store, key_of(directory, "fp16")) is None
     assert {path.suffix for path in directory.iterdir()}.isdisjoint({".zip"})
 
