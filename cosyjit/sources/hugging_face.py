@@ -129,8 +129,8 @@ def download(model: Model, file: File, directory: Path) -> Path:
     It goes on as long as bytes arrive, from where it broke off. Bytes that prove to be others are thrown away, and
     requested anew once.
     """
-    _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
     client = connect(model)
+    _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
     path = directory / Path(file.name).name
     part = path.with_name(f"{path.name}.incomplete")
     try:

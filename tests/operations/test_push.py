@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from cosyjit import documents, lineage, push, verify_directory
+from cosyjit import Fault, documents, lineage, push, verify_directory
 from cosyjit.errors import (
     FileChangedError,
     LaterSchemaError,
@@ -519,10 +519,22 @@ def test_a_directory_that_was_downloaded_is_verified_and_traced_and_pushed_witho
     assert push(pulled, one.to, store=none).uploaded == {}
     assert one.kinds == [one.listing]
     key = PublishedDirectory(directory, store).require_live().artifacts[ZIP].fingerprint
-    (pulled / "cosyjit-records" / f"{key}.json").write_bytes(b"{}\n")
+    path = pulled / "cosyjit-records" / f"{key}.json"
+    path.write_bytes(b"{}\n")
     (fault,) = verify_directory(pulled, store=none)
-    assert fault.name == str(pulled / "cosyjit-records" / f"{key}.json")
-    assert "is damaged" in fault.problem
+    assert fault.name == str(path)
+    assert fault.problem.startswith("is damaged")
+    path.unlink()
+    assert verify_directory(pulled, store=none) == [Fault(str(path), "missing")]
+    assert verify_directory(pulled, store=store) == []
+    path.mkdir()
+    unreadable = Fault(str(path), "is not a record that can be read; download it again")
+    assert verify_directory(pulled, store=none) == [unreadable]
+    (pulled / "cosyjit.json").write_bytes(b"{")
+    with pytest.raises(
+        PublicationError, match=r"pulled/cosyjit.json: is damaged, or not cosyjit's.*download it again$"
+    ):
+        verify_directory(pulled, store=none)
 
 
 def test_signatures_travel_with_the_records(one: Side, store: Store, directory: Path, tmp_path: Path, run: Run) -> None:
