@@ -217,12 +217,23 @@ def test_a_push_that_is_cut_shows_nothing_and_goes_on(side: Side, store: Store, 
 
 
 @pytest.mark.slow
-def test_an_upload_is_tried_again(side: Side, store: Store, directory: Path) -> None:
+@pytest.mark.parametrize("what", [{"cut": 1000}, {"status": 503}])
+def test_an_upload_is_tried_again(side: Side, store: Store, directory: Path, what: dict[str, int]) -> None:
     live = publish(store, directory, folder=False)
-    side.hub.fail("upload", cut=1000)
+    side.hub.fail("upload", **what)
     push(directory, side.to, store=store)
     assert side.kinds.count("upload") == 2
     assert side.files == {**OTHERS, **expected(store, live)}
+
+
+@pytest.mark.slow
+def test_an_upload_that_is_refused_shows_nothing(side: Side, store: Store, directory: Path) -> None:
+    publish(store, directory, folder=False)
+    side.hub.fail("upload", status=403)
+    with pytest.raises(SourceError, match=rf"^{side.to}@.*: 127\.0\.0\.1:.* refuses access \(HTTP 403\); log in"):
+        push(directory, side.to, store=store)
+    assert side.files == OTHERS
+    assert side.kinds.count("commit") == 0
 
 
 @pytest.mark.slow
