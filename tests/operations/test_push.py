@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
@@ -224,6 +225,21 @@ def test_an_upload_is_tried_again(side: Side, store: Store, directory: Path, wha
     push(directory, side.to, store=store)
     assert side.kinds.count("upload") == 2
     assert side.files == {**OTHERS, **expected(store, live)}
+
+
+def test_a_push_sends_the_token_and_says_nothing_of_bars_whatever_the_client_is_told(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = publish(store, directory, folder=False)
+    for side in entered(of_hugging_face, monkeypatch):
+        side.hub.writer = TOKEN
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)  # of what only reads
+        bars = import_module("huggingface_hub.utils.tqdm")
+        monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", False)  # of which it warns
+        push(directory, side.to, store=store)
+        assert side.files == {**OTHERS, **expected(store, live)}
+        assert [each.headers.get("authorization") for each in side.hub.requests if each.kind == "info"] == [None]
 
 
 @pytest.mark.slow
