@@ -118,7 +118,9 @@ class HuggingFace(Repository):
         except CosyjitError as refusal:
             return refusal
         except NoRevisionError:
-            return hugging_face.no_revision(client)
+            return SourceError(
+                f"{self}: {self.branch} is not a branch on {self.host}, such as a tag, or was removed; push to a branch"
+            )
         except PassingError as problem:
             return self._unavailable(problem)
         passing = [each for each in map(client.translated, causes(error)) if isinstance(each, PassingError)]

@@ -243,6 +243,17 @@ def test_a_push_sends_the_token_and_says_nothing_of_bars_whatever_the_client_is_
 
 
 @pytest.mark.slow
+def test_a_tag_is_not_pushed_to(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, directory, folder=False)
+    for side in entered(of_hugging_face, monkeypatch):
+        side.hub.tag(OWN, "v1", side.commit())
+        with pytest.raises(
+            SourceError, match=rf"^{side.to}@v1: v1 is not a branch on 127\.0\.0\.1:.*; push to a branch$"
+        ):
+            push(directory, f"{side.to}@v1", store=store)
+
+
+@pytest.mark.slow
 def test_an_upload_that_is_refused_shows_nothing(side: Side, store: Store, directory: Path) -> None:
     publish(store, directory, folder=False)
     side.hub.fail("upload", status=403)
