@@ -47,9 +47,9 @@ class HuggingFace(Repository):
     def commit(self, added: Sequence[File], removed: Collection[str], message: str, before: Contents) -> str:
         """Upload files, and make one commit; see `Repository`."""
         with self._asked():
-            from huggingface_hub import CommitOperationDelete, HfApi  # noqa: PLC0415  (an extra, and its import takes 0.3 s)
+            from huggingface_hub import CommitOperationDelete, HfApi, get_token  # noqa: PLC0415  (an extra, takes 0.3 s)
 
-            api: Any = HfApi()
+            api: Any = HfApi(token=get_token())  # HF_HUB_DISABLE_IMPLICIT_TOKEN is for what only reads
             operations = [_operation(file) for file in added]
             self._upload(api, list(zip(added, operations, strict=True)))
             info = api.create_commit(
@@ -118,7 +118,9 @@ class HuggingFace(Repository):
         except CosyjitError as refusal:
             return refusal
         except NoRevisionError:
-            return hugging_face.no_revision(client)
+            return SourceError(
+                f"{self}: {self.branch} is not a branch on {self.host}, such as a tag, or was removed; push to a branch"
+            )
         except PassingError as problem:
             return self._unavailable(problem)
         passing = [each for each in map(client.translated, causes(error)) if isinstance(each, PassingError)]
@@ -142,10 +144,11 @@ def _silent() -> Iterator[None]:
     log = logging.getLogger("huggingface_hub")
     level, drawn = log.level, not are_progress_bars_disabled()
     log.setLevel(logging.CRITICAL)
-    disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of how it uses its HTTP client
+            warnings.simplefilter("ignore", UserWarning)  # if HF_HUB_DISABLE_PROGRESS_BARS=0 wants them
+            disable_progress_bars()
             yield
     finally:
         log.setLevel(level)

@@ -66,16 +66,13 @@ class File(NamedTuple):
         )
 
     def git_sha1(self) -> str:
-        """Git's id of it (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects).
+        """Git's id of it.
 
         Raises:
             FileChangedError: it does not have its digest any more.
         """
-        digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
         with self.opened() as opened:
-            for block in iter(opened.read, b""):
-                digest.update(block)
-        return digest.hexdigest()
+            return hub.git_sha1(opened, self.size)
 
 
 @final

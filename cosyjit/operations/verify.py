@@ -131,13 +131,18 @@ def _lacks_signature(directory: PublishedDirectory, name: str, artifact: Publish
 
 
 def _beside(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:
-    """The records beside the files that are damaged, or not theirs."""
+    """The records beside the files that are damaged, or not theirs, or missing among others."""
+    some = (directory.path / beside.FOLDER).is_dir()
     for name, each in live.artifacts.items():
+        path = str(directory.path / beside.name_of(each.fingerprint))
         try:
-            beside.check(directory.path, name, each.sha256, each.size, each.fingerprint)
-        except RecordError as error:  # noqa: PERF203  (each is a fault of its own)
+            found = beside.check(directory.path, name, each.sha256, each.size, each.fingerprint)
+        except RecordError as error:
             log_cause(error)
-            yield Fault(str(directory.path / beside.name_of(each.fingerprint)), str(error))
+            yield Fault(path, str(error).removeprefix(f"{path}: "))
+            continue
+        if some and not found and not directory.store.has(record.name_of(each.fingerprint)):
+            yield Fault(path, "missing")
 
 
 def is_store(place: str) -> bool:

@@ -4,6 +4,7 @@ A push copies them there as the store has them, with their signatures. Whoever c
 them as well: without a signature that is required, they say no more than the files themselves.
 """
 
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -37,7 +38,7 @@ def read(directory: Path, key: str) -> bytes | None:
 
 
 def load(directory: Path, key: str, trusted: TrustedKeys | None = None) -> Record | None:
-    """The record of a fingerprint; None if there is none.
+    """The record of a fingerprint; None if there is nothing of its name.
 
     Args:
         directory: where the artifacts are.
@@ -45,12 +46,15 @@ def load(directory: Path, key: str, trusted: TrustedKeys | None = None) -> Recor
         trusted: the keys of which one must have signed it; for None, a signature is not required.
 
     Raises:
-        LaterSchemaError, SignatureError, RecordError: as `record.parse`; or it belongs to another fingerprint.
+        LaterSchemaError, SignatureError, RecordError: as `record.parse`; or it belongs to another fingerprint, or
+            cannot be read.
     """
     content = read(directory, key)
-    if content is None:
-        return None
     where = str(directory / name_of(key))
+    if content is None:
+        if os.path.lexists(where):
+            raise RecordError(f"{where}: is not a record that can be read; download it again")
+        return None
     made = record.parse(content, where, trusted)
     if made.fingerprint.key != key:
         raise documents.damaged_error(where, "another fingerprint's")

@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeGuard
 from urllib.parse import urlsplit
@@ -93,7 +92,7 @@ class File(NamedTuple):
         with plain(path) as file:
             if self.sha256:
                 return sha256_of(file) == self.sha256
-            return path.stat().st_size == self.size and _git_sha1(file, self.size) == self.git_sha1
+            return path.stat().st_size == self.size and git_sha1(file, self.size) == self.git_sha1
 
 
 class Listing(NamedTuple):
@@ -192,7 +191,14 @@ def received(directory: Path) -> int:
         return 0
 
 
-def _git_sha1(file: FileIO, size: int) -> str:
+class Readable(Protocol):
+    """What bytes can be read from, such as an open file."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; empty at the end."""
+
+
+def git_sha1(file: Readable, size: int) -> str:
     """Git's id of an open file of a size, in hex (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects)."""
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     while block := file.read(_BLOCK):

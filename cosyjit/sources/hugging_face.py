@@ -68,7 +68,7 @@ def _asked(client: Client) -> bytes:
         asked = quote(model.revision or BRANCH, safe="")
         return patiently(client, lambda: client.listed(f"/api/models/{model.id}/revision/{asked}?blobs=true"))
     except NoRevisionError:
-        raise no_revision(client) from None
+        raise _no_revision(client) from None
 
 
 def read_listing(client: Client, content: bytes, names: Collection[str]) -> Listing:
@@ -110,7 +110,7 @@ def _file(model: Model, name: str, entry: Mapping[str, Any], commit: str) -> Fil
     return File(name, size, digest, commit) if digits == 64 else File(name, size, "", commit, digest)  # noqa: PLR2004
 
 
-def no_revision(client: Client) -> SourceError:
+def _no_revision(client: Client) -> SourceError:
     """The error of a revision that a model does not have."""
     model, found = client.model, None
     with suppress(NoRevisionError):  # of a list that needs none
@@ -129,8 +129,8 @@ def download(model: Model, file: File, directory: Path) -> Path:
     It goes on as long as bytes arrive, from where it broke off. Bytes that prove to be others are thrown away, and
     requested anew once.
     """
-    _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
     client = connect(model)
+    _LOG.info("%s: downloading %s of commit %s (%.1f MB)", model, file.name, file.revision, file.size / 1e6)
     path = directory / Path(file.name).name
     part = path.with_name(f"{path.name}.incomplete")
     try:

@@ -100,11 +100,19 @@ class Answer(NamedTuple):
 
 
 def client_constants() -> Any:
-    """What the client has read of the environment; None if it is not installed."""
+    """What the client has read of the environment; None if it is not installed.
+
+    Raises:
+        SourceError: it cannot read that, such as a timeout that is not a number.
+    """
     if find_spec("huggingface_hub") is None:
         return None
-    from huggingface_hub import constants  # noqa: PLC0415  (see `hub`)
-
+    try:
+        from huggingface_hub import constants  # noqa: PLC0415  (see `hub`)
+    except ValueError as error:
+        raise SourceError(
+            f"huggingface_hub cannot read a variable of its own ({error}); correct the variables that begin with HF_"
+        ) from None
     return constants
 
 

@@ -4,13 +4,14 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import pytest
 
-from cosyjit import documents, lineage, push, verify_directory
+from cosyjit import Fault, documents, lineage, push, verify_directory
 from cosyjit.errors import (
     FileChangedError,
     LaterSchemaError,
@@ -217,12 +218,49 @@ def test_a_push_that_is_cut_shows_nothing_and_goes_on(side: Side, store: Store, 
 
 
 @pytest.mark.slow
-def test_an_upload_is_tried_again(side: Side, store: Store, directory: Path) -> None:
+@pytest.mark.parametrize("what", [{"cut": 1000}, {"status": 503}])
+def test_an_upload_is_tried_again(side: Side, store: Store, directory: Path, what: dict[str, int]) -> None:
     live = publish(store, directory, folder=False)
-    side.hub.fail("upload", cut=1000)
+    side.hub.fail("upload", **what)
     push(directory, side.to, store=store)
     assert side.kinds.count("upload") == 2
     assert side.files == {**OTHERS, **expected(store, live)}
+
+
+def test_a_push_sends_the_token_and_says_nothing_of_bars_whatever_the_client_is_told(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = publish(store, directory, folder=False)
+    for side in entered(of_hugging_face, monkeypatch):
+        side.hub.writer = TOKEN
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)  # of what only reads
+        bars = import_module("huggingface_hub.utils.tqdm")
+        monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", False)  # of which it warns
+        push(directory, side.to, store=store)
+        assert side.files == {**OTHERS, **expected(store, live)}
+        assert [each.headers.get("authorization") for each in side.hub.requests if each.kind == "info"] == [None]
+
+
+@pytest.mark.slow
+def test_a_tag_is_not_pushed_to(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, directory, folder=False)
+    for side in entered(of_hugging_face, monkeypatch):
+        side.hub.tag(OWN, "v1", side.commit())
+        with pytest.raises(
+            SourceError, match=rf"^{side.to}@v1: v1 is not a branch on 127\.0\.0\.1:.*; push to a branch$"
+        ):
+            push(directory, f"{side.to}@v1", store=store)
+
+
+@pytest.mark.slow
+def test_an_upload_that_is_refused_shows_nothing(side: Side, store: Store, directory: Path) -> None:
+    publish(store, directory, folder=False)
+    side.hub.fail("upload", status=403)
+    with pytest.raises(SourceError, match=rf"^{side.to}@.*: 127\.0\.0\.1:.* refuses access \(HTTP 403\); log in"):
+        push(directory, side.to, store=store)
+    assert side.files == OTHERS
+    assert side.kinds.count("commit") == 0
 
 
 @pytest.mark.slow
@@ -519,10 +557,22 @@ def test_a_directory_that_was_downloaded_is_verified_and_traced_and_pushed_witho
     assert push(pulled, one.to, store=none).uploaded == {}
     assert one.kinds == [one.listing]
     key = PublishedDirectory(directory, store).require_live().artifacts[ZIP].fingerprint
-    (pulled / "cosyjit-records" / f"{key}.json").write_bytes(b"{}\n")
+    path = pulled / "cosyjit-records" / f"{key}.json"
+    path.write_bytes(b"{}\n")
     (fault,) = verify_directory(pulled, store=none)
-    assert fault.name == str(pulled / "cosyjit-records" / f"{key}.json")
-    assert "is damaged" in fault.problem
+    assert fault.name == str(path)
+    assert fault.problem.startswith("is damaged")
+    path.unlink()
+    assert verify_directory(pulled, store=none) == [Fault(str(path), "missing")]
+    assert verify_directory(pulled, store=store) == []
+    path.mkdir()
+    unreadable = Fault(str(path), "is not a record that can be read; download it again")
+    assert verify_directory(pulled, store=none) == [unreadable]
+    (pulled / "cosyjit.json").write_bytes(b"{")
+    with pytest.raises(
+        PublicationError, match=r"pulled/cosyjit.json: is damaged, or not cosyjit's.*download it again$"
+    ):
+        verify_directory(pulled, store=none)
 
 
 def test_signatures_travel_with_the_records(one: Side, store: Store, directory: Path, tmp_path: Path, run: Run) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
 
@@ -428,6 +429,14 @@ def test_without_the_extra_it_is_said_how_to_install_it(hub: Hub, monkeypatch: p
     assert refused() == f"hf:{MODEL}: needs a package that is missing; pip install 'cosyjit[hub]'"
     assert local_listing(ASKED, NAMES) is None
     assert hub.requests == []
+
+
+def test_a_variable_that_the_client_cannot_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "huggingface_hub.constants")  # it reads them when it is imported
+    monkeypatch.delattr(huggingface_hub, "constants")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
+    with pytest.raises(SourceError, match=r"^huggingface_hub cannot read a variable .*'soon'\); correct .* with HF_$"):
+        listing(ASKED, NAMES)
 
 
 def test_a_client_that_is_told_to_be_offline_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,6 +395,8 @@ class _Handler(BaseHTTPRequestHandler):
             failure.until.wait()
         if len(content) < size:
             self.close_connection = True
+        elif failure is not None and failure.status:
+            self.send_body(failure.status, b"<Error><Code>AccessDenied</Code></Error>", failure.headers)
         elif sha256(content) != request.name:
             self.send_failure(400, "", "other bytes than were announced")
         else:
