@@ -1,11 +1,23 @@
 """Options and arguments that several commands have."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token, convert
 
 from cosyjit import settings
+from cosyjit.errors import SelectionError
+
+
+def _place(kind: Any, tokens: Sequence[Token]) -> Any:
+    """A path; not of an empty text, which would be that of the current directory."""
+    if not tokens[0].value:
+        raise SelectionError("--publish: is empty; name a directory, or leave it out to publish beside the checkpoint")
+    return convert(kind, tokens)
+
+
+PublishOption = Annotated[Path | None, Parameter(name="--publish", converter=_place)]
 
 StoreOption = Annotated[str | None, Parameter(name="--store", env_var=settings.STORE)]
 SignOption = Annotated[Path | None, Parameter(name="--sign", env_var=settings.SIGN)]

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from cosyjit import settings
 from cosyjit.cli.console import show, show_json
-from cosyjit.cli.options import JsonOption, NamesOption
+from cosyjit.cli.options import JsonOption, NamesOption, PublishOption
 from cosyjit.errors import SelectionError, line
 from cosyjit.flows.templates import write_templates
 from cosyjit.reports import as_json
@@ -20,7 +20,7 @@ def serve(
     *sources: str,
     component: NamesOption = None,
     precision: NamesOption = None,
-    publish: Path | None = None,
+    publish: PublishOption = None,
     replace: Annotated[bool, Parameter(negative="")] = False,
     cron: str | None = None,
     timezone: str | None = None,

@@ -67,7 +67,7 @@ def _entries(api: "HubApi", model: Model, revision: str, names: Collection[str])
     A listing of all that is below a directory would be cut by the hub at a number of files, whatever these are.
     """
     found = partial(api.legacy.list_repo_files, model.id, "model", revision=revision, recursive=False)
-    entries: list[Mapping[str, Any]] = found()
+    entries: list[Mapping[str, Any]] = [*found()]
     folders = {str(PurePosixPath(name).parent) for name in names}
     present = [each.get("Path") for each in entries if each.get("Type") == _FOLDER_TYPE]
     for folder in sorted(folders.intersection(path for path in present if isinstance(path, str))):

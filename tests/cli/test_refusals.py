@@ -209,6 +209,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["export"], ("--source",)),
         (["export", "--json"], ("--source",)),
         (["export", "{}/CosyVoice-tiny", "--publish"], ("--publish",)),
+        (["export", "{}/CosyVoice-tiny", "--publish", ""], ("--publish: is empty; name a directory, or leave",)),
         (["export", "{}/CosyVoice-tiny", "--jsn"], ("--jsn", "--json")),
         (["export", "{}/CosyVoice-tiny", "{}/CosyVoice-tiny/"], ("/: is given twice, also as /", "; name it once")),
         (["plan", "{}/CosyVoice-tiny", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny: is given twice; name it once",)),
