@@ -18,6 +18,7 @@ from cosyjit.cli.answers import FAILED, TO_BUILD, Answer, error_document, exit_s
 from cosyjit.cli.configuration_file import ConfigurationFile
 from cosyjit.cli.console import ConsoleHandler, show, show_json, show_script, stages, tell
 from cosyjit.cli.options import (
+    Integer,
     JsonOption,
     NamesOption,
     PublishOption,
@@ -247,7 +248,9 @@ def status(
 
 
 @app.command
-def history(directory: Path, *, last: int | None = None, store: StoreOption = None, json: JsonOption = False) -> int:
+def history(
+    directory: Path, *, last: Integer | None = None, store: StoreOption = None, json: JsonOption = False
+) -> int:
     """List the publications of a directory, the latest first.
 
     Parameters
@@ -276,7 +279,7 @@ app.command(looking.diff)
 def rollback(
     directory: Path,
     *,
-    to: int | None = None,
+    to: Integer | None = None,
     store: StoreOption = None,
     require_signature: RequireSignatureOption = None,
     wait: WaitOption = None,
@@ -357,7 +360,7 @@ def _age(kind: type[timedelta], tokens: Sequence[Token]) -> timedelta:
 @app.command
 def gc(
     *,
-    keep: int = collection.KEEP,
+    keep: Integer = collection.KEEP,
     older_than: Annotated[timedelta, Parameter(converter=_age)] = timedelta(seconds=collection.OLDER_THAN),
     delete: Annotated[bool, Parameter(negative="")] = False,
     store: StoreOption = None,
@@ -470,7 +473,7 @@ def synth(
     *,
     family: str = "cosyvoice",
     size: str = "tiny",
-    seed: int = 0,
+    seed: Integer = 0,
     force: Annotated[bool, Parameter(negative="")] = False,
     json: JsonOption = False,
 ) -> int:

@@ -64,7 +64,7 @@ _KINDS: Final[dict[Any, _Kind]] = {
     int: _Kind((int,), "an integer"),
     float: _Kind((int, float), "a number"),
     timedelta: _Kind((str,), 'a text such as "7d"'),
-    list: _Kind((str, list), "a text, or a list of texts"),
+    **dict.fromkeys((list, tuple), _Kind((str, list), "a text, or a list of texts")),
 }
 _TEXT: Final = _Kind((str,), "a text")
 
@@ -198,7 +198,7 @@ def _value(found: _Found, key: str, argument: Argument, value: Any) -> Any:
 def _kind(hint: Any) -> _Kind:
     """What the value of an option of a type, which may be optional, is in TOML."""
     for each in (hint, *get_args(hint)):
-        kind = _KINDS.get(list if str(each).startswith(("list[", "tuple[")) else each)
+        kind = _KINDS.get(getattr(each, "__origin__", each))  # int of Annotated[int, …], list of list[str]
         if kind is not None:
             return kind
     return _TEXT

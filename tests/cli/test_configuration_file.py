@@ -59,7 +59,9 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
 def test_a_command_has_the_options_that_it_has_and_the_nearest_file_wins(tiny: Path, project: Path, run: Run) -> None:
     (project / "cosyjit.toml").write_text("precision = 1")
     (project / "folder" / "pyproject.toml").write_text("[tool.cosyjit]\nprecision = 1")
-    (project / "folder" / "cosyjit.toml").write_text("precision = 'bf16'\nstore = 'none'\n[export]\nbuild = false\n")
+    (project / "folder" / "cosyjit.toml").write_text(
+        "precision = 'bf16'\nstore = 'none'\nlast = 2\n[export]\nbuild = false\n"
+    )
     assert run("gc").err.startswith(f"cosyjit: {project}/folder/none: there is no store")
     assert run("export", tiny, "--json").status == 1
 
@@ -70,6 +72,7 @@ REFUSED: Final[dict[str, tuple[str, ...]]] = {
     "[plan]\nkeep = 1": ("plan.keep: is not an option of plan; known are source, component, ",),
     "wait = 'soon'": ("wait: is 'soon'; give a number",),
     "[gc]\nkeep = true": ("gc.keep: is True; give an integer",),
+    "last = 'all'": ("last: is 'all'; give an integer",),
     "force = 1": ("force: is 1; give true or false",),
     "precision = [16]": ("precision: is [16]; give a text, or a list of texts",),
     "publish = ['a']": ("publish: is ['a']; give a text",),
