@@ -351,7 +351,10 @@ def _age(kind: type[timedelta], tokens: Sequence[Token]) -> timedelta:
     given = tokens[0].value
     if re.fullmatch(r"\d+([.]\d+)?", given):
         raise SelectionError(f"--older-than {given}: has no unit; give one, such as {given}d or {given}h")
-    age: timedelta = convert(kind, tokens)
+    try:
+        age: timedelta = convert(kind, tokens)
+    except (CycloptsError, ValueError, OverflowError):
+        raise SelectionError(f"--older-than {given}: is not an age; give one, such as 7d or 12h") from None
     if age < timedelta(0):
         raise SelectionError(f"--older-than {given}: keep files for 0s or longer")
     return age

@@ -233,6 +233,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["rollback", "{}/CosyVoice-tiny", "--to", "x"], ("--to", '"x"')),
         (["rollback", "{}/CosyVoice-tiny", "--to", "1.6"], ("--to", '"1.6" is not an integer')),
         (["diff", "{}/CosyVoice-tiny", "1.6"], ('"1.6" is not an integer; give one',)),
+        (["gc", "--older-than", "9999999999d"], ("--older-than 9999999999d: is not an age", "7d")),
         (["gc", "--keep", "0.4"], ("--keep", '"0.4" is not an integer')),
         (["verify", "{}/CosyVoice-tiny"], ("/CosyVoice-tiny",)),
         (["verify", "{}/nowhere"], ("/nowhere",)),
