@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow stress versions fuzz check bench clean
+.PHONY: demo test test-slow stress test-rest versions fuzz check bench docs clean
 
 # A tiny checkpoint from a seed, exported twice by the Prefect flow with a server of its own: six built, six cached.
 demo: $(INSTALLED)
@@ -35,6 +35,10 @@ test-slow: $(INSTALLED)
 # What takes minutes: a service that is cancelled and killed, and several machines.
 stress: $(INSTALLED)
 	$(PYTEST) $(BY_FILE) -m stress
+
+# Both at once, as before a change lands. There is a process more than processors, since the longest tests wait for servers.
+test-rest: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses $$(( $$(nproc) + 1 )) $(BY_FILE) -m "slow or stress"
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions
@@ -66,10 +70,19 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.onnx $(BENCH)
 	$(BIN)/python -m benchmarks.store $(BENCH)
 
+# The pages as a site in build/site, which fails at a broken link.
+DOCUMENTED := $(VENV)/.docs
+docs: $(DOCUMENTED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
 	rm -rf build $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[s3,dask,signing,onnx,hf,hub,otel,dev]'
+	touch $@
+
+$(DOCUMENTED): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@

@@ -1,4 +1,4 @@
-"""TorchScript artifacts of CosyVoice's encoders, for the runtime that loads them.
+"""Runtime artifacts of CosyVoice checkpoints: TorchScript zips, folders of language models, ONNX files.
 
 import cosyjit
 

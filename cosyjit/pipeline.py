@@ -232,11 +232,11 @@ def check_sources(sources: Sequence[str | Path], publish: str | Path | None = No
     known: dict[str, str | Path] = {}
     for source in sources:
         path = os.path.realpath(os.path.expanduser(source))  # noqa: PTH111  (which raises nothing)
-        other = known.setdefault(path if os.path.isdir(path) else str(source), source)  # noqa: PTH112  (as above)
-        if other is not source:
-            raise SelectionError(
-                f"{source}: is given twice{'' if other == source else f', also as {other}'}; name it once"
-            )
+        key = path if os.path.isdir(path) else str(source)  # noqa: PTH112  (as above)
+        if key in known:
+            also = "" if known[key] == source else f", also as {known[key]}"
+            raise SelectionError(f"{source}: is given twice{also}; name it once")
+        known[key] = source
 
 
 @contextmanager
@@ -325,7 +325,8 @@ def export_each(
         StoreError: the store cannot be used.
     """
     with ExitStack() as held:
-        held.enter_context(telemetry.Span("export", {"source": [*map(str, sources)]}))
+        names = [*map(str, sources)]
+        span = held.enter_context(telemetry.Span("export", {"source": names[0] if len(names) == 1 else names}))
         works = held.enter_context(
             exports(
                 sources,
@@ -361,6 +362,7 @@ def export_each(
                 part.attempt(part.begin, submit, progress)
             for part in parts:
                 part.attempt(part.finish)
+                span.fail(part.error)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -188,6 +188,7 @@ class Span:
     def __init__(self, name: str, attributes: Attributes | None = None) -> None:
         self._name, self._attributes = name, attributes or {}
         self._opened: _Opened | None = None
+        self._error: BaseException | None = None
 
     def __enter__(self) -> "Span":  # noqa: PYI034  (typing has no Self on Python 3.10)
         self._opened = _open(self._name, self._attributes)
@@ -197,7 +198,11 @@ class Span:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._opened is not None:
-            _close(self._opened, error)
+            _close(self._opened, error or self._error)
+
+    def fail(self, error: BaseException | None) -> None:
+        """Let it end with an error, if there is one, although none leaves it."""
+        self._error = self._error or error
 
     def set(self, attributes: Attributes) -> None:
         """Add attributes that are known in the end only."""

@@ -40,6 +40,8 @@ LONGEST: Final = (
     "robustness/test_crashes.py",
     "robustness/test_crashes_build.py",
     "cli/test_process.py",
+    "docs/test_commands.py",
+    "cli/test_walks.py",
     "robustness/test_fuzzing.py",
     "robustness/test_dead_machines.py",
     "flows/test_service.py",

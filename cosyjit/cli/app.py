@@ -53,7 +53,7 @@ _CALLED: Final[dict[str, Any]] = {"exit_on_error": False, "print_error": False, 
 
 app = App(
     name="cosyjit",
-    help="TorchScript artifacts of CosyVoice's encoders.",
+    help="Runtime artifacts of CosyVoice checkpoints.",
     version=__version__,
     version_flags=["--version", "-V"],
 )

@@ -48,9 +48,13 @@ def show(*things: Table | str, errors: Iterable[str] = ()) -> None:
     with _written() as console:
         console.width = UNCUT
         for number, thing in enumerate(things, 1):
-            console.print(plain(thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
-            if isinstance(thing, Table) and number < len(things):
-                console.print()
+            if isinstance(thing, str):
+                console.print(plain(thing), soft_wrap=True)
+                continue
+            with console.capture() as capture:
+                console.print(thing)
+            rows = [row.rstrip() for row in capture.get().splitlines()]
+            console.file.write("\n".join([*rows, *([""] if number < len(things) else []), ""]))
 
 
 def show_json(document: str) -> None:

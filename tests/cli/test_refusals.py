@@ -239,7 +239,7 @@ def test_a_bad_model_directory_is_refused_in_one_line_and_left_as_it_is(
         (["verify", "{}/nowhere"], ("/nowhere",)),
         (["gc", "--keep", "0"], ("--keep 0", "1 or more")),
         (["gc", "--keep", "-1"], ("cosyjit: --keep -1: keep 1 or more publications of each directory\n",)),
-        (["gc", "--older-than", "soon"], ("--older-than", '"soon"')),
+        (["gc", "--older-than", "soon"], ("--older-than soon: is not an age", "7d")),
         (["gc", "--older-than", "7"], ("--older-than 7: has no unit; give one, such as 7d or 7h",)),
         (["gc", "--older-than=-7d"], ("--older-than -7d: keep files for 0s or longer",)),
         (["gc", "--store", "{}/nowhere"], ("/nowhere: there is no store; name the one", "--store or COSYJIT_STORE")),

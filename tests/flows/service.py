@@ -1,4 +1,4 @@
-"""A Prefect server and workers as processes of their own, as the README starts them, with nothing of the user's."""
+"""A Prefect server and workers as processes of their own, as docs/prefect.md starts them; nothing is the user's."""
 
 import os
 import re
@@ -32,10 +32,10 @@ def free_port() -> int:
         return int(bound.getsockname()[1])
 
 
-def readme_commands(heading: str) -> list[str]:
-    """The lines of the first block of code below a heading of the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"# {heading}\n")[2]
-    found = re.search(r"```\n(.*?)\n```", text, flags=re.DOTALL)
+def page_commands() -> list[str]:
+    """The lines by which docs/prefect.md starts all of it from a checkout."""
+    text = (ROOT / "docs" / "prefect.md").read_text(encoding="utf-8").partition("# From a checkout\n")[2]
+    found = re.search(r"```sh\n(.*?)\n```", text, flags=re.DOTALL)
     assert found is not None
     return found[1].replace("\\\n", " ").splitlines()
 
@@ -191,14 +191,14 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def serving(directory: Path) -> Iterator[Service]:
-    """A service whose server runs, with the work pool and the deployments, by the commands of the README but the last.
+    """A service whose server runs, with the work pool and the deployments, by the commands of the page but the last.
 
     Its workers are for the test to start.
     """
     service = Service(directory)
     with ExitStack() as stack:
         stack.callback(service.stop)
-        _, pool, deploy, worker, _ = readme_commands("As a service")
+        _, pool, deploy, worker, _ = page_commands()
         start_server(service)
         service.run(pool)
         service.run(deploy)
@@ -207,14 +207,14 @@ def serving(directory: Path) -> Iterator[Service]:
 
 
 def start_server(service: Service) -> None:
-    """The server by the command of the README, once it answers."""
-    service.server = service.start(readme_commands("As a service")[0].removesuffix(" &"))
+    """The server by the command of the page, once it answers."""
+    service.server = service.start(page_commands()[0].removesuffix(" &"))
     wait_for(service.healthy, seconds=PATIENCE)
 
 
 def start_worker(service: Service, options: str = "", **environment: str) -> "subprocess.Popen[bytes]":
-    """A worker by the command of the README."""
-    worker = readme_commands("As a service")[3].removesuffix(" &")
+    """A worker by the command of the page."""
+    worker = page_commands()[3].removesuffix(" &")
     return service.start(f"{worker} {options}", **environment)
 
 

@@ -187,9 +187,8 @@ def test_a_model_is_served_from_an_empty_directory(installed: Installed, empty: 
 
 def walk() -> str:
     """The blocks of the page that are its walk."""
-    return "\n".join(
-        re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    )
+    section = PAGE.read_text(encoding="utf-8").partition("\n## A walk\n")[2].partition("\n## ")[0]
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE))
 
 
 def test_the_walk_ends_with_a_scheduled_run_that_failed_and_told_somebody(installed: Installed, empty: Path) -> None:

@@ -1,4 +1,4 @@
-"""The service as the README starts it: a real server, work pool, deployments and workers, on loopback."""
+"""The service as docs/prefect.md starts it: a real server, work pool, deployments and workers, on loopback."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import pytest
 
 from cosyjit import history
 from cosyjit.prefect_api import Server
-from tests.flows.service import PATIENCE, Service, readme_commands, serving, shown, start_worker
+from tests.flows.service import PATIENCE, Service, page_commands, serving, shown, start_worker
 from tests.support.checkpoints import retrain
 from tests.support.processes import wait_for
 
@@ -40,7 +40,7 @@ def test_the_commands_of_the_readme_export_and_then_show_every_task_cached(
     service: Service, tiny: Path, copy_of: Callable[[Path], Path]
 ) -> None:
     directory = copy_of(tiny)
-    command = readme_commands("As a service")[-1].replace("/models/CosyVoice-300M", shlex.quote(str(directory)))
+    command = page_commands()[-1].replace("/models/CosyVoice-300M", shlex.quote(str(directory)))
     assert str(directory) in command
 
     service.run(command)
