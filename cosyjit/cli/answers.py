@@ -9,7 +9,7 @@ from cosyjit.cli.console import show, show_json, tell
 from cosyjit.errors import BuildError, CosyjitError, ResourceError, log_cause
 from cosyjit.reports import as_json
 from cosyjit.reports.error import document
-from cosyjit.text import one_line
+from cosyjit.text import one_line, plain
 
 FAILED: Final = 1
 """The exit status when a target could not be built, or the system lacks what the build needs."""
@@ -85,7 +85,7 @@ def show_answers(
             text = one_line(str(found))
             statuses.append(FAILED if detailed else exit_status(found))
             documents.append((name, error_document(found, statuses[-1])))
-            tell(text if text.startswith(name) else f"{name}: {text}")
+            tell(text if text.startswith(plain(name)) else f"{name}: {text}")
     if json:
         show_json(as_json.several(kind, documents))
     return FAILED if detailed and FAILED in statuses else max(statuses)

@@ -18,8 +18,10 @@ from cosyjit.cli.answers import FAILED, TO_BUILD, Answer, error_document, exit_s
 from cosyjit.cli.configuration_file import ConfigurationFile
 from cosyjit.cli.console import ConsoleHandler, show, show_json, show_script, stages, tell
 from cosyjit.cli.options import (
+    Integer,
     JsonOption,
     NamesOption,
+    PublishOption,
     RequireSignatureOption,
     SignOption,
     SourceArgument,
@@ -63,7 +65,7 @@ def export(
     *,
     component: NamesOption = None,
     precision: NamesOption = None,
-    publish: Path | None = None,
+    publish: PublishOption = None,
     store: StoreOption = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     build: Annotated[bool, Parameter(name="--build", negative="--no-build")] = True,
@@ -157,7 +159,7 @@ def plan(
     *,
     component: NamesOption = None,
     precision: NamesOption = None,
-    publish: Path | None = None,
+    publish: PublishOption = None,
     store: StoreOption = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     replace: Annotated[bool, Parameter(negative="")] = False,
@@ -246,7 +248,9 @@ def status(
 
 
 @app.command
-def history(directory: Path, *, last: int | None = None, store: StoreOption = None, json: JsonOption = False) -> int:
+def history(
+    directory: Path, *, last: Integer | None = None, store: StoreOption = None, json: JsonOption = False
+) -> int:
     """List the publications of a directory, the latest first.
 
     Parameters
@@ -275,7 +279,7 @@ app.command(looking.diff)
 def rollback(
     directory: Path,
     *,
-    to: int | None = None,
+    to: Integer | None = None,
     store: StoreOption = None,
     require_signature: RequireSignatureOption = None,
     wait: WaitOption = None,
@@ -347,7 +351,10 @@ def _age(kind: type[timedelta], tokens: Sequence[Token]) -> timedelta:
     given = tokens[0].value
     if re.fullmatch(r"\d+([.]\d+)?", given):
         raise SelectionError(f"--older-than {given}: has no unit; give one, such as {given}d or {given}h")
-    age: timedelta = convert(kind, tokens)
+    try:
+        age: timedelta = convert(kind, tokens)
+    except (CycloptsError, ValueError, OverflowError):
+        raise SelectionError(f"--older-than {given}: is not an age; give one, such as 7d or 12h") from None
     if age < timedelta(0):
         raise SelectionError(f"--older-than {given}: keep files for 0s or longer")
     return age
@@ -356,7 +363,7 @@ def _age(kind: type[timedelta], tokens: Sequence[Token]) -> timedelta:
 @app.command
 def gc(
     *,
-    keep: int = collection.KEEP,
+    keep: Integer = collection.KEEP,
     older_than: Annotated[timedelta, Parameter(converter=_age)] = timedelta(seconds=collection.OLDER_THAN),
     delete: Annotated[bool, Parameter(negative="")] = False,
     store: StoreOption = None,
@@ -469,7 +476,7 @@ def synth(
     *,
     family: str = "cosyvoice",
     size: str = "tiny",
-    seed: int = 0,
+    seed: Integer = 0,
     force: Annotated[bool, Parameter(negative="")] = False,
     json: JsonOption = False,
 ) -> int:

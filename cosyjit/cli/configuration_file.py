@@ -36,6 +36,9 @@ _LARGEST: Final = 1 << 20
 _PATHS: Final = {"publish", "store", "sign", "require-signature"}
 """The options of which a relative path in a file begins at the file's directory; a store may be a URL."""
 
+_COMMAND_LINE: Final = {"json", "exit-code"}
+"""The options that a file does not have: they say what becomes of errors, such as those in the file."""
+
 _SECRETS: Final = {"webhook"}
 """The options whose values no message quotes."""
 
@@ -61,7 +64,7 @@ _KINDS: Final[dict[Any, _Kind]] = {
     int: _Kind((int,), "an integer"),
     float: _Kind((int, float), "a number"),
     timedelta: _Kind((str,), 'a text such as "7d"'),
-    list: _Kind((str, list), "a text, or a list of texts"),
+    **dict.fromkeys((list, tuple), _Kind((str, list), "a text, or a list of texts")),
 }
 _TEXT: Final = _Kind((str,), "a text")
 
@@ -113,7 +116,9 @@ def _names(root: App) -> list[str]:
 
 
 def _options(arguments: ArgumentCollection) -> dict[str, Argument]:
-    return {argument.name.removeprefix("--"): argument for argument in arguments}
+    """The options and arguments of a command by their names in a file; cyclopts has some names in capitals."""
+    named = {argument.name.removeprefix("--").lower(): argument for argument in arguments}
+    return {name: argument for name, argument in named.items() if name not in _COMMAND_LINE}
 
 
 def _is_option(argument: Argument) -> bool:
@@ -132,11 +137,15 @@ def _checked(found: _Found, known: Mapping[str, Mapping[str, Argument]]) -> dict
     }
     shared: dict[str, Any] = {}
     own: dict[str, Mapping[str, Any]] = {}
-    for key, value in found.table.items():
-        name = _name(key)
+    for name, key, value in _named(found, found.table):
         if name in known and isinstance(value, Mapping):
             own[name] = value
         elif name in common:
+            having = [command for command, options in known.items() if name in options]
+            if len({_kind(known[command][name].hint) for command in having}) > 1:
+                raise SelectionError(
+                    f"{found.path}: {key}: differs by the command; give it in the table {' or '.join(having)}"
+                )
             shared[name] = _value(found, key, common[name], value)
         else:
             raise SelectionError(
@@ -146,17 +155,30 @@ def _checked(found: _Found, known: Mapping[str, Mapping[str, Argument]]) -> dict
     values = {}
     for command, options in known.items():
         values[command] = {name: value for name, value in shared.items() if name in options}
-        for key, value in own.get(command, {}).items():
-            if _name(key) not in options:
+        for name, key, value in _named(found, own.get(command, {}), f"{command}."):
+            if name not in options:
                 raise SelectionError(
-                    f"{found.path}: {command}.{key}: is not an option of {command}; known are {', '.join(options)}"
+                    f"{found.path}: {key}: is not an option of {command}; known are {', '.join(options)}"
                 )
-            values[command][_name(key)] = _value(found, f"{command}.{key}", options[_name(key)], value)
+            values[command][name] = _value(found, key, options[name], value)
     return values
 
 
-def _name(key: str) -> str:
-    return key.replace("_", "-")
+def _named(found: _Found, table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Of each key of a table, the name that it stands for, the key as messages have it, and the value.
+
+    Raises:
+        SelectionError: two keys stand for one name, or one for an option of the command line alone.
+    """
+    known: dict[str, str] = {}
+    for each, value in table.items():
+        name, key = each.replace("_", "-"), f"{prefix}{each}"
+        if name in _COMMAND_LINE:
+            raise SelectionError(f"{found.path}: {key}: is for the command line alone; remove it, and give --{name}")
+        if name in known:
+            raise SelectionError(f"{found.path}: {key}: is given twice, also as {known[name]}; give it once")
+        known[name] = key
+        yield name, key, value
 
 
 def _value(found: _Found, key: str, argument: Argument, value: Any) -> Any:
@@ -166,6 +188,8 @@ def _value(found: _Found, key: str, argument: Argument, value: Any) -> Any:
     if not fits or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
         given = "of another type" if name in _SECRETS else repr(value)
         raise SelectionError(f"{found.path}: {key}: is {given}; give {kind.words}")
+    if name in _PATHS and not value:
+        raise SelectionError(f"{found.path}: {key}: is empty; name a place, or remove it")
     if name in _PATHS and "://" not in value and not value.startswith("~"):
         return str(found.path.parent / value)
     return value
@@ -174,7 +198,7 @@ def _value(found: _Found, key: str, argument: Argument, value: Any) -> Any:
 def _kind(hint: Any) -> _Kind:
     """What the value of an option of a type, which may be optional, is in TOML."""
     for each in (hint, *get_args(hint)):
-        kind = _KINDS.get(list if str(each).startswith("list[") else each)
+        kind = _KINDS.get(getattr(each, "__origin__", each))  # int of Annotated[int, …], list of list[str]
         if kind is not None:
             return kind
     return _TEXT
@@ -238,7 +262,7 @@ def _table(path: Path) -> Mapping[str, Any] | None:
     if path.name == _SHARED and b"cosyjit" not in content:
         return None
     try:
-        document: Any = _toml().loads(content.decode())
+        document: Any = _toml().loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise SelectionError(f"{path}: is not TOML ({line(error)}); mend it, or move it away") from None
     if path.name == _OWN:

@@ -38,5 +38,6 @@ def status_of_error(arguments: Sequence[str], status: int) -> int:
 def _has(arguments: Sequence[str], flag: str) -> bool:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return any(
-        name == flag and value.lower() not in _NO for name, _, value in (each.partition("=") for each in options)
+        name.replace("_", "-") == flag and value.lower() not in _NO  # as cyclopts takes them
+        for name, _, value in (each.partition("=") for each in options)
     )

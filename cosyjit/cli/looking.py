@@ -5,7 +5,7 @@ from pathlib import Path
 from cosyjit.cli import configuration_file
 from cosyjit.cli.answers import FAILED
 from cosyjit.cli.console import show, show_json
-from cosyjit.cli.options import JsonOption, RequireSignatureOption, StoreOption
+from cosyjit.cli.options import Integer, JsonOption, RequireSignatureOption, StoreOption
 from cosyjit.operations import diff as comparing
 from cosyjit.reports import as_json, tables
 from cosyjit.store.store import Store
@@ -13,8 +13,8 @@ from cosyjit.store.store import Store
 
 def diff(
     directory: Path,
-    before: int | None = None,
-    after: int | None = None,
+    before: Integer | None = None,
+    after: Integer | None = None,
     *,
     store: StoreOption = None,
     require_signature: RequireSignatureOption = None,

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from cosyjit import settings
 from cosyjit.cli.console import show, show_json
-from cosyjit.cli.options import JsonOption, NamesOption
+from cosyjit.cli.options import Integer, JsonOption, NamesOption, PublishOption
 from cosyjit.errors import SelectionError, line
 from cosyjit.flows.templates import write_templates
 from cosyjit.reports import as_json
@@ -20,11 +20,11 @@ def serve(
     *sources: str,
     component: NamesOption = None,
     precision: NamesOption = None,
-    publish: Path | None = None,
+    publish: PublishOption = None,
     replace: Annotated[bool, Parameter(negative="")] = False,
     cron: str | None = None,
     timezone: str | None = None,
-    limit: int | None = None,
+    limit: Integer | None = None,
     name: str | None = None,
 ) -> None:
     """Serve a deployment of the Prefect flow for each model, until Ctrl-C or SIGTERM.

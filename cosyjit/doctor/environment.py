@@ -11,7 +11,7 @@ from cosyjit.doctor.finding import Finding, Probe, shown
 from cosyjit.errors import CosyjitError, log_cause
 from cosyjit.processes.processors import CHOOSING
 from cosyjit.store.signing import Signer, TrustedKeys
-from cosyjit.text import is_secret, without_password, without_secrets
+from cosyjit.text import is_secret, without_password
 
 _PREFIX: Final = "COSYJIT_"
 
@@ -52,7 +52,7 @@ def _variables() -> Iterator[Finding]:
             problem = _problem(name)
             yield Finding("settings", name, _value(name), "wrong" if problem else "ok", problem)
         else:
-            yield Finding("settings", name, "set", "note", "is not a variable of cosyjit; see docs/looking.md")
+            yield Finding("settings", name, "set", "note", "is not a variable of cosyjit; see docs/configuration.md")
     yield from (Finding("settings", name, _value(name)) for name in _OTHERS if name in os.environ)
 
 
@@ -60,8 +60,7 @@ def _value(name: str) -> str:
     """The value of a variable, as far as it may be shown."""
     if name in _HIDDEN or is_secret(name):
         return "set"
-    value = without_secrets(without_password(os.environ[name]), os.environ)
-    return shown(value)
+    return shown(without_password(os.environ[name]))
 
 
 _CHECKS: Final[dict[str, Callable[[], Any]]] = {

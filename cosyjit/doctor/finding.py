@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, CosyjitError):
         return str(error)
     said = line(error) if isinstance(error, ChildError) else f"{type(error).__name__}: {line(error)}"
-    return f"cannot be found out ({without_secrets(said, os.environ)})"
+    return f"cannot be found out ({said})"
 
 
 def look(probes: Sequence[Probe]) -> tuple[Finding, ...]:
@@ -99,7 +99,13 @@ def look(probes: Sequence[Probe]) -> tuple[Finding, ...]:
     begun = [_Look(each) for each in probes]
     for each in begun:
         each.thread.start()
-    return tuple(found for each in begun for found in each.wait())
+    return tuple(_public(found) for each in begun for found in each.wait())
+
+
+def _public(found: Finding) -> Finding:
+    """A finding without secrets: whoever finds something out may quote what it was told, such as an address."""
+    value = without_secrets(found.value, os.environ) if isinstance(found.value, str) else found.value
+    return replace(found, value=value, advice=without_secrets(found.advice, os.environ))
 
 
 def shown(path: str | Path) -> str:

@@ -105,7 +105,8 @@ def closing_lines(outcomes: Sequence[Outcome], escaped: Callable[[str], str] = s
     """
     failed = failed_lines(outcomes, escaped)
     if failed:
-        return [*failed, "Nothing was published; what was published before is as it was. What could be built is kept."]
+        kept = " What was built is kept." if any(each.state == "built" for each in outcomes) else ""
+        return [*failed, f"Nothing was published; what was published before is as it was.{kept}"]
     lost = {each.target.name: each.record.figures.get("underflows", 0) for each in outcomes if each.record}
     notes = [f"{name}: {count:,.0f} numbers became 0 in the cast" for name, count in lost.items() if count]
     targets = [each.target for each in outcomes]

@@ -29,9 +29,9 @@ def two(tiny: Path, tiny2: Path, copy_of: Copy, stock: Stock) -> tuple[Path, Pat
 
 def test_several_sources_are_exported_and_one_that_is_none_stops_no_other(two: tuple[Path, Path], run: Run) -> None:
     first, second = two
-    ran = run("export", first, "nowhere", second, *ONE)
+    ran = run("export", first, "no\x1bwhere", second, *ONE)
     assert ran.status == 2
-    assert ran.err.startswith("cosyjit: nowhere: the directory ")
+    assert ran.err.startswith("cosyjit: no\\x1bwhere: the directory ")
     assert ran.err.count("\n") == 1
     lines = ran.out.splitlines()
     assert [line for line in lines if line.startswith("/")] == [str(first), str(second)]

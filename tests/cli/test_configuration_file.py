@@ -14,7 +14,6 @@ store = "here"
 [plan]
 component = ["flow.*", "llm.llm"]
 precision = "fp16"
-json = true
 """
 
 
@@ -39,7 +38,7 @@ def test_a_file_above_the_current_directory_gives_options(name: str, tiny: Path,
     else:
         text = PLAN
     (project / name).write_text(text)
-    ran = run("plan", tiny)
+    ran = run("plan", tiny, "--json")
     assert (ran.status, ran.err) == (0, "")
     assert targets(ran.out) == [(each, "fp16") for each in ("llm.llm", "flow.encoder")]
     assert (project / "here" / "digests").is_dir()
@@ -50,7 +49,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
 ) -> None:
     (project / "cosyjit.toml").write_text(PLAN)
     monkeypatch.setenv("COSYJIT_STORE", str(tmp_path / "environment"))
-    assert targets(run("plan", tiny, "--precision", "bf16").out)[0] == ("llm.llm", "bf16")
+    assert targets(run("plan", tiny, "--precision", "bf16", "--json").out)[0] == ("llm.llm", "bf16")
     assert (tmp_path / "environment").is_dir()
     run("plan", tiny, "--store", tmp_path / "line")
     assert (tmp_path / "line").is_dir()
@@ -60,7 +59,9 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
 def test_a_command_has_the_options_that_it_has_and_the_nearest_file_wins(tiny: Path, project: Path, run: Run) -> None:
     (project / "cosyjit.toml").write_text("precision = 1")
     (project / "folder" / "pyproject.toml").write_text("[tool.cosyjit]\nprecision = 1")
-    (project / "folder" / "cosyjit.toml").write_text("precision = 'bf16'\nstore = 'none'\n[export]\nbuild = false\n")
+    (project / "folder" / "cosyjit.toml").write_text(
+        "precision = 'bf16'\nstore = 'none'\nlast = 2\n[export]\nbuild = false\n"
+    )
     assert run("gc").err.startswith(f"cosyjit: {project}/folder/none: there is no store")
     assert run("export", tiny, "--json").status == 1
 
@@ -71,10 +72,16 @@ REFUSED: Final[dict[str, tuple[str, ...]]] = {
     "[plan]\nkeep = 1": ("plan.keep: is not an option of plan; known are source, component, ",),
     "wait = 'soon'": ("wait: is 'soon'; give a number",),
     "[gc]\nkeep = true": ("gc.keep: is True; give an integer",),
+    "last = 'all'": ("last: is 'all'; give an integer",),
     "force = 1": ("force: is 1; give true or false",),
     "precision = [16]": ("precision: is [16]; give a text, or a list of texts",),
     "publish = ['a']": ("publish: is ['a']; give a text",),
     "webhook = ['secret']": ("webhook: is of another type; give a text",),
+    "publish = ''": ("publish: is empty; name a place, or remove it",),
+    "json = true": ("json: is for the command line alone; remove it, and give --json",),
+    "[plan]\nexit_code = true": ("plan.exit_code: is for the command line alone; remove it, and give --exit-code",),
+    "sign = 'a'\n[gc]\nolder_than = '1d'\nolder-than = '2d'": ("gc.older-than: is given twice, also as gc.older_than",),
+    "to = 3": ("to: differs by the command; give it in the table rollback or copy-store or push",),
     "[plan": ("is not TOML (", "mend it, or move it away"),
     "a = " + "[" * 5000: ("is not TOML (",),
     "#" * ((1 << 20) + 1): ("is larger than 1,048,576 bytes",),

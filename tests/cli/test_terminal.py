@@ -44,6 +44,7 @@ def test_a_plan_tells_by_its_exit_status_whether_something_is_to_be_built(publis
     assert (refused.status, "An export would be refused: " in refused.out) == (1, True)
     for wrong in (["nowhere"], [published, "--precision", "fp8"], [published, "--nothing"]):
         assert run("plan", *wrong, "--exit-code").status == 1
+    assert run("plan", "nowhere", "--exit_code").status == 1
 
 
 def test_to_be_quiet_is_to_show_errors_alone(published: Path, run: Run, store: Store) -> None:

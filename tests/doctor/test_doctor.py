@@ -55,9 +55,9 @@ def test_whatever_variables_say_is_shown_as_text(run: Run, monkeypatch: pytest.M
 def test_the_configuration_file_and_the_store_that_it_names_are_told(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cosyjit.toml").write_text('store = "kept"\n')
+    (tmp_path / "cosyjit.toml").write_text('\ufeffstore = "kept"\ndoctor.parts = ["store", "settings"]\n')
     monkeypatch.chdir(tmp_path)
-    found = json.loads(run("doctor", "store", "settings", "--json").out)["findings"]
+    found = json.loads(run("doctor", "--json").out)["findings"]
     told = {(each["part"], each["name"]): each["value"] for each in found}
     assert told["settings", "configuration file"] == str(tmp_path / "cosyjit.toml")
     assert told["store", "place"] == str(tmp_path / "kept")

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 from cosyjit import settings
-from cosyjit.doctor.environment import OWN, _configuration, _variables
-from cosyjit.doctor.finding import Finding
+from cosyjit.doctor.environment import OWN, _configuration, probes
+from cosyjit.doctor.finding import Finding, look
 from tests.support.keys import pair
 
 
 def found() -> dict[str, tuple[object, str]]:
-    return {each.name: (each.value, each.state) for each in _variables()}
+    return {each.name: (each.value, each.state) for each in look(probes(None))}
 
 
 def advice(name: str) -> str:
-    return next(each.advice for each in _variables() if each.name == name)
+    return next(each.advice for each in look(probes(None)) if each.name == name)
 
 
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -27,7 +27,7 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch, home: Path) -> None
     monkeypatch.setenv("COSYJIT_DASK", "tls://me:s3cr3t@dask:8786")
     monkeypatch.setenv("COSYJIT_STORE", f"{home}/store")
     told = found()
-    assert "s3cr3t" not in repr(list(_variables()))
+    assert "s3cr3t" not in repr(look(probes(None)))
     assert told[settings.WEBHOOK] == ("set", "ok")
     assert told["COSYJIT_UNKNOWN"] == ("set", "note")
     assert told["PREFECT_API_URL"] == ("https://prefect.example.com/api?api_key=…", "ok")

@@ -24,19 +24,21 @@ def test_findings_come_in_the_order_of_the_probes_whoever_is_first() -> None:
     assert look([Probe("a", "1", waiting), Probe("b", "2", setting)]) == (Finding("a", "1", 1), Finding("b", "2", 2))
 
 
-def test_a_look_that_fails_says_why_after_what_it_had_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_that_fails_says_why_after_what_it_had_found_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "s3cr3t")
 
     def failing() -> Iterator[Finding]:
         yield Finding("a", "1", 1)
         raise ZeroDivisionError("of s3cr3t\nand https://me:pw@host/x")
 
-    def refusing() -> list[Finding]:
+    def refusing() -> Iterator[Finding]:
+        yield Finding("c", "e", "http://h/?token=t0k", "note", "of s3cr3t, http://h/?token=t0k")
         raise StoreError("store: is not one; name another")
 
     assert look([Probe("a", "b", failing), Probe("c", "d", refusing)]) == (
         Finding("a", "1", 1),
         Finding("a", "b", None, "wrong", "cannot be found out (ZeroDivisionError: of … and https://host/x)"),
+        Finding("c", "e", "http://h/?token=…", "note", "of …, http://h/?token=…"),
         Finding("c", "d", None, "wrong", "store: is not one; name another"),
     )
 
