@@ -58,10 +58,11 @@ def _components(family: Family, components: Sequence[str] | None) -> list[Compon
     known = [part.name for part in parts]
     kind = f"component of {family.name}"
     names: set[str] = set()
-    for word in _words(components, kind, known):
+    for given in _words(components, kind, known):
+        word = given.lower()
         found = [part for part in parts if _matches(part.name, word)]
         if not found:
-            raise _unknown(word, kind, known)
+            raise _unknown(given, kind, known)
         names |= {word} if word in known else _without_rivals(found)
     return [part for part in parts if part.name in names]
 

@@ -53,7 +53,7 @@ ALL: Final = [(name, precision) for name in COMPONENTS for precision in ("fp32",
 
 
 def test_all_are_those_on_request_as_well_but_for_rivals_of_others() -> None:
-    assert pairs(COSYVOICE, ["all"]) == [*ALL, (NODE, "fp32")]
+    assert pairs(COSYVOICE, ["all"]) == pairs(COSYVOICE, ["ALL"]) == [*ALL, (NODE, "fp32")]
     assert pairs(COSYVOICE2, ["all"]) == [
         ("flow.encoder", "fp32"),
         ("flow.encoder", "fp16"),
