@@ -130,7 +130,7 @@ def test_a_precision_that_no_selected_component_has_is_refused(precisions: list[
     )
 
 
-@pytest.mark.parametrize("name", ["llm.text_encoder", "flow.Encoder", "flow", ""])
+@pytest.mark.parametrize("name", ["llm.text_encoder", "flow.Encoders", "flow", ""])
 def test_an_unknown_component_is_refused_with_the_known_ones(name: str) -> None:
     assert refusal(COSYVOICE2, ["flow.encoder", name]) == (
         f"{name!r} is not a component of CosyVoice2; choose from flow.encoder, flow.encoder.chunked, "
