@@ -38,13 +38,13 @@ NOT_RUN: Final = {
         "make demo",  # it installs, as the others here do
         "make test",
         "pip install -c constraints.txt .",
-        "pip install -c constraints.txt '.[s3,dask,signing,onnx,hf]'",
+        "pip install -c constraints.txt '.[s3,dask,signing,onnx,hf,hub,otel]'",
     ],
     "README.zh-CN.md": [
         "make demo",
         "make test",
         "pip install -c constraints.txt .",
-        "pip install -c constraints.txt '.[s3,dask,signing,onnx,hf]'",
+        "pip install -c constraints.txt '.[s3,dask,signing,onnx,hf,hub,otel]'",
     ],
     "docs/command-line.md": ["cosyjit completion bash", "cosyjit completion zsh", "cosyjit completion fish"],
     "docs/configuration.md": [
