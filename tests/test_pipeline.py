@@ -106,7 +106,7 @@ def test_a_second_export_builds_nothing_and_publishes_nothing_new(
     assert states(second) == ["cached"] * 6
     assert [each.record for each in second] == [each.record for each in first]
     assert [each.path for each in second] == [each.path for each in first]
-    assert sorted(told) == sorted((name, "cached") for name in names(second))
+    assert sorted(told) == sorted((name, stage) for name in names(second) for stage in ("waiting", "cached"))
     assert snapshot(directory) == after
     assert [each.number for each in history(directory, store=store)] == [1]
     assert {path: path.stat().st_ino for path in (store.local or Path()).rglob("objects/*/*")} == stored
@@ -120,7 +120,7 @@ def test_an_export_tells_the_stages_of_every_target(tiny: Path, tmp_path: Path) 
     )
     for each in plan(tiny, precisions=["fp32"]):
         stages = [stage for name, stage in told if name == each.target.name and not stage.startswith("cast:")]
-        assert stages == ["load", "script", "save", "verify", "built"]
+        assert stages == ["waiting", "load", "script", "save", "verify", "built"]
 
 
 def test_a_record_says_what_an_artifact_was_made_from_and_how_it_came_out(

@@ -53,8 +53,11 @@ def show(*things: Table | str, errors: Iterable[str] = ()) -> None:
                 continue
             with console.capture() as capture:
                 console.print(thing)
-            rows = [row.rstrip() for row in capture.get().splitlines()]
-            console.file.write("\n".join([*rows, *([""] if number < len(things) else []), ""]))
+            for row in map(Text.from_ansi, capture.get().splitlines()):
+                row.rstrip()
+                console.print(row, soft_wrap=True)
+            if number < len(things):
+                console.print()
 
 
 def show_json(document: str) -> None:
