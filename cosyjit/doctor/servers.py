@@ -1,6 +1,5 @@
 """The Prefect server and the hubs that would be asked, and whether they answer."""
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Final
@@ -10,8 +9,7 @@ from requests.exceptions import ConnectTimeout, ProxyError, ReadTimeout, SSLErro
 
 from cosyjit.doctor.children import asked
 from cosyjit.doctor.finding import Finding, Probe, shown
-from cosyjit.sources import modelscope
-from cosyjit.text import without_password
+from cosyjit.sources import hugging_face, modelscope
 
 _PREFECT: Final = 60.0
 """In s, how long the process may take that imports Prefect and asks its server."""
@@ -26,8 +24,8 @@ _HUB: Final = 15.0
 def probes() -> list[Probe]:
     return [
         Probe("prefect", "server", _prefect, _PREFECT),
-        Probe("hubs", "ModelScope", _modelscope, _HUB, "note"),
-        Probe("hubs", "Hugging Face", _hugging_face, _HUB, "note"),
+        Probe("hubs", modelscope.TITLE, _modelscope, _HUB, "note"),
+        Probe("hubs", hugging_face.TITLE, _hugging_face, _HUB, "note"),
     ]
 
 
@@ -44,18 +42,20 @@ def _prefect() -> Iterator[Finding]:
 
 
 def _modelscope() -> Iterator[Finding]:
-    yield _answer("ModelScope", modelscope.endpoint())
+    yield _answer(modelscope.TITLE, modelscope.endpoint())
 
 
 def _hugging_face() -> Iterator[Finding]:
-    yield _answer("Hugging Face", os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if hugging_face.is_offline():
+        advice = "is not asked, since HF_HUB_OFFLINE is set"
+        yield Finding("hubs", hugging_face.TITLE, hugging_face.endpoint(), "ok", advice)
+    else:
+        yield _answer(hugging_face.TITLE, hugging_face.endpoint())
 
 
 def _answer(name: str, url: str) -> Finding:
     """Whether a hub answers anything at all; nothing but its address is sent."""
-    finding = partial(Finding, "hubs", name, without_password(url))
-    if os.environ.get("HF_HUB_OFFLINE") and name == "Hugging Face":
-        return finding("ok", "is not asked, since HF_HUB_OFFLINE is set")
+    finding = partial(Finding, "hubs", name, url)
     try:
         # With an authorization of our own, requests looks for none in ~/.netrc.
         with requests.get(

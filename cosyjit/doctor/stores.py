@@ -13,6 +13,7 @@ from cosyjit.errors import StoreError, log_cause
 from cosyjit.fs import files
 from cosyjit.fs.identity import settle
 from cosyjit.fs.mounts import file_system
+from cosyjit.sources.ids import HUBS
 from cosyjit.store.store import DEFAULT_ROOT, Store
 
 _LITTLE: Final = 10_000_000_000
@@ -119,9 +120,9 @@ def _cache() -> Iterator[Finding]:
 
 
 def _sizes() -> Iterator[Finding]:
-    for name, folder in (("downloads", "modelscope"), ("copies of remote objects", "cache")):
-        place = files.absolute(Path(DEFAULT_ROOT)) / folder
-        yield Finding("cache", name, _size(place), unit="bytes")
+    for name, folders in (("downloads", [hub.FOLDER for hub in HUBS]), ("copies of remote objects", ["cache"])):
+        places = (files.absolute(Path(DEFAULT_ROOT)) / folder for folder in folders)
+        yield Finding("cache", name, sum(map(_size, places)), unit="bytes")
 
 
 def _size(directory: Path) -> int:

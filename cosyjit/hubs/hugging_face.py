@@ -168,11 +168,8 @@ def _operation(file: File) -> "CommitOperationAdd":
 
 
 def _held(entry: Mapping[str, Any]) -> Held:
-    large = entry.get("lfs")
-    size = large.get("size") if isinstance(large, dict) else entry.get("size")
-    if isinstance(large, dict):
-        return Held(size if is_size(size) else None, _text(large.get("sha256")))
-    return Held(size if is_size(size) else None, None, _text(entry.get("blobId")))
+    size, sha256, git_sha1 = hugging_face.described(entry)
+    return Held(size if is_size(size) else None, _text(sha256), _text(git_sha1))
 
 
 def _text(value: object) -> str | None:

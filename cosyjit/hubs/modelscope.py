@@ -35,11 +35,8 @@ class ModelScope(Repository):
             return self._contents(self._entries(api))
 
     def _contents(self, entries: Sequence[Mapping[str, Any]]) -> Contents:
-        held = {
-            str(entry.get("Path")): Held(_size(entry), _sha256(entry))
-            for entry in entries
-            if entry.get("Type") != "tree"
-        }
+        found = modelscope.files_in(entries)
+        held = {name: Held(_size(entry), _sha256(entry)) for name, entry in found.items()}
         return Contents(modelscope.newest(entries) or self.branch, held)
 
     def _entries(self, api: "HubApi") -> Sequence[Mapping[str, Any]]:
@@ -51,11 +48,8 @@ class ModelScope(Repository):
             raise self._unknown(api) from None
 
     def _unknown(self, api: "HubApi") -> SourceError:
-        from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see above)
-
-        try:
-            known = [str(each.get("Revision")) for each in api.legacy.list_revisions(self.model.id, _TYPE)]
-        except NotExistError:
+        known = modelscope.revisions(api, self.model)
+        if known is None:
             return SourceError(
                 f"{self}: no such model on {self.host}, or a private one; make it there, public or private, or log in "
                 f"as someone who may write to it ({modelscope.LOGIN})"

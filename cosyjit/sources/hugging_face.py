@@ -31,6 +31,8 @@ FOLDER: Final = "huggingface"
 BRANCH: Final = "main"
 """The revision that the hub uses by default."""
 
+_ENDPOINT: Final = "https://huggingface.co"
+
 _LOG: Final = logging.getLogger("cosyjit")
 
 
@@ -96,12 +98,17 @@ def _is_text(entry: Mapping[str, Any]) -> bool:
     return isinstance(entry.get("rfilename"), str)
 
 
-def _file(model: Model, name: str, entry: Mapping[str, Any], commit: str) -> File:
+def described(entry: Mapping[str, Any]) -> tuple[object, object, object]:
+    """What the hub says of a file, true or not: its size, its SHA-256 if it is in LFS, and Git's id if it is not."""
     large = entry.get("lfs")
     if isinstance(large, dict):
-        size, digest, digits = large.get("size"), large.get("sha256"), 64
-    else:
-        size, digest, digits = entry.get("size"), entry.get("blobId"), 40
+        return large.get("size"), large.get("sha256"), None
+    return entry.get("size"), None, entry.get("blobId")
+
+
+def _file(model: Model, name: str, entry: Mapping[str, Any], commit: str) -> File:
+    size, sha256, git_sha1 = described(entry)
+    digest, digits = (sha256, 64) if git_sha1 is None else (git_sha1, 40)
     if not is_size(size) or not isinstance(digest, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", digest):
         raise SourceError(
             f"{model}: the hub lists {name} without its size and digest, so it cannot be checked; "
@@ -166,6 +173,19 @@ def _comes(client: Client, file: File, part: Path) -> bool:
             return True
     part.unlink(missing_ok=True)
     return False
+
+
+def endpoint() -> str:
+    """The URL of the hub that would be asked, without credentials."""
+    constants = client_constants()
+    given = os.environ.get("HF_ENDPOINT") or _ENDPOINT if constants is None else constants.ENDPOINT
+    return without_password(given)
+
+
+def is_offline() -> bool:
+    """Whether the client is told to ask nobody."""
+    constants = client_constants()
+    return constants is not None and constants.HF_HUB_OFFLINE
 
 
 def url(endpoint: str, model: Model, file: File) -> str:

@@ -7,10 +7,10 @@ from cosyjit.errors import SourceError
 from cosyjit.sources import hugging_face, modelscope
 from cosyjit.sources.hub import REVISION, Hub, Model, is_revision
 
-_HUBS: Final[tuple[Hub, ...]] = (modelscope, hugging_face)
-_BY_SCHEME: Final = {hub.SCHEME: hub for hub in _HUBS}
+HUBS: Final[tuple[Hub, ...]] = (modelscope, hugging_face)
+_BY_SCHEME: Final = {hub.SCHEME: hub for hub in HUBS}
 
-EXAMPLES: Final = ", or ".join(f"a {hub.TITLE} id such as {hub.EXAMPLE}" for hub in _HUBS)
+EXAMPLES: Final = ", or ".join(f"a {hub.TITLE} id such as {hub.EXAMPLE}" for hub in HUBS)
 """What a user can write, in words."""
 
 _PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -56,7 +56,7 @@ def listing(model: Model, names: Collection[str]) -> Listing:
             entries = _entries(api, model, asked, names)
         except NotExistError:
             raise _unknown(api, model) from None
-        by_name = {entry.get("Path"): entry for entry in entries if entry.get("Type") != _FOLDER_TYPE}
+        by_name = files_in(entries)
         files = tuple(_file(model, name, by_name[name], asked) for name in names if name in by_name)
         return Listing(newest(entries) or asked, without_password(endpoint), files)
 
@@ -73,6 +73,11 @@ def _entries(api: "HubApi", model: Model, revision: str, names: Collection[str])
     for folder in sorted(folders.intersection(path for path in present if isinstance(path, str))):
         entries += found(root=folder)
     return entries
+
+
+def files_in(entries: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The entries of a listing that are files, by their names."""
+    return {str(entry.get("Path")): entry for entry in entries if entry.get("Type") != _FOLDER_TYPE}
 
 
 def newest(entries: Sequence[Mapping[str, Any]]) -> str | None:
@@ -99,12 +104,8 @@ def _file(model: Model, name: str, entry: Mapping[str, Any], asked: str) -> File
 
 def _unknown(api: "HubApi", model: Model) -> SourceError:
     """The error of a model, or a revision of it, that does not exist."""
-    from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see `hub`)
-
-    host = hub.host(api.legacy.endpoint)
-    try:
-        known = [str(revision["Revision"]) for revision in api.legacy.list_revisions(model.id, "model")]
-    except NotExistError:
+    host, known = hub.host(api.legacy.endpoint), revisions(api, model)
+    if known is None:
         return SourceError(
             f"{model}: no such model on {host}, or a private one; give a model directory, "
             f"or a ModelScope id such as iic/CosyVoice-300M, or log in ({LOGIN})"
@@ -112,6 +113,16 @@ def _unknown(api: "HubApi", model: Model) -> SourceError:
     return SourceError(
         f"{model}: {model.id} has no revision {model.revision or BRANCH} on {host}; it has {hub.some(known)}"
     )
+
+
+def revisions(api: "HubApi", model: Model) -> list[str] | None:
+    """The branches and tags of a model; None if there is no such model, or it is a private one."""
+    from modelscope_hub.errors import NotExistError  # noqa: PLC0415  (see `hub`)
+
+    try:
+        return [str(each.get("Revision")) for each in api.legacy.list_revisions(model.id, "model")]
+    except NotExistError:
+        return None
 
 
 LOGIN: Final = "set MODELSCOPE_API_TOKEN, or use `modelscope login`"

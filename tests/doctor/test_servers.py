@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from cosyjit.doctor.finding import Finding, look
 from cosyjit.doctor.servers import probes
@@ -15,6 +16,7 @@ def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """No name of the environment's own leads anywhere else."""
     for name in ("HF_HUB_OFFLINE", "MODELSCOPE_ENDPOINT", "HF_ENDPOINT", "PREFECT_API_URL", "PREFECT_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the client reads the environment when it is imported
 
 
 def hubs() -> dict[str, Finding]:
@@ -35,7 +37,7 @@ def test_hubs_that_answer_are_well_whatever_they_say_and_nothing_secret_is_sent(
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "s3cr3t")
     with answering(lambda _: (404, b"")) as (url, asked):
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)
-        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
         found = hubs()
     assert found["ModelScope"] == Finding("hubs", "ModelScope", url)
     assert found["Hugging Face"] == Finding("hubs", "Hugging Face", url)
@@ -50,15 +52,15 @@ def test_hubs_that_do_not_answer_are_noted(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", f"http://me:s3cr3t@127.0.0.1:{free_port()}")
     with answering(busy) as (url, _):
-        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
         found = hubs()
     assert found["ModelScope"].state == found["Hugging Face"].state == "note"
     assert found["ModelScope"].advice.startswith("there is no connection; ")
     assert "s3cr3t" not in repr(found)
     assert found["Hugging Face"].advice == "answers with HTTP 503; try again later"
-    monkeypatch.setenv("HF_ENDPOINT", "no URL")
+    monkeypatch.setattr(constants, "ENDPOINT", "no URL")
     assert hubs()["Hugging Face"].advice.startswith("is not a URL that can be asked; ")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hubs()["Hugging Face"].state == "ok"
 
 

@@ -73,7 +73,7 @@ def test_a_model_has_the_parameters_of_the_flow(tiny: Path, tmp_path: Path, monk
         (["{tiny}", "--name", "a/b"], "--name 'a/b': is not a name of a deployment; give one without / % & < and >"),
         (["{tiny}", "--name", ""], "--name '': is not a name of a deployment"),
         (["{tiny}", "--limit", "0"], "--limit 0: is not a number of runs; give 1 or more"),
-        (["{tiny}", "--limit", "two"], 'Invalid value for --limit: unable to convert "two" into int.'),
+        (["{tiny}", "--limit", "two"], 'Invalid value for --limit: "two" is not an integer; give one, such as 3'),
         (["{tiny}", "--cron", "0 3"], "--cron '0 3': is not a schedule; give the five fields of cron, such as"),
         (["{tiny}", "--cron", "0 25 * * *"], "--cron '0 25 * * *': is not a schedule"),
         (["{tiny}", "--cron", "@never"], "--cron '@never': is not a schedule"),

@@ -1,14 +1,12 @@
 """What Hugging Face answers when it is asked for the files of a model."""
 
 import json
-import os
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from cosyjit.sources import hugging_face, snapshots
 from cosyjit.sources.hub import Model
 from cosyjit.sources.hugging_face_client import Client
-from cosyjit.sources.snapshots import Snapshot
+from tests.fuzz._listings import answer, check
 from tests.support.mutations import mutator
 
 _MODEL: Final = Model("FunAudioLLM/CosyVoice2-0.5B", scheme="hf")
@@ -19,19 +17,7 @@ SEEDS: Final = [json.dumps({"id": _MODEL.id, "sha": "c" * 40, "siblings": _FILES
 
 
 def read(content: bytes) -> None:
-    found = hugging_face.read_listing(_CLIENT, content, snapshots.NAMES)
-    snapshot = Snapshot(_MODEL, found.revision, found.endpoint, found.files)
-    root = os.path.realpath(snapshots._root(_MODEL))
-    for each in snapshot.files:
-        assert each.name in snapshots.NAMES
-        for path in (snapshot.directory, snapshot.path(each.name), snapshots._incoming(_MODEL, each)):
-            assert os.path.realpath(path).startswith(f"{root}/"), path
-        assert f"{snapshot} {each} {snapshot.uri(each.name)}".isprintable()
-    snapshots._check_room(snapshot, snapshot.files)
+    check(_MODEL, hugging_face.read_listing(_CLIENT, content, snapshots.NAMES))
 
 
-def _listed(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document).encode()
-
-
-mutate = mutator(SEEDS, _listed)
+mutate = mutator(SEEDS, answer)

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-from collections.abc import Mapping
 from typing import Any, Final
 
 import requests
@@ -12,7 +11,7 @@ from urllib3 import HTTPResponse
 
 from cosyjit.sources import modelscope, snapshots
 from cosyjit.sources.hub import Model
-from cosyjit.sources.snapshots import Snapshot
+from tests.fuzz._listings import answer, check
 from tests.support.mutations import mutator
 
 os.environ["MODELSCOPE_ENDPOINT"] = "http://127.0.0.1:9"
@@ -53,19 +52,7 @@ requests.Session.get_adapter = lambda *_, **__: _CONNECTION  # type: ignore[meth
 
 def read(content: bytes) -> None:
     _CONNECTION.content = content
-    found = modelscope.listing(_MODEL, snapshots.NAMES)
-    snapshot = Snapshot(_MODEL, found.revision, found.endpoint, found.files)
-    root = os.path.realpath(snapshots._root(_MODEL))
-    for each in snapshot.files:
-        assert each.name in snapshots.NAMES
-        for path in (snapshot.directory, snapshot.path(each.name), snapshots._incoming(_MODEL, each)):
-            assert os.path.realpath(path).startswith(f"{root}/"), path
-        assert f"{snapshot} {each} {snapshot.uri(each.name)}".isprintable()
-    snapshots._check_room(snapshot, snapshot.files)
+    check(_MODEL, modelscope.listing(_MODEL, snapshots.NAMES))
 
 
-def _listed(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document).encode()
-
-
-mutate = mutator(SEEDS, _listed)
+mutate = mutator(SEEDS, answer)

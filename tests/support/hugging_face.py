@@ -12,19 +12,19 @@ import base64
 import hashlib
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, final, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, final, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from tests.support.files import sha256
+from tests.support.hubs import Failure, Handler, LoopbackHub
 
 Kind = Literal["info", "refs", "tree", "paths", "resolve", "bytes", "preupload", "batch", "upload", "commit"]
 
@@ -105,100 +105,28 @@ class Repository:
         return found if found in self.commits else None
 
 
-@dataclass
-class Failure:
-    """What is to go wrong, and how often.
-
-    Attributes:
-        kind: with which requests.
-        name: of which file; any for "".
-        times: how often, None for always.
-        status: of the answer; 0 where that begins as it should.
-        code: what `X-Error-Code` says.
-        headers: of the answer.
-        cut: how much of the body comes before the connection ends; of an upload, how much of that is taken.
-        content: the body, in place of the right one.
-        until: what is waited for where the body is cut, which goes on then.
-        unsized: whether the body has no size, and ends with the connection.
-        endless: whether it never ends.
-        drip: the time between one byte of it and the next, in s.
-    """
-
-    kind: str
-    name: str = ""
-    times: int | None = 1
-    status: int = 0
-    code: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    cut: int | None = None
-    content: bytes | None = None
-    until: threading.Event | None = None
-    unsized: bool = False
-    endless: bool = False
-    drip: float = 0.0
-
-
 @final
-class Hub:
+class Hub(LoopbackHub[Request]):
     """A hub, entered to run.
 
     Attributes:
-        requests: all that it was asked for, in order.
-        token: what a client has to show for anything; nothing for "".
         gated: the models whose files are for those alone whom `accepted` names by their tokens.
-        writer: what a client has to show to push; nothing for "".
-        uploads: the files that were uploaded, by their SHA-256, whether a commit has them or not.
-        meanwhile: called with each request before it is answered.
         large: the ends of the names of files that it wants in LFS.
         redirecting: whether the bytes of large files come from another host, as they do.
         altered: changes an answer about a model before it is sent.
     """
 
+    kinds = get_args(Kind)
+
     def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.token = self.writer = ""
-        self.uploads: dict[str, bytes] = {}
-        self.meanwhile: Callable[[Request], object] = lambda request: None  # noqa: ARG005
+        super().__init__()
         self.large: tuple[str, ...] = LARGE
         self.gated: set[str] = set()
         self.accepted: set[str] = set()
         self.redirecting = True
         self.altered: Callable[[dict[str, Any]], object] = lambda info: None  # noqa: ARG005
         self.repositories: dict[str, Repository] = {}
-        self.lock = threading.RLock()
-        self._failures: list[Failure] = []
         self._commits = 0
-        self._port = 0
-        self._server: ThreadingHTTPServer | None = None
-
-    def __enter__(self) -> "Hub":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Be there, again at the same address."""
-        server = _Server(self, self._port)
-        self._server, self._port = server, server.server_address[1]
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def stop(self) -> None:
-        """Refuse connections."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    @property
-    def elsewhere(self) -> str:
-        """Where large files are: the same server, under the name of another host."""
-        return f"http://localhost:{self._port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -302,45 +230,8 @@ class Hub:
         """Have a commit no longer, as after its branch was written anew."""
         del self.repositories[model].commits[commit]
 
-    def fail(self, kind: str, **what: Any) -> Failure:
-        """Let requests fail from now on; see `Failure`."""
-        failure = Failure(kind, **what)
-        self._failures.append(failure)
-        return failure
-
-    def down(self) -> None:
-        """Be there for nobody, without the wait that one who is not there at all is worth."""
-        kinds: tuple[Kind, ...] = get_args(Kind)
-        self._failures = [Failure(kind, times=None, status=503, headers={"Retry-After": "0"}) for kind in kinds]
-
-    def mend(self) -> None:
-        """Let nothing fail any more."""
-        self._failures.clear()
-
-    @property
-    def downloads(self) -> list[str]:
-        """The names of the files that were downloaded, once for each request."""
-        return [each.name for each in self.requests if each.kind == "resolve" and each.method == "GET"]
-
-    @property
-    def ranges(self) -> list[str]:
-        """Which parts of files were asked for; "" for all of one."""
-        return [
-            each.headers.get("range", "") for each in self.requests if each.kind == "resolve" and each.method == "GET"
-        ]
-
-    def count(self, kind: str) -> int:
-        """How many requests of a kind there were."""
-        return sum(each.kind == kind for each in self.requests)
-
-    def failing(self, kind: str, name: str) -> Failure | None:
-        """What is to go wrong with a request, which counts as one of the times."""
-        with self.lock:
-            for failure in self._failures:
-                if failure.kind == kind and failure.name in {"", name} and failure.times != 0:
-                    failure.times = None if failure.times is None else failure.times - 1
-                    return failure
-            return None
+    def is_download(self, request: Request) -> bool:
+        return request.kind == "resolve" and request.method == "GET"
 
     def stored(self, digest: str) -> tuple[str, bytes] | None:
         """A name and the bytes of a digest, in whatever commit of whatever model."""
@@ -352,28 +243,10 @@ class Hub:
         return None
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, hub: Hub, port: int) -> None:
-        self.hub = hub
-        super().__init__(("127.0.0.1", port), _Handler)
-
-    def handle_error(self, *_: object) -> None:
-        """A client that was killed is no error here."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(Handler, BaseHTTPRequestHandler):  # the latter again, whose names ruff lets stand
     @property
     def hub(self) -> Hub:
-        assert isinstance(self.server, _Server)
-        return self.server.hub
-
-    def log_message(self, *_: object) -> None:
-        """`Hub.requests` is the log."""
+        return cast("Hub", super().hub)
 
     def do_GET(self) -> None:
         self.receive()
@@ -388,20 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = self.parsed(b"")
         self.hub.requests.append(request)
         self.hub.meanwhile(request)
-        failure = self.hub.failing(request.kind, request.name)
-        size = int(request.headers["content-length"])
-        content = self.rfile.read(size if failure is None or failure.cut is None else failure.cut)
-        if failure is not None and failure.until is not None:
-            failure.until.wait()
-        if len(content) < size:
-            self.close_connection = True
-        elif failure is not None and failure.status:
-            self.send_body(failure.status, b"<Error><Code>AccessDenied</Code></Error>", failure.headers)
-        elif sha256(content) != request.name:
-            self.send_failure(400, "", "other bytes than were announced")
-        else:
-            self.hub.uploads[request.name] = content
-            self.send_body(200, b"", {})
+        self.take_upload(request.name)
 
     def receive(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -592,14 +452,6 @@ class _Handler(BaseHTTPRequestHandler):
     def send_json(self, status: int, body: object, headers: Mapping[str, str] | None = None) -> None:
         self.send_body(status, json.dumps(body).encode(), {"Content-Type": "application/json", **(headers or {})})
 
-    def send_body(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
     def send_strangely(self, failure: Failure) -> None:
         """Answer with bytes that do not come as they should, until the client has had enough."""
         content = failure.content or b" " * (1 << 20)
@@ -618,30 +470,5 @@ class _Handler(BaseHTTPRequestHandler):
                 if not failure.endless:
                     return
 
-    def send_content(self, content: bytes, headers: Mapping[str, str], failure: Failure | None) -> None:
-        """Answer with bytes, or the part of them that is wanted."""
-        if failure is not None and failure.content is not None:
-            content = failure.content
-        size = len(content)
-        wanted = self.headers.get("Range", "").removeprefix("bytes=")
-        start, _, end = wanted.partition("-")
-        first, last = int(start or 0), int(end or size - 1)
-        if wanted and first >= size:
-            self.send_body(416, b"", {**headers, "Content-Range": f"bytes */{size}"})
-            return
-        self.send_response(206 if wanted else 200)
-        ranges = {"Content-Range": f"bytes {first}-{last}/{size}"} if wanted else {}
-        sizes = {"Content-Length": str(last + 1 - first)}
-        for name, value in {**headers, **ranges, **sizes, **(failure.headers if failure else {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        body = content[first : last + 1] if self.command != "HEAD" else b""
-        cut = len(body) if failure is None or failure.cut is None else failure.cut
-        self.wfile.write(body[:cut])
-        if cut < len(body):
-            self.wfile.flush()
-            if failure is not None and failure.until is not None:
-                failure.until.wait()
-                self.wfile.write(body[cut:])
-            else:
-                self.close_connection = True
+
+Hub.handler = _Handler

@@ -13,17 +13,16 @@ import hashlib
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, NamedTuple, final, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, final, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from tests.support.files import sha256
+from tests.support.hubs import Handler, LoopbackHub
 
 Kind = Literal["listing", "download", "revisions", "batch", "upload", "commit"]
 
@@ -65,31 +64,6 @@ class Blob(NamedTuple):
     date: int
 
 
-@dataclass
-class Failure:
-    """What is to go wrong, and how often.
-
-    Attributes:
-        kind: with which requests.
-        name: of which file; any for "".
-        times: how often, None for always.
-        status: of the answer; 0 where that begins as it should.
-        headers: of the answer.
-        cut: how much of the body comes before the connection ends; of an upload, how much of that is taken.
-        content: the body, in place of the right one.
-        until: what is waited for where the body is cut, which goes on then.
-    """
-
-    kind: Kind
-    name: str = ""
-    times: int | None = 1
-    status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    cut: int | None = None
-    content: bytes | None = None
-    until: threading.Event | None = None
-
-
 def log_in(token: str) -> None:
     """Leave a token where the client's own login does."""
     from modelscope_hub import HubConfig  # noqa: PLC0415  (see above)
@@ -105,57 +79,23 @@ def download_url(model: str, name: str, revision: str) -> str:
 
 
 @final
-class Hub:
+class Hub(LoopbackHub[Request]):
     """A hub, entered to run.
 
     Attributes:
-        requests: all that it was asked for, in order.
-        token: what a client has to show; nothing for "".
-        writer: what a client has to show to push; nothing for "".
-        uploads: the files that were uploaded, by their SHA-256, whether a commit has them or not.
-        meanwhile: called with each request before it is answered.
         redirecting: whether bytes come from another place, as those of large files do.
         altered: changes an entry of a listing before it is sent.
     """
 
+    kinds = get_args(Kind)
+
     def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.token = self.writer = ""
-        self.uploads: dict[str, bytes] = {}
-        self.meanwhile: Callable[[Request], object] = lambda request: None  # noqa: ARG005
+        super().__init__()
         self.redirecting = False
         self.altered: Callable[[dict[str, Any]], object] = lambda entry: None  # noqa: ARG005
-        self._failures: list[Failure] = []
         self._trees: dict[str, dict[str, dict[str, Blob]]] = {}
         self._names: dict[str, dict[str, str]] = {}
         self._commits = 0
-        self._lock = threading.RLock()
-        self._port = 0
-        self._server: ThreadingHTTPServer | None = None
-
-    def __enter__(self) -> "Hub":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Be there, again at the same address."""
-        server = _Server(self, self._port)
-        self._server, self._port = server, server.server_address[1]
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def stop(self) -> None:
-        """Refuse connections."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -176,7 +116,7 @@ class Hub:
 
     def publish(self, model: str, files: Mapping[str, bytes | Path | None], revision: str = "master") -> str:
         """Commit files to a branch, None takes one away; the others stay as they are. Gives the commit."""
-        with self._lock:
+        with self.lock:
             self._commits += 1
             commit = hashlib.sha1(f"{model} {self._commits}".encode(), usedforsecurity=False).hexdigest()
             trees, names = self._trees.setdefault(model, {}), self._names.setdefault(model, {})
@@ -194,43 +134,8 @@ class Hub:
         """Give a commit a name that stays."""
         self._names[model][name] = commit
 
-    def fail(self, kind: Kind, **what: Any) -> Failure:
-        """Let requests fail from now on; see `Failure`."""
-        failure = Failure(kind, **what)
-        self._failures.append(failure)
-        return failure
-
-    def down(self) -> None:
-        """Be there for nobody, without the wait that one who is not there at all is worth."""
-        kinds: tuple[Kind, ...] = get_args(Kind)
-        self._failures = [Failure(kind, times=None, status=503, headers={"Retry-After": "0"}) for kind in kinds]
-
-    def mend(self) -> None:
-        """Let nothing fail any more."""
-        self._failures.clear()
-
-    @property
-    def downloads(self) -> list[str]:
-        """The names of the files that were downloaded, once for each request."""
-        return [each.name for each in self.requests if each.kind == "download"]
-
-    @property
-    def ranges(self) -> list[str]:
-        """Which parts of files were asked for; "" for all of one."""
-        return [each.headers.get("range", "") for each in self.requests if each.kind == "download"]
-
-    def count(self, kind: str) -> int:
-        """How many requests of a kind there were."""
-        return sum(each.kind == kind for each in self.requests)
-
-    def failing(self, kind: str, name: str) -> Failure | None:
-        """What is to go wrong with a request, which counts as one of the times."""
-        with self._lock:
-            for failure in self._failures:
-                if failure.kind == kind and failure.name in {"", name} and failure.times != 0:
-                    failure.times = None if failure.times is None else failure.times - 1
-                    return failure
-            return None
+    def is_download(self, request: Request) -> bool:
+        return request.kind == "download"
 
     def tree(self, model: str, revision: str) -> dict[str, Blob] | None:
         """The files at a branch, tag or commit; None if there is no such one."""
@@ -267,28 +172,10 @@ class Hub:
         return list(self._names[model]) if model in self._names else None
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, hub: Hub, port: int) -> None:
-        self.hub = hub
-        super().__init__(("127.0.0.1", port), _Handler)
-
-    def handle_error(self, *_: object) -> None:
-        """A client that was killed is no error here."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(Handler, BaseHTTPRequestHandler):  # the latter again, whose names ruff lets stand
     @property
     def hub(self) -> Hub:
-        assert isinstance(self.server, _Server)
-        return self.server.hub
-
-    def log_message(self, *_: object) -> None:
-        """`Hub.requests` is the log."""
+        return cast("Hub", super().hub)
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -308,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.hub.requests.append(request)
         if stored is not None:
-            self.send_content(stored, None)
+            self.send_content(stored, {}, None)
         elif request.kind in {"bytes", "other"}:
             self.send_failure(404, "no such place")
         else:
@@ -337,20 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request("upload", "", "", digest, headers)
         if not self.is_taken(request):
             return
-        failure = self.hub.failing("upload", digest)
-        size = int(headers["content-length"])
-        content = self.rfile.read(size if failure is None or failure.cut is None else failure.cut)
-        if failure is not None and failure.until is not None:
-            failure.until.wait()
-        if len(content) < size:
-            self.close_connection = True
-        elif failure is not None and failure.status:
-            self.send_body(failure.status, b"<Error><Code>AccessDenied</Code></Error>", failure.headers)
-        elif sha256(content) != digest:
-            self.send_failure(400, "other bytes than were announced")
-        else:
-            self.hub.uploads[digest] = content
-            self.send_body(200, b"", {})
+        self.take_upload(digest)
 
     def is_taken(self, request: Request) -> bool:
         """Whether one who wants to push may; else the answer is sent."""
@@ -399,13 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "listing":
             self.send_data({"Files": list(self.listed(tree, request.name, recursive=request.recursive))})
         elif self.hub.redirecting:
-            self.send_response(302)
-            elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")
-            self.send_header("Location", f"{elsewhere}/bytes/{sha256(tree[request.name].content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            place = f"{self.hub.elsewhere}/bytes/{sha256(tree[request.name].content)}"
+            self.send_body(302, b"", {"Location": place})
         else:
-            self.send_content(tree[request.name].content, failure)
+            self.send_content(tree[request.name].content, {}, failure)
 
     def listed(self, tree: Mapping[str, Blob], folder: str, *, recursive: bool) -> Iterator[dict[str, Any]]:
         """The entries below a folder or, of these, the ones in it."""
@@ -447,39 +318,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_body(status, json.dumps(body).encode(), headers or {})
 
     def send_body(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        super().send_body(status, content, {"Content-Type": "application/json", **headers})
 
-    def send_content(self, content: bytes, failure: Failure | None) -> None:
-        if failure is not None and failure.content is not None:
-            content = failure.content
-        size = len(content)
-        wanted = self.headers.get("Range", "").removeprefix("bytes=")
-        start, _, end = wanted.partition("-")
-        first, last = int(start or 0), int(end or size - 1)
-        if wanted and first >= size:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{size}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        for name, value in (failure.headers if failure is not None else {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(last + 1 - first))
-        self.end_headers()
-        body = content[first : last + 1]
-        cut = len(body) if failure is None or failure.cut is None else failure.cut
-        self.wfile.write(body[:cut])
-        if cut < len(body):
-            self.wfile.flush()
-            if failure is not None and failure.until is not None:
-                failure.until.wait()
-                self.wfile.write(body[cut:])
-            else:
-                self.close_connection = True
+
+Hub.handler = _Handler
