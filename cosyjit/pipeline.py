@@ -16,14 +16,7 @@ from typing import Final, NamedTuple, Protocol
 from cosyjit import telemetry
 from cosyjit.building.make import Outcome, labels, make, not_built_error
 from cosyjit.building.preflight import obstacles_in, publication_directory, published
-from cosyjit.errors import (
-    CosyjitError,
-    OutputError,
-    ResourceError,
-    SelectionError,
-    line,
-    log_cause,
-)
+from cosyjit.errors import CosyjitError, OutputError, ResourceError, SelectionError, line, log_cause
 from cosyjit.planning.plan import Planned, check_apart, plan
 from cosyjit.planning.target import Target
 from cosyjit.processes import worker

@@ -29,12 +29,13 @@ from cosyjit.cli.options import (
     StoreOption,
     WaitOption,
 )
-from cosyjit.errors import CosyjitError, OutputError, SelectionError, ServerError, log_cause
+from cosyjit.errors import CosyjitError, InputError, OutputError, SelectionError, ServerError, log_cause
 from cosyjit.fs.files import absolute
 from cosyjit.operations import gc as collection
 from cosyjit.operations import status as inspection
 from cosyjit.operations.verify import is_store, verify_directory, verify_store
 from cosyjit.planning import plan as planning
+from cosyjit.planning.plan import Planned
 from cosyjit.processes.interrupts import deferred, note_changes
 from cosyjit.processes.worker import ignore_missing_numpy, leave_lost_directory, set_environment
 from cosyjit.provenance import lineage as tracing
@@ -198,13 +199,17 @@ def plan(
                 *tables.outdated_lines(outdated),
                 tables.plan_count(planned),
             ),
-            (FAILED if obstacles else TO_BUILD if any(each.record is None for each in planned) else 0)
-            if exit_code
-            else 0,
+            _status_of_plan(planned, obstacles) if exit_code else 0,
             tables.obstacle_lines(obstacles),
         )
 
     return show_answers("source", source, answer, json=json, detailed=exit_code)
+
+
+def _status_of_plan(planned: Sequence[Planned], obstacles: Sequence[InputError]) -> int:
+    if obstacles:
+        return FAILED
+    return TO_BUILD if any(each.record is None for each in planned) else 0
 
 
 @app.command

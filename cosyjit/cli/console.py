@@ -54,7 +54,7 @@ def show(*things: Table | str, errors: Iterable[str] = ()) -> None:
             with console.capture() as capture:
                 console.print(thing)
             for row in map(Text.from_ansi, capture.get().splitlines()):
-                row.rstrip()
+                row.rstrip()  # of the spaces after the last column
                 console.print(row, soft_wrap=True)
             if number < len(things):
                 console.print()

@@ -359,7 +359,7 @@ def export(
     sources = _sources(source)
     try:
         _forward_logs()
-        _check(sources, publish)
+        _check(publish)
         store = Store(
             settings.store(), sign=settings.sign(), require=settings.require_signature(), wait=settings.wait()
         )
@@ -405,11 +405,10 @@ def _prefix(part: _Source, sources: Sequence[str]) -> str:
     return "" if named else f"{part.source}: "
 
 
-def _check(sources: Sequence[str], publish: str | None) -> None:
+def _check(publish: str | None) -> None:
     # As text, which forms may leave empty, it would be the directory of the worker's process, which goes with the run.
     if publish == "":
         raise SelectionError("publish: is empty; name a directory, or give null to publish beside the checkpoint")
-    pipeline.check_sources(sources, publish)
     settings.memory()  # what it says is wrong of it is wrong of the whole run
     if settings.dask() and not _HAS_DASK:
         raise SelectionError(

@@ -109,8 +109,9 @@ def _compare(target: Target, artifact: Published, store: Store, work: Path) -> N
 
 
 def _unsigned(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:
-    others = _NAMES - live.artifacts.keys() if directory.store.trusted else ()
-    for name in sorted(others):
+    if directory.store.trusted is None:
+        return
+    for name in sorted(_NAMES - live.artifacts.keys()):
         if os.path.lexists(directory.path / name):
             yield Fault(str(directory.path / name), "does not belong to the publication, and no signed record names it")
     for name, each in live.artifacts.items():
@@ -120,8 +121,6 @@ def _unsigned(directory: PublishedDirectory, live: Publication) -> Iterator[Faul
 
 
 def _lacks_signature(directory: PublishedDirectory, name: str, artifact: Published) -> str | None:
-    if directory.store.trusted is None:
-        return None
     try:
         beside.find(directory.store, directory.path, name, artifact.sha256, artifact.size, artifact.fingerprint)
     except RecordError as error:

@@ -92,16 +92,16 @@ class PublishedDirectory:
             PublicationError: nothing was published there that the directory or the store knows of.
         """
         live = self.live()
-        if live is None and os.path.lexists(self.path / MANIFEST):
+        if live is not None:
+            return live
+        if os.path.lexists(self.path / MANIFEST):
             raise PublicationError(
                 f"{self.path / MANIFEST}: is damaged, or not cosyjit's, and {self.store} does not know what was "
                 "published there; name its store, or download it again"
             )
-        if live is None:
-            raise PublicationError(
-                f"{self.path}: nothing is published here from {self.store}; name its store, or export into it"
-            )
-        return live
+        raise PublicationError(
+            f"{self.path}: nothing is published here from {self.store}; name its store, or export into it"
+        )
 
     def history(self, last: int | None = None) -> list[Publication]:
         """The publications as far back as the store has them, the live one first.

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cosyjit.building.make import Outcome
 from cosyjit.doctor.finding import Finding
@@ -187,6 +187,9 @@ def alerts(automations: Sequence[str]) -> str:
     return _indented({"automations": list(automations)})
 
 
+_PLURALS: Final = {"source": "sources", "directory": "directories"}
+
+
 def several(kind: str, documents: Sequence[tuple[str, str]]) -> str:
     """One object, such as `{"sources": [{"source": "…", …}]}`: of each source, its name, and then its own object.
 
@@ -194,8 +197,7 @@ def several(kind: str, documents: Sequence[tuple[str, str]]) -> str:
         kind: the word for what they are: "source", or "directory".
         documents: the names, and what the functions above give.
     """
-    plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
-    return _indented({plural: [{kind: name, **json.loads(document)} for name, document in documents]})
+    return _indented({_PLURALS[kind]: [{kind: name, **json.loads(document)} for name, document in documents]})
 
 
 def findings(found: Sequence[Finding]) -> str:
