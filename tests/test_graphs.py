@@ -385,6 +385,7 @@ def test_a_graph_of_a_later_version_is_neither_relied_on_nor_replaced(directory:
 # Signatures.
 
 
+@pytest.mark.slow
 def test_where_signatures_are_required_only_a_signed_graph_is_relied_on(
     directory: Path, store: Store, tmp_path: Path
 ) -> None:

@@ -356,7 +356,7 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+@pytest.mark.parametrize("package", ["onnx", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_who_has_not_the_packages_is_told_what_to_install_before_anything_is_built(
     package: str, tiny2: Path, store: Store, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def occupied(tiny2: Path, copy_of: Copy) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_folder_of_others_is_foretold_and_the_other_components_are_exported_beside_it(
     occupied: Path, run: Run, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ import pytest
 import requests
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State, TaskRun
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -29,6 +30,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Artifact, StateType, TaskRunResult
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import ReceivedEvent
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.logging.handlers import APILogHandler
@@ -49,8 +51,10 @@ from tests.support.hostile_text import HOSTILE, acting
 from tests.support.http import Asked, answering
 from tests.support.keys import pair
 from tests.support.modelscope import MODEL, Hub
-from tests.support.processes import wait_for
+from tests.support.processes import Run, wait_for
 from tests.support.telemetry import Told
+
+pytestmark = pytest.mark.usefixtures("server")
 
 TARGETS = [
     f"{component}.{precision}"
@@ -693,6 +697,34 @@ def test_an_older_server_fails_the_run_with_one_line(tiny: Path, tmp_path: Path)
     assert state.name == "Failed"
     assert state.message == f"{url}: Prefect 3.7.1 is older than 3.8, which cosyjit needs; upgrade the server"
     assert listing(tmp_path) == []
+
+
+def test_another_model_of_a_name_keeps_its_deployment_and_no_other_changes(
+    tiny: Path, tmp_path: Path, run: Run
+) -> None:
+    first = Path(shutil.copytree(tiny, tmp_path / "first"))
+    nightly = [DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)]
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow(export)
+        served = {first.name: str(first), tiny.name: "/models/other"}
+        made = [
+            client.create_deployment(flow_id=flow, name=name, parameters={"source": source}, schedules=nightly)
+            for name, source in served.items()
+        ]
+        try:
+            ran = run("serve", first, tiny)
+            kept = [client.read_deployment(each) for each in made]
+        finally:
+            for each in made:
+                client.delete_deployment(each)
+    name = f"export/{tiny.name}"
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == (
+        f"cosyjit: {name}: exports /models/other on this server; give another name with --name, or remove it with "
+        f"`prefect deployment delete {name}`\n"
+    )
+    assert [each.parameters for each in kept] == [{"source": source} for source in served.values()]
+    assert [len(each.schedules) for each in kept] == [1, 1]
 
 
 def test_a_strangers_text_in_cosyjits_log_is_escaped_before_prefects_handlers_have_it(

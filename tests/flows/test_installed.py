@@ -29,11 +29,6 @@ ONE: Final = ("--component", "flow.encoder", "--precision", "fp16")
 ENDED: Final = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
-@pytest.fixture(scope="module")
-def server() -> None:
-    """The tests of this file have servers of their own."""
-
-
 class Installed(NamedTuple):
     """An environment with the wheel, and a home directory that it makes.
 

@@ -234,40 +234,7 @@ def test_alert_says_what_it_lacks(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert (ran.status, ran.err) == (2, "cosyjit: no Prefect server is named; set PREFECT_API_URL\n")
 
 
-def test_another_model_of_a_name_keeps_its_deployment_and_no_other_changes(
-    tiny: Path, tmp_path: Path, run: Run
-) -> None:
-    from prefect.client.orchestration import get_client  # noqa: PLC0415
-    from prefect.client.schemas.actions import DeploymentScheduleCreate  # noqa: PLC0415
-    from prefect.client.schemas.schedules import CronSchedule  # noqa: PLC0415
-
-    from cosyjit.flows.export import export  # noqa: PLC0415
-
-    first = Path(shutil.copytree(tiny, tmp_path / "first"))
-    nightly = [DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)]
-    with get_client(sync_client=True) as client:
-        flow = client.create_flow(export)
-        served = {first.name: str(first), tiny.name: "/models/other"}
-        made = [
-            client.create_deployment(flow_id=flow, name=name, parameters={"source": source}, schedules=nightly)
-            for name, source in served.items()
-        ]
-        try:
-            ran = run("serve", first, tiny)
-            kept = [client.read_deployment(each) for each in made]
-        finally:
-            for each in made:
-                client.delete_deployment(each)
-    name = f"export/{tiny.name}"
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err == (
-        f"cosyjit: {name}: exports /models/other on this server; give another name with --name, or remove it with "
-        f"`prefect deployment delete {name}`\n"
-    )
-    assert [each.parameters for each in kept] == [{"source": source} for source in served.values()]
-    assert [len(each.schedules) for each in kept] == [1, 1]
-
-
+@pytest.mark.slow
 def test_a_server_of_its_own_that_cannot_start_says_why(
     tiny: Path, closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:

@@ -17,11 +17,6 @@ pytestmark = pytest.mark.stress
 
 
 @pytest.fixture(scope="module")
-def server() -> None:
-    """The tests of this file have a server of their own."""
-
-
-@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with one worker."""
     with serving(tmp_path_factory.mktemp("service")) as started:

@@ -41,11 +41,6 @@ LOCKED: Final = 30
 
 
 @pytest.fixture(scope="module")
-def server() -> None:
-    """The tests of this file have a server of their own."""
-
-
-@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with serving(tmp_path_factory.mktemp("service")) as started:
         started.pause_schedules()

@@ -29,11 +29,6 @@ T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
-def server() -> None:
-    """The tests of this file have a server of their own."""
-
-
-@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service without workers."""
     with serving(tmp_path_factory.mktemp("service")) as started:

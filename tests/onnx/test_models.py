@@ -129,7 +129,7 @@ def test_a_graph_in_half_precision_is_that_of_float32_but_for_casts(
         assert without_casts(half) == without_casts(full)
 
 
-@pytest.mark.parametrize("length", [4, 3000])
+@pytest.mark.parametrize("length", [4, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("class_name", OPTIONS)
 def test_the_ends_of_the_range_of_lengths(class_name: str, length: int, tmp_path: Path) -> None:
     case, path = case_of(tmp_path, class_name, OPTIONS[class_name]), tmp_path / "made.onnx"

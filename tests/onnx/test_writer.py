@@ -138,6 +138,7 @@ def test_what_the_sums_of_a_unet_pass_through_is_float32_in_half_precision(class
     assert half == {name for name in case.state if re.search(rf"{layers}\.(weight|bias)$", name)}
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes_of_a_file_elsewhere(tmp_path: Path) -> None:
     case = case_of(tmp_path, DIT, OPTIONS[DIT])
     case.write(case.model("autocast_fp16"), tmp_path / "made.onnx")

@@ -129,7 +129,7 @@ def test_each_estimator_loads_strictly_and_stays_near_one(written: dict[str, Pat
     torch.testing.assert_close(half.float(), y, atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "full"])
+@pytest.mark.parametrize("size", [*(pytest.param(size, marks=pytest.mark.slow) for size in ("tiny", "small")), "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tensors_of_the_estimator_are_those_of_its_options(family: str, size: str) -> None:
     checkpoint = full(family) if size == "full" else declare(family, size)

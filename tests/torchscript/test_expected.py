@@ -119,6 +119,7 @@ def test_an_artifact_is_compared_with_what_is_known(precision: str, tiny: Path, 
         )
 
 
+@pytest.mark.slow
 def test_the_precisions_of_an_export_share_what_their_encoder_gives(tiny: Path, tmp_path: Path) -> None:
     scope = CancelScope()
     known = []

@@ -205,7 +205,7 @@ def test_provenance_of_another_length_is_not_written(zips: Zips, provenance: byt
     assert zips.filled(zips.weights(nothing), provenance) is None
 
 
-@pytest.mark.parametrize("edit", [equal, its_own_transpose], ids=lambda edit: edit.__name__)
+@pytest.mark.parametrize("edit", [equal, pytest.param(its_own_transpose, marks=pytest.mark.slow)])
 def test_equal_weights_do_not_give_a_graph(edit: Callable[[State], object], tmp_path: Path) -> None:
     zips = Zips(CONFIGURATIONS["transformer"], "fp32", tmp_path)
     path = zips.scripted(zips.state(edit), "alike")

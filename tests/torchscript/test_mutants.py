@@ -36,11 +36,11 @@ def cases() -> Iterator[object]:
     """Each mutant at fp32 and int8, and at both half precisions or at either in turn.
 
     Either will do where code or weights show the fault: they are compared before anything depends on which of the two
-    the processor has arithmetic for. Of the mutants of the language model's encoder every third is tested always, the
+    the processor has arithmetic for. Of the mutants of the language model's encoder every fifth is tested always, the
     others are slow.
     """
     for number, mutant in enumerate(MUTANTS):
-        always = mutant.component == "llm.llm" and number % 3 == 0
+        always = mutant.component == "llm.llm" and number % 5 == 0
         either = [each for each in mutant.seen if each in {"fp16", "bf16"} and mutant.seen[each] != NUMBERS]
         left_out = {*either} - {*either[number % 2 :][:1]} if len(either) > 1 else set()
         for precision in [each for each in mutant.seen if each not in left_out]:

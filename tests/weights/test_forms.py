@@ -365,11 +365,12 @@ def test_one_of_several_readings_is_to_be_chosen(
     assert [each.fingerprint for each in targets(model, store)] == [each.fingerprint for each in targets(tiny, store)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        pytest.param(behind("module."), 'behind "module."', marks=pytest.mark.slow),
-        pytest.param(lambda state: {"state_dict": state}, 'under "state_dict"', marks=pytest.mark.slow),
+        (behind("module."), 'behind "module."'),
+        (lambda state: {"state_dict": state}, 'under "state_dict"'),
         (lambda state: {"it's": behind('a "b" $HOME `x`.')(state)}, 'under "it\'s" and behind "a \\"b\\" $HOME `x`."'),
     ],
     ids=["behind", "under", "quoted"],
