@@ -257,8 +257,7 @@ def localize(target: Target, store: Store) -> Target:
 
 def remember(store: Store, target: Target) -> None:
     """Store the fingerprint of a target as that of its last export, for the next plan to compare with."""
-    if not store.read_only:
-        latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
+    latest.write(store, target.source.name, _kind(target), target.fingerprint.key)
 
 
 def _reference(target: Target) -> str:

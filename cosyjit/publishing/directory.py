@@ -358,7 +358,7 @@ class PublishedDirectory:
                 if publication.read_head(self.store, self.path) != head:
                     # It may be a copy of another directory, or whoever was killed had named what is not shown.
                     self._renew(after, kept.values())
-                    self._save(after, shown=True)
+                    publication.save(self.store, after, self.path, shown=True)
                 self._layout.clean()
                 return after
             return self._switch(live, after, kept.values(), link=link, replace=replace)
@@ -427,20 +427,16 @@ class PublishedDirectory:
             after = _following(live, after.source, after.artifacts) if after is live else after
             after = changed(after, aside=plans.names([*mended, *others]))
         # The store has to know of it before anyone sees it, or its objects could be collected.
-        self._save(after, shown=False)
+        kept = publication.save(self.store, after, self.path, shown=False)
         self._layout.switch(after.identity, after.content, members, replace=replace, own=own, aside=plans.names(others))
-        self._save(after, shown=True)
+        if kept:
+            publication.save(self.store, after, self.path, shown=True)
         plans.tell(self._layout, others)
-        if self.store.read_only:
+        if not kept:
             _LOG.warning(
                 "%s: is read-only, so its history has not this publication; %s itself has", self.store, self.path
             )
         return after
-
-    def _save(self, published: Publication, *, shown: bool) -> None:
-        """Let the store know of a publication; of a read-only one the directory's own manifest alone does."""
-        if not self.store.read_only:
-            publication.save(self.store, published, self.path, shown=shown)
 
     def _renew(self, after: Publication, unrecorded: Collection[Published]) -> None:
         """Keep what a publication names from being collected by another machine before that can see it.

@@ -172,16 +172,24 @@ class Head(NamedTuple):
     shown: bool
 
 
-def save(store: Store, publication: Publication, directory: Path, *, shown: bool) -> None:
-    """Write a publication, and make it the head of its directory; called before and after the directory shows it."""
+def save(store: Store, publication: Publication, directory: Path, *, shown: bool) -> bool:
+    """Write a publication, and make it the head of its directory; called before and after the directory shows it.
+
+    Returns:
+        Whether the store has it; False of one that can only be read.
+    """
     head = Head(directory.absolute(), publication.identity, shown)
     known = read_head(store, directory)
     named = known is not None and known.publication == publication.identity
-    if not named or load(store, publication.identity) is None:  # written anew, it is not collected before it is named
-        store.write(name_of(publication.identity), publication.content)
+    lacking = (
+        not named or load(store, publication.identity) is None
+    )  # written anew, it is not collected before it is named
+    if lacking and not store.write_if_allowed(name_of(publication.identity), publication.content):
+        return False
     if known != head:
         document = {**head._asdict(), "directory": str(head.directory), "schema": documents.SCHEMA}
-        store.write(_head(directory), documents.with_checksum(document))
+        return store.write_if_allowed(_head(directory), documents.with_checksum(document))
+    return True
 
 
 def _head(directory: Path) -> str:

@@ -169,6 +169,23 @@ class Store(Location):
         with self._reached():
             self._storage.write(name, content)
 
+    def write_if_allowed(self, name: str, content: bytes) -> bool:
+        """Write a document, or replace it, unless this process may only read the store.
+
+        Returns:
+            Whether it may write. Of a URL that shows when a write is refused.
+        """
+        if self.read_only:
+            return False
+        with self._reached():
+            try:
+                self._storage.write(name, content)
+            except PermissionError:
+                if self.local is not None:  # a folder in it is in the way, which its user can mend
+                    raise
+                return False
+        return True
+
     def entries(self, folder: str = "") -> list[Entry]:
         """The files below a folder, without those that are being written."""
         with self._reached():

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -11,7 +11,9 @@ from typing import Final
 import pytest
 
 from cosyjit import Store, export
-from tests.support.processes import CONSOLE_SCRIPT, Ran, shown, snapshot
+from tests.support.builds import Builds
+from tests.support.processes import CONSOLE_SCRIPT, Ran, Run, shown, snapshot
+from tests.support.s3 import Answer, Service
 
 ONE: Final = ["--component", "flow.encoder", "--precision", "fp16"]
 TWO: Final = ["--component", "flow.encoder", "--precision", "fp32"]
@@ -42,7 +44,7 @@ def kept(tiny2: Path, directory: Path) -> Store:
     return store
 
 
-def run(store: Store, *arguments: object) -> Ran:
+def run_as_nobody(store: Store, *arguments: object) -> Ran:
     """Runs the command as a user who owns nothing."""
     home = Path(store.root).with_name("home")
     home.mkdir(exist_ok=True)
@@ -80,19 +82,19 @@ def test_a_read_only_store_serves_what_it_has(kept: Store, directory: Path) -> N
     before = snapshot(Path(kept.root))
     out = directory / "elsewhere"
     model = directory / "model"
-    assert "fresh" in run(kept, "plan", model, *ONE).out
-    assert run(kept, "status", directory / "out").status == 0
-    assert run(kept, "verify", directory / "out").status == 0
-    assert (run(kept, "verify").status, run(kept, "gc").status) == (0, 0)
-    made = run(kept, "export", model, *ONE, "--publish", out)
+    assert "fresh" in run_as_nobody(kept, "plan", model, *ONE).out
+    assert run_as_nobody(kept, "status", directory / "out").status == 0
+    assert run_as_nobody(kept, "verify", directory / "out").status == 0
+    assert (run_as_nobody(kept, "verify").status, run_as_nobody(kept, "gc").status) == (0, 0)
+    made = run_as_nobody(kept, "export", model, *ONE, "--publish", out)
     assert (made.status, "cached" in made.out) == (0, True)
     expected = f"cosyjit: {kept.root}: is read-only, so its history has not this publication; {out} itself has\n"
     assert made.err == expected
     assert shown(out) == shown(directory / "out")
-    again = run(kept, "export", model, *ONE, "--publish", out)
+    again = run_as_nobody(kept, "export", model, *ONE, "--publish", out)
     assert (again.status, again.err) == (0, "")
-    assert "intact" in run(kept, "status", out).out
-    assert run(kept, "verify", out).status == 0
+    assert "intact" in run_as_nobody(kept, "status", out).out
+    assert run_as_nobody(kept, "verify", out).status == 0
     assert snapshot(Path(kept.root)) == before
 
 
@@ -101,12 +103,31 @@ def test_what_would_be_built_into_a_read_only_store_is_refused_before(kept: Stor
     others(Path(kept.root))
     before = snapshot(Path(kept.root))
     out = directory / "elsewhere"
-    ran = run(kept, "export", directory / "model", *TWO, "--publish", out)
+    ran = run_as_nobody(kept, "export", directory / "model", *TWO, "--publish", out)
     expected = f"{kept.root}: is read-only, and flow.encoder.fp32 would be built into it; name another store"
     assert (ran.status, ran.out, ran.err) == (2, "", f"cosyjit: {expected}\n")
-    assert expected in " ".join(run(kept, "plan", directory / "model", *TWO, "--publish", out).out.split())
+    assert expected in " ".join(run_as_nobody(kept, "plan", directory / "model", *TWO, "--publish", out).out.split())
     assert not out.exists()
     assert snapshot(Path(kept.root)) == before
+
+
+def test_a_bucket_that_can_only_be_read_serves_what_it_has(
+    tiny2: Path, copy_of: Callable[[Path], Path], s3: Service, builds: Builds, tmp_path: Path, run: Run
+) -> None:
+    url = s3.url()
+    model = copy_of(tiny2)
+    builds.stock(Store(url), tiny2, ["flow.encoder"], ["fp16"])
+    before = sorted(entry.name for entry in Store(url).entries())
+    command = ["export", model, *ONE, "--no-build", "--store", url, "--publish", tmp_path / "out"]
+    with s3.proxied(lambda method, _: None if method in {"GET", "HEAD"} else Answer(403, "AccessDenied")):
+        made = run(*command)
+        again = run(*command)
+        assert "intact" in run("status", tmp_path / "out", "--store", url).out
+    expected = f"cosyjit: {url}: is read-only, so its history has not this publication; {tmp_path / 'out'} itself has\n"
+    assert (made.status, "cached" in made.out, made.err) == (0, True, expected)
+    assert (again.status, again.err) == (0, "")
+    assert shown(tmp_path / "out").keys() == {NAME}
+    assert sorted(entry.name for entry in Store(url).entries()) == before
 
 
 def others(path: Path) -> None:
