@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cosyjit.errors import SelectionError, SignatureError, line
+from cosyjit.fs import files
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -76,12 +77,12 @@ class Signer:
         Raises:
             SelectionError: the file has no private ed25519 key.
         """
-        self.path = path.absolute()
+        self.path = files.absolute(path)
         with _reading(path, _PRIVATE_HINT):
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
             from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-            key = load_pem_private_key(_content(path), None)
+            key = load_pem_private_key(_content(self.path), None)
             if not isinstance(key, Ed25519PrivateKey):
                 raise TypeError("a key of another kind")
         self._key = key
@@ -111,12 +112,12 @@ class TrustedKeys:
         Raises:
             SelectionError: the file has no public key, or one that is not an ed25519 key.
         """
-        self.path = path.absolute()
+        self.path = files.absolute(path)
         with _reading(path, _PUBLIC_HINT):
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
             from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-            keys = [load_pem_public_key(each) for each in _PUBLIC.findall(_content(path))]
+            keys = [load_pem_public_key(each) for each in _PUBLIC.findall(_content(self.path))]
             if not keys:
                 raise ValueError("no PUBLIC KEY in it")
             self._keys = {_keyid(key): key for key in keys if isinstance(key, Ed25519PublicKey)}

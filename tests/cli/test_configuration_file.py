@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.keys import pair
 from tests.support.processes import Run
 
 PLAN: Final = """
@@ -64,6 +65,17 @@ def test_a_command_has_the_options_that_it_has_and_the_nearest_file_wins(tiny: P
     )
     assert run("gc").err.startswith(f"cosyjit: {project}/folder/none: there is no store")
     assert run("export", tiny, "--json").status == 1
+
+
+def test_keys_in_the_home_directory_are_found_by_a_tilde(
+    tiny: Path, project: Path, home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    keys = pair(home)
+    (project / "cosyjit.toml").write_text(f"require-signature = '~/{keys.public.name}'")
+    monkeypatch.setenv("COSYJIT_SIGN", f"~/{keys.private.name}")
+    ran = run("plan", tiny)
+    assert (ran.status, ran.err) == (0, "")
 
 
 REFUSED: Final[dict[str, tuple[str, ...]]] = {
