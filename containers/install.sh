@@ -6,4 +6,4 @@ set -eu
 checkout=$1 environment=$2
 shift 2
 python3 -m venv "$environment"
-"$environment/bin/pip" install --no-cache-dir --disable-pip-version-check --constraint "$checkout/constraints.txt" "$@" "$checkout[s3,signing,onnx]"
+"$environment/bin/pip" install --no-cache-dir --disable-pip-version-check --constraint "$checkout/constraints.txt" "$@" "$checkout[s3,signing,onnx,hf,hub,otel]"

@@ -1,1 +1,1 @@
-"""What is done with artifacts that exist: status, verify, gc, trends, copies of a store, pushes."""
+"""What is done with artifacts that exist: status, verify, diff, gc, trends, copies of a store, pushes."""
