@@ -46,7 +46,9 @@ _NAMES: Final = {
 as an ONNX file, which are no more signed than their weights."""
 
 
-def verify_directory(directory: str | Path, *, store: Store | None = None, deep: bool = False) -> list[Fault]:
+def verify_directory(
+    directory: str | Path, *, store: Store | None = None, deep: bool = False, memory: int | None = None
+) -> list[Fault]:
     """Read all files that a directory shows and compare their digests; check signatures if the store requires them.
 
     Records that stand beside the files, as in a directory that was downloaded from a hub, count as those of the store.
@@ -56,6 +58,7 @@ def verify_directory(directory: str | Path, *, store: Store | None = None, deep:
         store: the one that it was published from; that of this user for None.
         deep: also compare each artifact with its checkpoint again, which has to be at hand, as if no graph had been
             proven before. This takes the memory and time of an export.
+        memory: what that and builds together may take on this machine, in bytes; three quarters of its memory for None.
 
     Raises:
         PublicationError: nothing was published there with this store.
@@ -67,11 +70,11 @@ def verify_directory(directory: str | Path, *, store: Store | None = None, deep:
     faults += _beside(published, live)
     faults += _unsigned(published, live)
     if deep:
-        faults += _unlike(published, live)
+        faults += _unlike(published, live, memory)
     return faults
 
 
-def _unlike(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]:
+def _unlike(directory: PublishedDirectory, live: Publication, memory: int | None) -> Iterator[Fault]:
     """The artifacts that do not match their checkpoints, or cannot be compared with them."""
     store = directory.store
     private = Store(PRIVATE_ROOT, wait=store.wait)
@@ -79,7 +82,7 @@ def _unlike(directory: PublishedDirectory, live: Publication) -> Iterator[Fault]
         try:
             # In use, or the next command that begins takes what is staged there for that of a process that was killed.
             with store.looked_at(), private.in_use(), private.staging() as work:
-                _compare(_target(store, name, each), each, store, work)
+                _compare(_target(store, name, each), each, store, work, memory)
         except CosyjitError as error:  # noqa: PERF203  (each is a fault of its own)
             log_cause(error)
             yield Fault(str(directory.path / name), line(error))
@@ -97,14 +100,14 @@ def _target(store: Store, name: str, artifact: Published) -> Target:
     return target
 
 
-def _compare(target: Target, artifact: Published, store: Store, work: Path) -> None:
+def _compare(target: Target, artifact: Published, store: Store, work: Path, memory: int | None) -> None:
     path = work / target.file_name
     if artifact.files is not None:
         path.mkdir()
     for member, digest in (artifact.files or {"": artifact.sha256}).items():
         with (path / member).open("wb") as file:
             store.fetch(digest, file, set_aside=False)
-    with reserved(reservations_directory(), target.memory_bytes, None, wait=Wait("memory", store.wait)):
+    with reserved(reservations_directory(), target.memory_bytes, memory, wait=Wait("memory", store.wait)):
         prove(target, path)
 
 
