@@ -224,8 +224,10 @@ def check_sources(sources: Sequence[str | Path], publish: str | Path | None = No
         raise SelectionError(f"{publish}: is one directory for {len(sources)} sources; publish them one by one")
     known: dict[str, str | Path] = {}
     for source in sources:
-        path = os.path.realpath(os.path.expanduser(source))  # noqa: PTH111  (which raises nothing)
-        key = path if os.path.isdir(path) else str(source)  # noqa: PTH112  (as above)
+        key = str(source)
+        with suppress(ValueError):  # a NUL in it, which is told of where it is opened
+            path = os.path.realpath(os.path.expanduser(source))  # noqa: PTH111  (which raises nothing else)
+            key = path if os.path.isdir(path) else key  # noqa: PTH112  (as above)
         if key in known:
             also = "" if known[key] == source else f", also as {known[key]}"
             raise SelectionError(f"{source}: is given twice{also}; name it once")

@@ -45,7 +45,7 @@ def test_it_is_built_proven_and_published_under_the_usual_name_and_gives_way_to_
     assert chunked is not None
     assert (chunked.name, chunked.component) == (ZIP, CHUNKED)
     assert states(status(out, store=store)) == {ZIP: ("current", (f"as {CHUNKED}",))}
-    assert f"── component {CHUNKED}\n" in run("lineage", out / ZIP).out
+    assert f"\n  component {CHUNKED}\n" in run("lineage", out / ZIP).out
 
     # As the runtime calls it: by position, without `streaming`; 60 frames are more than a chunk.
     xs, lengths = torch.randn(1, 60, 512, generator=torch.Generator().manual_seed(0)), torch.tensor([60])

@@ -172,7 +172,8 @@ def test_a_model_is_served_from_an_empty_directory(installed: Installed, empty: 
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 128 + signal.SIGTERM
         wait_for(lambda: not any(each.is_running() for each in tree), seconds=PATIENCE)
-    assert log.read_text().endswith("cosyjit: ended by SIGTERM; run it again, and it goes on from what is done\n")
+    told = "nothing is served any more; what was published is whole, and what was built is kept"
+    assert log.read_text().endswith(f"cosyjit: ended by SIGTERM; {told}\n")
     with sqlite3.connect(installed.directory / "home" / ".prefect" / "prefect.db") as database:
         states = dict(database.execute("SELECT id, state_name FROM flow_run"))
         assert list(database.execute("SELECT paused FROM deployment")) == [(1,)]
