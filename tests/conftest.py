@@ -33,26 +33,29 @@ settings.register_profile("repeat", settings.get_profile("explore"), derandomize
 settings.load_profile("repeat")
 
 LONGEST: Final = (
-    "flows/test_service_outages.py",
-    "robustness/test_crowd.py",
-    "flows/test_service_stress.py",
     "vllm/test_plugin.py",
     "robustness/test_crashes.py",
-    "robustness/test_crashes_build.py",
+    "flows/test_service_stress.py",
+    "robustness/test_failing_s3.py",
     "cli/test_process.py",
-    "docs/test_commands.py",
-    "cli/test_walks.py",
-    "robustness/test_fuzzing.py",
-    "robustness/test_dead_machines.py",
-    "flows/test_service.py",
+    "robustness/test_crowd.py",
     "torchscript/test_mutants.py",
-    "torchscript/test_gate.py",
-    "benchmarks/test_export.py",
+    "flows/test_service_outages.py",
+    "robustness/test_crashes_build.py",
     "flows/test_export.py",
+    "robustness/test_fuzzing.py",
+    "torchscript/test_gate.py",
+    "robustness/test_dead_machines.py",
+    "cli/test_walks.py",
+    "flows/test_service.py",
+    "robustness/test_shared_stores.py",
+    "flows/test_installed.py",
     "test_pipeline.py",
+    "docs/test_commands.py",
+    "benchmarks/test_export.py",
 )
-"""The files that take longest in `make stress` and `make test-slow`. A worker is given the next file while its last two
-tests are under way, so two of these at the end might go to one worker, and the others would be idle."""
+"""The files that take longest in `make test-rest`, the longest first. A worker is given the next file while its last
+two tests are under way, so two of these at the end might go to one worker, and the others would be idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
