@@ -36,9 +36,10 @@ test-slow: $(INSTALLED)
 stress: $(INSTALLED)
 	$(PYTEST) $(BY_FILE) -m stress
 
-# Both at once, as before a change lands. There is a process more than processors, since the longest tests wait for servers.
+# Both at once, as before a change lands. There is a process more than processors, since the longest tests wait for servers. Of
+# what is hindered at some steps and at every step, the latter has the former.
 test-rest: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $$(( $$(nproc) + 1 )) $(BY_FILE) -m "slow or stress"
+	$(BIN)/python -m pytest --numprocesses $$(( $$(nproc) + 1 )) $(BY_FILE) -m "slow or stress" -k "not some_steps"
 
 # Environments from the lowest torch, Python and dependencies to the newest; each loads what the others export.
 VERSIONS ?= build/versions

@@ -100,8 +100,8 @@ def every_step(run_all: RunAll) -> Runs:
 def steps_of(faults: Sequence[str]) -> pytest.MarkDecorator:
     """Runs a test for each fault, with a sample of the steps, and with every step."""
     common = [fault for fault in faults if fault in {*COMMON_ERRORS, *KILLS, "short write"}]
-    some = [pytest.param("some_steps", fault, id=f"some steps, {fault}", marks=pytest.mark.slow) for fault in common]
-    every = [pytest.param("every_step", fault, id=f"every step, {fault}", marks=pytest.mark.stress) for fault in faults]
+    some = [pytest.param("some_steps", fault, id=f"some_steps, {fault}", marks=pytest.mark.slow) for fault in common]
+    every = [pytest.param("every_step", fault, id=f"every_step, {fault}", marks=pytest.mark.stress) for fault in faults]
     return pytest.mark.parametrize(("steps", "fault"), [*some, *every])
 
 
