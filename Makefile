@@ -36,8 +36,8 @@ test-slow: $(INSTALLED)
 stress: $(INSTALLED)
 	$(PYTEST) $(BY_FILE) -m stress
 
-# Both at once, as before a change lands. There is a process more than processors, since the longest tests wait for servers. Of
-# what is hindered at some steps and at every step, the latter has the former.
+# Both at once, as before a change lands. There is a process more than processors, since the longest tests wait for servers. Crash
+# tests at a sample of the steps are left out, since others are at every step.
 test-rest: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $$(( $$(nproc) + 1 )) $(BY_FILE) -m "slow or stress" -k "not some_steps"
 

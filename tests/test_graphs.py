@@ -27,7 +27,7 @@ from cosyjit.torchscript.graph import PROOF, Graph
 from tests.support.builds import Builds
 from tests.support.checkpoints import change, retrain, rewrite
 from tests.support.keys import pair
-from tests.support.processes import Run, said, start
+from tests.support.processes import RESERVE, Run, said, start
 from tests.support.processes import builds as builders
 from tests.support.stores import age, put
 
@@ -500,23 +500,13 @@ def test_verifying_deeply_says_what_it_cannot_compare(directory: Path, store: St
     assert problem.startswith(f"{directory / 'llm.pt'}: ")
 
 
-RESERVE = """
-import sys
-from pathlib import Path
-from cosyjit.processes.memory import reserved
-with reserved(Path(sys.argv[1]), 1):
-    print("in", flush=True)
-    input()
-"""
-
-
 @pytest.mark.slow
 def test_verifying_deeply_waits_for_memory_as_builds_do(
     directory: Path, store: Store, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     """Where others have reserved what there is, it does not begin."""
     exported(directory)
-    with start(RESERVE, reservations_directory()) as other:
+    with start(RESERVE, reservations_directory(), 1) as other:
         assert said(other) == "in"
         ((_, problem),) = verify_directory(directory, store=Store(store.root, wait=0.1), deep=True, memory=1)
     assert problem.startswith(f"memory: is in use by process {other.pid} ")

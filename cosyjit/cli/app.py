@@ -342,7 +342,7 @@ def verify(
     elif is_store(place):
         faults = verify_store(Store(place, require=require_signature))
     else:
-        faults = verify_directory(place, store=opened, deep=deep, memory=settings.memory())
+        faults = verify_directory(place, store=opened, deep=deep, memory=settings.memory() if deep else None)
     if json:
         show_json(as_json.faults(faults))
     else:

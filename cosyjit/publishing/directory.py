@@ -429,8 +429,7 @@ class PublishedDirectory:
         # The store has to know of it before anyone sees it, or its objects could be collected.
         kept = publication.save(self.store, after, self.path, shown=False)
         self._layout.switch(after.identity, after.content, members, replace=replace, own=own, aside=plans.names(others))
-        if kept:
-            publication.save(self.store, after, self.path, shown=True)
+        kept = kept and publication.save(self.store, after, self.path, shown=True)
         plans.tell(self._layout, others)
         if not kept:
             _LOG.warning(

@@ -181,9 +181,8 @@ def save(store: Store, publication: Publication, directory: Path, *, shown: bool
     head = Head(directory.absolute(), publication.identity, shown)
     known = read_head(store, directory)
     named = known is not None and known.publication == publication.identity
-    lacking = (
-        not named or load(store, publication.identity) is None
-    )  # written anew, it is not collected before it is named
+    # Written anew, it is not collected before it is named.
+    lacking = not named or load(store, publication.identity) is None
     if lacking and not store.write_if_allowed(name_of(publication.identity), publication.content):
         return False
     if known != head:

@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 from cosyjit.errors import BuildError
 from cosyjit.fs.waits import Wait
 from cosyjit.processes.memory import installed, reserved, tidy
-from tests.support.processes import ROOT, said, start, wait_for
-
-RESERVE = """
-import sys
-from pathlib import Path
-from cosyjit.processes.memory import reserved
-with reserved(Path(sys.argv[1]), int(sys.argv[2]), 100):
-    print("in", flush=True)
-    input()
-"""
+from tests.support.processes import RESERVE, ROOT, said, start, wait_for
 
 
 def waits(directory: Path, size: int, limit: int = 100) -> bool:

@@ -192,6 +192,17 @@ def start(code: str, *arguments: object, cwd: Path = ROOT) -> "subprocess.Popen[
     )
 
 
+RESERVE: Final = """
+import sys
+from pathlib import Path
+from cosyjit.processes.memory import reserved
+with reserved(Path(sys.argv[1]), int(sys.argv[2]), 100):
+    print("in", flush=True)
+    input()
+"""
+"""For `start`: reserves so many bytes in a directory of reservations, says so, and waits for an answer."""
+
+
 class Ran(NamedTuple):
     """What a command came to."""
 
